@@ -1,0 +1,139 @@
+"""The only reader of ``os.environ``.
+
+| variable | meaning | default |
+|---|---|---|
+| ``DATABASE_URL`` | where the application connects; unset: the embedded server | unset |
+| ``DATABASE_OWNER_URL`` | where migrations and key commands connect, as the owner of the schema | ``DATABASE_URL`` |
+| ``CHARTHOLD_HOME`` | where the embedded server and a development key live | ``~/.charthold`` |
+| ``CHARTHOLD_MASTER_KEY`` | the key-encrypting key: 32 bytes, base64; required with ``DATABASE_URL`` | made on first use |
+| ``CHARTHOLD_RETIRED_MASTER_KEYS`` | earlier master keys, comma-separated, still able to unwrap | none |
+| ``CHARTHOLD_ROLE_PREFIX`` | put before ``app_runtime`` and ``app_auditor``; one cluster, several databases | none |
+| ``CHARTHOLD_SCOPE_SECONDS`` | how long a scope lives, 164.312(a)(2)(iii) | 900 |
+| ``CHARTHOLD_BIND_BACKEND`` | ``off``: tokens are not bound to a backend (transaction poolers) | ``on`` |
+| ``CHARTHOLD_POOL_SIZE`` | the most connections one process opens | 10 |
+| ``CHARTHOLD_POOL_SECONDS`` | how long a statement waits for a connection | 10 |
+| ``CHARTHOLD_KEY_CACHE_SECONDS`` | how long an unwrapped tenant key is kept | 300 |
+| ``CHARTHOLD_READ_RECORDS`` | ``durable``, or ``relaxed``: read records survive a crash only if written 0.6 s before | ``durable`` |
+| ``CHARTHOLD_SHRED_DAYS`` | how long a tenant must wait between a request to shred its keys and the deed | 30 |
+| ``CHARTHOLD_LOCK_TIMEOUT`` | migrations: seconds to wait for a table lock | 5 |
+| ``CHARTHOLD_STATEMENT_TIMEOUT`` | migrations: seconds a statement may run, 0 for ever | 0 |
+| ``CHARTHOLD_ALLOW_UNSAFE`` | migrations: names of unsafe kinds that may run, comma-separated | none |
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from core.errors import ConfigurationError
+
+__all__ = ["Settings", "settings"]
+
+MAKE_A_KEY = "python3 -c 'import base64, os; print(base64.b64encode(os.urandom(32)).decode())'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the environment said, checked once. Keys are kept out of ``repr``."""
+
+    database_url: str | None = field(default=None, repr=False)
+    owner_url: str | None = field(default=None, repr=False)
+    home: Path = field(default_factory=lambda: Path.home() / ".charthold")
+    master_key: bytes | None = field(default=None, repr=False)
+    retired_master_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    role_prefix: str = ""
+    scope_seconds: int = 900
+    bind_backend: bool = True
+    pool_size: int = 10
+    pool_seconds: float = 10.0
+    key_cache_seconds: float = 300.0
+    durable_reads: bool = True
+    shred_days: int = 30
+    lock_timeout: float = 5.0
+    statement_timeout: float = 0.0
+    allow_unsafe: frozenset[str] = frozenset()
+
+    @property
+    def embedded(self) -> bool:
+        """True when no server was named, and ours is started instead."""
+        return self.database_url is None
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read and check every variable; raises ``ConfigurationError`` naming the first that is wrong."""
+        database_url = environ.get("DATABASE_URL") or None
+        master_key = environ.get("CHARTHOLD_MASTER_KEY") or None
+        if database_url and not master_key:
+            raise ConfigurationError(
+                "CHARTHOLD_MASTER_KEY is not set, and a configured server needs a configured key. "
+                f"Make one with {MAKE_A_KEY} and keep it where your secrets live: without it no PHI opens again."
+            )
+        prefix = environ.get("CHARTHOLD_ROLE_PREFIX", "")
+        if not re.fullmatch(r"([a-z][a-z0-9_]{0,30})?", prefix):
+            raise ConfigurationError("CHARTHOLD_ROLE_PREFIX must match [a-z][a-z0-9_]{0,30}.")
+        return cls(
+            database_url=database_url,
+            owner_url=environ.get("DATABASE_OWNER_URL") or database_url,
+            home=Path(environ.get("CHARTHOLD_HOME") or Path.home() / ".charthold").expanduser().absolute(),
+            master_key=_key("CHARTHOLD_MASTER_KEY", master_key) if master_key else None,
+            retired_master_keys=tuple(
+                _key("CHARTHOLD_RETIRED_MASTER_KEYS", key.strip())
+                for key in environ.get("CHARTHOLD_RETIRED_MASTER_KEYS", "").split(",")
+                if key.strip()
+            ),
+            role_prefix=prefix,
+            scope_seconds=int(_number(environ, "CHARTHOLD_SCOPE_SECONDS", 900, least=1, most=86_400)),
+            bind_backend=_choice(environ, "CHARTHOLD_BIND_BACKEND", ("on", "off")) == "on",
+            pool_size=int(_number(environ, "CHARTHOLD_POOL_SIZE", 10, least=1, most=10_000)),
+            pool_seconds=_number(environ, "CHARTHOLD_POOL_SECONDS", 10, least=0.001),
+            key_cache_seconds=_number(environ, "CHARTHOLD_KEY_CACHE_SECONDS", 300, least=0),
+            durable_reads=_choice(environ, "CHARTHOLD_READ_RECORDS", ("durable", "relaxed")) == "durable",
+            shred_days=int(_number(environ, "CHARTHOLD_SHRED_DAYS", 30, least=0)),
+            lock_timeout=_number(environ, "CHARTHOLD_LOCK_TIMEOUT", 5, least=0),
+            statement_timeout=_number(environ, "CHARTHOLD_STATEMENT_TIMEOUT", 0, least=0),
+            allow_unsafe=frozenset(
+                name.strip() for name in environ.get("CHARTHOLD_ALLOW_UNSAFE", "").split(",") if name.strip()
+            ),
+        )
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The process's settings, read once. Tests call ``settings.cache_clear()``."""
+    return Settings.from_environ(os.environ)
+
+
+def _key(name: str, value: str) -> bytes:
+    try:
+        key = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != 32:
+        raise ConfigurationError(f"{name} must be 32 bytes in base64. Make one with {MAKE_A_KEY}")
+    return key
+
+
+def _number(
+    environ: Mapping[str, str], name: str, default: float, *, least: float, most: float = float("inf")
+) -> float:
+    text = environ.get(name) or str(default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not least <= number <= most:
+        raise ConfigurationError(f"{name} must be a number of at least {least:g}, not {text!r}.")
+    return number
+
+
+def _choice(environ: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    value = environ.get(name) or choices[0]
+    if value not in choices:
+        raise ConfigurationError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+    return value
