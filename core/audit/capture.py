@@ -1,0 +1,116 @@
+"""The trigger functions that write the audit log, generated from a table's columns.
+
+Threat: what only Python records, raw SQL does not. So the database writes the records, in the statement that they are
+about. Inserts and deletes are captured once a statement, from its transition table; updates once a row, with one IF a
+column, which is four times cheaper than comparing two JSON documents. PHI is recorded as the envelope that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.schema import Function, Trigger
+from core.schema.quoting import quote_ident
+
+__all__ = ["capture_function", "capture_triggers"]
+
+# Who, in which request, from where and why, out of what charthold.scope() returned.
+WHO = """substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4)"""
+WHO_COLUMNS = "user_id, request_id, source_ip, reason"
+
+CHUNK = 40  # a function call takes at most 100 arguments
+
+
+def capture_function(table: str, columns: Sequence[str], *, tenant: str = "tenant_id") -> Function:
+    """The function ``charthold.capture_<table>``; ``columns`` are those whose values are recorded."""
+    name = f"charthold.capture_{table}"
+    changes = "\n".join(
+        f"        if old.{quote_ident(c)} is distinct from new.{quote_ident(c)} then\n"
+        f"            before := before || jsonb_build_object('{c}', old.{quote_ident(c)});\n"
+        f"            after := after || jsonb_build_object('{c}', new.{quote_ident(c)});\n"
+        f"            changed := changed || '{c}'::text;\n"
+        "        end if;"
+        for c in columns
+    )
+    key = quote_ident(tenant)
+    source = f"""-- Records what happens to public.{table}. See core/audit/capture.py.
+create function {name}() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+    before jsonb := '{{}}';
+    after jsonb := '{{}}';
+    changed text[] := '{{}}';
+begin
+    if tg_op = 'INSERT' then
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, new_values, {WHO_COLUMNS})
+        select r.{key}, 'insert', '{table}', r.id, {_document("r", columns)},
+            {WHO}
+        from new_rows as r;
+    elsif tg_op = 'DELETE' then
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, old_values, {WHO_COLUMNS})
+        select r.{key}, 'delete', '{table}', r.id, {_document("r", columns)},
+            {WHO}
+        from old_rows as r;
+    else
+{changes}
+        if changed = '{{}}' then
+            return null;
+        end if;
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, {WHO_COLUMNS})
+        values (new.{key}, 'update', '{table}', new.id, before, after, changed,
+            {WHO});
+    end if;
+    return null;
+end
+$$
+"""
+    return Function(name=name, signature="()", source=source)
+
+
+def capture_triggers(table: str) -> tuple[Trigger, ...]:
+    """The triggers that call it, and the one that refuses TRUNCATE, which would leave no record."""
+    function = f"charthold.capture_{table}"
+    return (
+        Trigger(
+            name="audit_insert",
+            timing="after",
+            events=("insert",),
+            level="statement",
+            function=function,
+            new_table="new_rows",
+        ),
+        Trigger(name="audit_update", timing="after", events=("update",), level="row", function=function),
+        Trigger(
+            name="audit_delete",
+            timing="after",
+            events=("delete",),
+            level="statement",
+            function=function,
+            old_table="old_rows",
+        ),
+        Trigger(
+            name="audit_truncate",
+            timing="before",
+            events=("truncate",),
+            level="statement",
+            function="charthold.refuse_truncate",
+        ),
+    )
+
+
+def _document(row: str, columns: Sequence[str]) -> str:
+    """A row as JSON, without the columns that are not recorded."""
+    chunks = [columns[start : start + CHUNK] for start in range(0, len(columns), CHUNK)] or [()]
+    return " || ".join(
+        "jsonb_build_object(" + ", ".join(f"'{c}', {row}.{quote_ident(c)}" for c in chunk) + ")"
+        for chunk in chunks
+    )

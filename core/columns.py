@@ -1,0 +1,346 @@
+"""Column types: what a tenant's table is made of, and where Piccolo's values meet the envelope.
+
+An ``Encrypted`` column holds an envelope of type ``charthold.envelope``; on the instance it is the plain Python value.
+A ``BlindIndex`` column stands beside it and holds keyed hashes, so that equality can be asked of the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from decimal import Decimal
+from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar, overload
+
+from piccolo.columns import UUID as PiccoloUUID
+from piccolo.columns import BigInt, Column, ForeignKey, Timestamptz
+from piccolo.columns.base import OnDelete, OnUpdate
+from piccolo.columns.combination import Where
+from piccolo.columns.operators.comparison import Equal
+from piccolo.table import Table
+
+from core.crypto.blind import BlindKind, BlindSpec
+from core.crypto.values import Kind
+from core.errors import ProtectedQueryError
+from core.ids import uuid7
+
+__all__ = [
+    "BlindIndex",
+    "CreatedAt",
+    "Encrypted",
+    "EncryptedDate",
+    "EncryptedDecimal",
+    "EncryptedInteger",
+    "EncryptedJSON",
+    "EncryptedText",
+    "EndsWith",
+    "InMonth",
+    "InYear",
+    "Inet",
+    "LogId",
+    "RowId",
+    "StartsWith",
+    "TenantForeignKey",
+    "TenantId",
+    "TransactionId",
+    "UpdatedAt",
+]
+
+T = TypeVar("T")
+
+
+class RowId(PiccoloUUID):
+    """The row's UUIDv7, made in Python. The physical primary key is composite, so it is not written inline."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs |= {"default": uuid7, "primary_key": True}
+        super().__init__(**kwargs)
+
+    @property
+    def column_type(self) -> str:
+        return "UUID"
+
+    @property
+    def ddl(self) -> str:
+        return f'"{self._meta.db_column_name}" UUID NOT NULL'
+
+
+class LogId(RowId):
+    """The UUIDv7 of a row that the database makes itself."""
+
+    @property
+    def column_type(self) -> str:
+        return "UUID"
+
+    @property
+    def ddl(self) -> str:
+        return super().ddl + " DEFAULT charthold.uuid7()"
+
+
+class TransactionId(BigInt):
+    """The 64-bit id of the transaction that wrote the row."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs |= {"default": None, "null": False}
+        super().__init__(**kwargs)
+
+    @property
+    def column_type(self) -> str:
+        return "BIGINT"
+
+    @property
+    def ddl(self) -> str:
+        return f'"{self._meta.db_column_name}" BIGINT NOT NULL DEFAULT pg_current_xact_id()::text::bigint'
+
+
+class TenantId(PiccoloUUID):
+    """The tenant that the row belongs to. Bound from the scope when a statement runs; never set by the caller."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs |= {"default": None, "null": False}
+        super().__init__(**kwargs)
+
+    @property
+    def column_type(self) -> str:
+        return "UUID"
+
+    @property
+    def ddl(self) -> str:
+        return f'"{self._meta.db_column_name}" UUID NOT NULL'
+
+
+class CreatedAt(Timestamptz):
+    """When the row was born; set by the database."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs |= {"default": None, "null": False}
+        super().__init__(**kwargs)
+
+    @property
+    def column_type(self) -> str:
+        return "TIMESTAMPTZ"
+
+    @property
+    def ddl(self) -> str:
+        return f'"{self._meta.db_column_name}" TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp()'
+
+
+class UpdatedAt(CreatedAt):
+    """When the row last changed; moved by a trigger."""
+
+    @property
+    def column_type(self) -> str:
+        return "TIMESTAMPTZ"
+
+
+class Inet(Column):
+    """An IP address. Text in Python."""
+
+    value_type = str
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.default = None
+        kwargs |= {"default": None}
+        super().__init__(**kwargs)
+
+    @property
+    def column_type(self) -> str:
+        return "INET"
+
+
+class TenantForeignKey(ForeignKey):
+    """A reference to a row of the same tenant.
+
+    The database holds it as a composite foreign key ``(tenant_id, x_id)``, so a reference to another tenant's row
+    cannot be written, not even by hand; ``TenantTable`` declares that constraint. Only RESTRICT and CASCADE.
+    """
+
+    def all_columns(self, exclude: list[Column | str] | None = None) -> list[Column]:
+        """The related table's columns, without its blind indexes."""
+        return [column for column in super().all_columns(exclude) if not isinstance(column, BlindIndex)]
+
+    def __init__(
+        self,
+        references: type[Table] | str,
+        *,
+        null: bool = False,
+        on_delete: OnDelete = OnDelete.restrict,
+        **kwargs: Any,
+    ) -> None:
+        if on_delete not in (OnDelete.restrict, OnDelete.cascade):
+            raise ProtectedQueryError(
+                "A reference between tenants' tables is RESTRICT or CASCADE: SET NULL would clear tenant_id with it."
+            )
+        kwargs |= {"default": None, "on_update": OnUpdate.no_action}
+        super().__init__(references, null=null, on_delete=on_delete, **kwargs)  # type: ignore[arg-type]
+
+    @property
+    def ddl(self) -> str:
+        return f'"{self._meta.db_column_name}" UUID' + ("" if self._meta.null else " NOT NULL")
+
+
+class Encrypted(Column, Generic[T]):
+    """PHI at rest as an envelope bound to tenant, table, column and row (``docs/envelope.md``).
+
+    ``identifier`` names which of the identifiers of 45 CFR 164.514(b)(2) the column holds. Equality, ``is_in`` and
+    prefixes can be asked through a ``BlindIndex`` declared beside the column; order and ranges cannot.
+    """
+
+    kind: ClassVar[Kind]
+    value_type: type = bytes  # not the plain type: Piccolo would aggregate ciphertext into JSON for a str
+
+    def __init__(self, *, identifier: str = "", null: bool = False, **kwargs: Any) -> None:
+        self.default = None
+        self.identifier = identifier
+        kwargs |= {"default": None, "null": null, "identifier": identifier}
+        super().__init__(**kwargs)
+        self._meta.secret = True
+
+    @property
+    def column_type(self) -> str:
+        return "charthold.envelope"
+
+    @property
+    def ddl(self) -> str:
+        return f'"{self._meta.db_column_name}" charthold.envelope' + ("" if self._meta.null else " NOT NULL")
+
+    @overload
+    def __get__(self, obj: None, objtype: object = None) -> Self: ...
+    @overload
+    def __get__(self, obj: Table, objtype: object = None) -> T: ...
+    def __get__(self, obj: Table | None, objtype: object = None) -> Self | T:
+        # Piccolo sets instance attributes in __dict__, which come before this non-data descriptor.
+        return self if obj is None else obj.__dict__[self._meta.name]
+
+    def starts_with(self, prefix: str) -> Where:
+        """True where the value begins with ``prefix``, by a ``BlindIndex(kind="prefix")`` of that length."""
+        return Where(column=self, value=prefix, operator=StartsWith)
+
+    def ends_with(self, digits: str) -> Where:
+        """True where the last digits are ``digits``, by a ``BlindIndex(kind="last")`` of that length."""
+        return Where(column=self, value=digits, operator=EndsWith)
+
+    def in_year(self, year: int) -> Where:
+        """True for a date of that year, by a ``BlindIndex(kind="year")``."""
+        return Where(column=self, value=date(year, 1, 1), operator=InYear)
+
+    def in_month(self, year: int, month: int) -> Where:
+        """True for a date of that month, by a ``BlindIndex(kind="month")``."""
+        return Where(column=self, value=date(year, month, 1), operator=InMonth)
+
+    def _refuse(self, asked: str) -> NoReturn:
+        raise ProtectedQueryError(
+            f"{self._meta.table.__name__}.{self._meta.name} is encrypted, so the database cannot {asked}. Ask for "
+            "equality through a BlindIndex, or fetch the rows that another condition selects and sort them in Python."
+        )
+
+    def __lt__(self, value: Any) -> Where:
+        self._refuse("compare its values")
+
+    __le__ = __gt__ = __ge__ = __lt__
+
+    def like(self, value: str) -> Where:
+        self._refuse("match patterns in it")
+
+    ilike = not_like = like
+
+
+class StartsWith(Equal):
+    """Marks a prefix search; it is rewritten to equality on a blind index before any SQL is made."""
+
+
+class EndsWith(Equal):
+    """Marks a search by last digits."""
+
+
+class InYear(Equal):
+    """Marks a search by year."""
+
+
+class InMonth(Equal):
+    """Marks a search by month."""
+
+
+class EncryptedText(Encrypted[str]):
+    """Text."""
+
+    kind = Kind.TEXT
+
+
+class EncryptedDate(Encrypted[date]):
+    """A calendar date, without a time."""
+
+    kind = Kind.DATE
+
+
+class EncryptedInteger(Encrypted[int]):
+    """An integer of any size."""
+
+    kind = Kind.INTEGER
+
+
+class EncryptedDecimal(Encrypted[Decimal]):
+    """A decimal number; its scale is kept."""
+
+    kind = Kind.DECIMAL
+
+
+class EncryptedJSON(Encrypted[Any]):
+    """A JSON document: dict, list, text, number, boolean."""
+
+    kind = Kind.JSON
+
+
+class BlindIndex(Column):
+    """Keyed hashes of an encrypted column (or of several, ``compound``), for equality in the database.
+
+    ``of`` names the columns; ``kind`` is exact, folded, prefix, last, year, month or compound (``core/crypto/blind.py``);
+    ``length`` the letters of a prefix or the last digits; ``parts`` the kinds of a compound index's columns; ``bits``
+    how much of the HMAC is kept. What an index leaks is said in the README before its use: equal values of one tenant
+    have equal hashes.
+    """
+
+    value_type: type = bytes
+
+    def __init__(
+        self,
+        *names: str,
+        of: Sequence[str] = (),
+        kind: BlindKind = "folded",
+        length: int | None = None,
+        parts: Sequence[BlindKind] = (),
+        bits: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        self.default = None
+        self.of = tuple(of or names)
+        self.spec = BlindSpec(
+            kind=kind, bits=bits, length=length, parts=tuple(BlindSpec(kind=part) for part in parts)
+        )
+        if not self.of or (len(self.of) > 1) != (kind == "compound") or len(parts) not in (0, len(self.of)):
+            raise ProtectedQueryError(
+                "A blind index names its column; a compound one names several, and a kind for each."
+            )
+        kwargs |= {
+            "default": None,
+            "null": True,
+            "of": list(self.of),
+            "kind": kind,
+            "length": length,
+            "parts": list(parts),
+            "bits": bits,
+        }
+        super().__init__(**kwargs)
+        self._meta.secret = True
+
+    @property
+    def label(self) -> str:
+        """Names the key of this index; two indexes never share one."""
+        return self.spec.label(self._meta.table._meta.tablename, self._meta.db_column_name)
+
+    @property
+    def column_type(self) -> str:
+        return "BYTEA"
+
+    @property
+    def ddl(self) -> str:
+        return f'"{self._meta.db_column_name}" BYTEA'

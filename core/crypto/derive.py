@@ -1,0 +1,66 @@
+"""Derived keys, length prefixes, and objects that keep a secret to themselves.
+
+Threat: two inputs that differ but concatenate to the same bytes would share a key or an associated datum;
+every part therefore carries its length. And a key that can be printed, pickled or copied ends up in a log, a
+cache or a queue.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NoReturn, ParamSpec, TypeVar
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+__all__ = ["KEY_BYTES", "Secret", "forgetful", "hkdf", "length_prefixed"]
+
+KEY_BYTES = 32
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+class Secret:
+    """Base of what holds a key: it shows no content, and it is neither pickled nor copied."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"A {type(self).__name__} holds a key: it is neither pickled nor copied.")
+
+
+def forgetful(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """An exception leaves the function without the frames and contexts below it, and without the arguments.
+
+    Error reporters print the locals of each frame, and here these are plaintext. It costs 0.1 us a call.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - raised again below, with nothing attached
+            failure = error.with_traceback(None)
+            failure.__context__ = failure.__cause__ = None
+        del args, kwargs
+        try:
+            raise failure
+        finally:
+            del failure  # else the frame and the exception keep each other alive
+
+    return call
+
+
+def length_prefixed(*parts: bytes) -> bytes:
+    """Each part after its length as uint32, big-endian, so that no two lists of parts give the same bytes."""
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def hkdf(material: bytes, *info: bytes, length: int = KEY_BYTES) -> bytes:
+    """HKDF-SHA-256 (RFC 5869) without a salt; the parts of ``info`` are length-prefixed."""
+    return HKDF(algorithm=SHA256(), length=length, salt=None, info=length_prefixed(*info)).derive(material)

@@ -1,0 +1,202 @@
+"""Python values to plaintext and back: a type tag, the value's bytes, padding.
+
+Threat: a value that comes back as another type is a quiet corruption (a date read as text passes no filter),
+so the tag is authenticated with the value and checked. And Python's own errors quote what they choke on
+(``UnicodeEncodeError.object`` is the whole text), so none of them leaves this module, not even as a
+``__context__``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal, InvalidOperation
+from enum import IntEnum
+from functools import partial
+from typing import Any, NoReturn
+
+from core.crypto.derive import forgetful
+from core.crypto.envelope import pad, unpad
+from core.errors import SealedValueError
+
+__all__ = ["Kind", "decode", "decoder", "encode", "encoder", "kind_of"]
+
+
+class Kind(IntEnum):
+    """The type tag, the first byte of the plaintext."""
+
+    TEXT = 1
+    DATE = 2
+    INTEGER = 3
+    DECIMAL = 4
+    JSON = 5
+
+
+_INTEGER = re.compile(rb"0|-?[1-9][0-9]*")
+_DECIMAL = re.compile(rb"-?(?:[0-9]+(?:\.[0-9]+)?)(?:E[+-][0-9]+)?")
+_DATE = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+# What Python raises over a value that it cannot write or read; RecursionError for JSON nested too deep.
+_REFUSALS = (ValueError, TypeError, OverflowError, RecursionError, InvalidOperation)
+
+
+def _no_constant(_: str) -> NoReturn:
+    raise ValueError
+
+
+_dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
+_load = json.JSONDecoder(parse_constant=_no_constant).decode
+
+
+def kind_of(value: object) -> Kind:
+    """The kind that a Python value has when no column says otherwise."""
+    if isinstance(value, str):
+        return Kind.TEXT
+    if isinstance(value, datetime):
+        return _refuse(None, value)
+    if isinstance(value, date):
+        return Kind.DATE
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Kind.INTEGER
+    if isinstance(value, Decimal):
+        return Kind.DECIMAL
+    if isinstance(value, (dict, list, tuple, bool, float)):
+        return Kind.JSON
+    return _refuse(None, value)
+
+
+@forgetful
+def encode(value: object, kind: Kind | None = None) -> bytes:
+    """The padded plaintext of a value. None is not a value: a NULL stays NULL."""
+    return _encode(value) if kind is None else _ENCODERS[kind](value)
+
+
+def _encode(value: object) -> bytes:
+    return _ENCODERS[kind_of(value)](value)
+
+
+def encoder(kind: Kind | None) -> Callable[[Any], bytes]:
+    """What ``encode`` does for one kind, for callers that are ``forgetful`` themselves."""
+    return _encode if kind is None else _ENCODERS[kind]
+
+
+def decoder(kind: Kind | None) -> Callable[[bytes], Any]:
+    """What ``decode`` does for one kind, for callers that are ``forgetful`` themselves."""
+    return partial(_decode, kind)
+
+
+@forgetful
+def decode(plaintext: bytes, kind: Kind | None = None) -> Any:
+    """The value of a padded plaintext; ``SealedValueError`` unless it is of the ``kind`` that is asked
+    for.
+    """
+    return _decode(kind, plaintext)
+
+
+def _decode(kind: Kind | None, plaintext: bytes) -> Any:
+    content = unpad(plaintext)
+    tag = content[0] if content else 0
+    if kind is not None and tag != kind:
+        raise SealedValueError(
+            f"A sealed value is not of the kind {kind.name.lower()} that its column declares."
+        )
+    read = _DECODERS.get(tag)
+    if read is not None:
+        try:
+            return read(content[1:])
+        except _REFUSALS:
+            pass
+    raise SealedValueError("A sealed value has an unknown tag or content that does not fit its tag.")
+
+
+def _refuse(kind: Kind | None, value: object) -> NoReturn:
+    what, found = (
+        ("A sealed value" if kind is None else f"A sealed {kind.name.lower()}"),
+        type(value).__name__,
+    )
+    raise SealedValueError(f"{what} cannot be made of this {found}: see the kinds in docs/envelope.md.")
+
+
+def _encode_text(value: object) -> bytes:
+    if isinstance(value, str):
+        try:
+            return pad(b"\x01" + value.encode())
+        except UnicodeEncodeError:
+            pass
+    _refuse(Kind.TEXT, value)
+
+
+def _encode_date(value: object) -> bytes:
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return pad(b"\x02" + value.isoformat().encode())
+    _refuse(Kind.DATE, value)
+
+
+def _encode_integer(value: object) -> bytes:
+    if isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return pad(b"\x03%d" % value)
+        except _REFUSALS:  # more digits than Python converts
+            pass
+    _refuse(Kind.INTEGER, value)
+
+
+def _encode_decimal(value: object) -> bytes:
+    if isinstance(value, Decimal) and value.is_finite():
+        return pad(b"\x04" + str(value).upper().encode())  # the context may ask for a small e
+    _refuse(Kind.DECIMAL, value)
+
+
+def _encode_json(value: object) -> bytes:
+    if value is not None:
+        try:
+            return pad(b"\x05" + _dump(value).encode())
+        except _REFUSALS:
+            pass
+    _refuse(Kind.JSON, value)
+
+
+def _decode_text(content: bytes) -> str:
+    return content.decode()
+
+
+def _decode_date(content: bytes) -> date:
+    if not _DATE.fullmatch(content):
+        raise ValueError
+    return date.fromisoformat(content.decode())
+
+
+def _decode_integer(content: bytes) -> int:
+    if not _INTEGER.fullmatch(content):
+        raise ValueError
+    return int(content)
+
+
+def _decode_decimal(content: bytes) -> Decimal:
+    if not _DECIMAL.fullmatch(content):
+        raise ValueError
+    value = Decimal(content.decode())
+    if not value.is_finite():  # an exponent beyond the machine's, when the context does not trap it
+        raise ValueError
+    return value
+
+
+def _decode_json(content: bytes) -> Any:
+    return _load(content.decode())
+
+
+_ENCODERS: dict[Kind, Callable[[Any], bytes]] = {
+    Kind.TEXT: _encode_text,
+    Kind.DATE: _encode_date,
+    Kind.INTEGER: _encode_integer,
+    Kind.DECIMAL: _encode_decimal,
+    Kind.JSON: _encode_json,
+}
+_DECODERS: dict[int, Callable[[bytes], Any]] = {
+    Kind.TEXT: _decode_text,
+    Kind.DATE: _decode_date,
+    Kind.INTEGER: _decode_integer,
+    Kind.DECIMAL: _decode_decimal,
+    Kind.JSON: _decode_json,
+}

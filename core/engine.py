@@ -1,0 +1,430 @@
+"""The engine: one path on which every statement runs.
+
+A planned statement (``core.plan``) runs in the open scope: the engine binds the tenant, the token and the ciphertext,
+sends one statement, and opens what comes back. What Piccolo compiled for tables that belong to no tenant runs beside it,
+on connections that never carry a scope. Migrations and key commands ask for ``owner_mode``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import weakref
+from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Self, cast
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import asyncpg
+from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
+from piccolo.querystring import QueryString
+
+from core import embedded
+from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
+from core.crypto.kms import development_key, provider_from_settings
+from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
+from core.explain import explain
+from core.plan import LATE, Plan, RawPlan, bind, needs_keys, open_rows
+from core.pool import Link, Pool
+from core.scope import Scope, current_scope
+from core.settings import Settings, settings
+from core.token import TokenKey
+
+__all__ = ["ChartholdEngine", "Transaction", "owner_mode"]
+
+# True while migrations and key commands run: their statements go to the owner's connection.
+owner_mode: ContextVar[bool] = ContextVar("charthold_owner_mode", default=False)
+
+SESSION = {
+    # Every name in our SQL is qualified or lives in public; nothing is looked up where a tenant could have put it.
+    "search_path": "public, pg_catalog",
+    # Custom plans under row-level security cost 1.6 times a generic plan, and our shapes are stable.
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "timezone": "UTC",
+    "application_name": "charthold",
+}
+
+
+class Transaction(PostgresTransaction):
+    """Statements that succeed together. Nested, it is a savepoint. It belongs to the task that opened it."""
+
+    __slots__ = ("_finished", "_link", "_savepoint", "_scope", "_task", "engine_")
+
+    def __init__(self, engine: ChartholdEngine, *, allow_nested: bool = True) -> None:
+        super().__init__(engine, allow_nested=allow_nested)
+        self.engine_ = engine
+        self._link: Link | None = None
+        self._savepoint: Any = None
+        self._scope: Scope | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def link(self) -> Link:
+        """The connection, for a statement of the task and the scope that the transaction was opened in."""
+        if self._link is None:
+            raise ScopeError("This transaction has ended. Open another.")
+        if self._task is not asyncio.current_task():
+            raise ScopeError(
+                "A transaction belongs to the task that opened it: one connection runs one statement at a time. "
+                "Await the statements in turn, or gather them outside of the transaction."
+            )
+        return self._link
+
+    async def __aenter__(self) -> Self:  # type: ignore[override]
+        if self._parent is not None:
+            # Piccolo would do nothing here, and a caught error would keep the inner block's writes.
+            parent = cast("Transaction", self._parent)
+            self._savepoint = parent.link.connection.transaction()
+            await self._savepoint.start()
+            return cast("Self", parent)
+        self._task = asyncio.current_task()
+        link = self._link = await self.engine_.acquire()
+        try:
+            self.connection = link.connection
+            self.transaction = self.connection.transaction()
+            await self.begin()
+        except BaseException:
+            self._link = None
+            link.dirty = True
+            await self.engine_.release(link)
+            raise
+        self.context = self.engine_.current_transaction.set(self)
+        return self
+
+    def keep_scope(self, scope: Scope) -> None:
+        """The first statement's scope is the transaction's; another would switch the tenant half-way."""
+        if self._scope is None:
+            self._scope = scope
+        elif self._scope is not scope:
+            raise ScopeError(
+                "A transaction keeps the scope of its first statement. End it before you change the scope."
+            )
+
+    async def __aexit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if self._savepoint is not None:
+            await (self._savepoint.rollback() if exception else self._savepoint.commit())
+            return False
+        link, self._link = self._link, None
+        if link is None:
+            return False
+        try:
+            if exception:
+                if not self._rolled_back:
+                    await self.rollback()
+            elif not self._committed and not self._rolled_back:
+                await self.commit()
+        except BaseException:
+            link.dirty = True
+            raise
+        finally:
+            # In this order whatever happened: Piccolo's own leaks the connection when the rollback fails.
+            self.engine_.current_transaction.reset(self.context)
+            await self.engine_.release(link)
+        return False
+
+
+class ChartholdEngine(PostgresEngine):
+    """Piccolo's engine, taught to run planned statements in the open scope. Connects on first use, not on import."""
+
+    __slots__ = ("_asking", "_keyring", "_plain", "_scoped", "_server", "_token_key")
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._server: embedded.Server | None = None
+        self._keyring: Keyring | None = None
+        # Whose scope reads a tenant's wrapped keys: the keyring loads outside of every context.
+        self._asking: dict[UUID, Scope] = {}
+        self._token_key: TokenKey | None = None
+        # Connections belong to an event loop, and the command line uses several in turn.
+        self._scoped: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool] = weakref.WeakKeyDictionary()
+        self._plain: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool] = weakref.WeakKeyDictionary()
+        super().__init__(config={"database": embedded.DATABASE}, extensions=(), **kwargs)
+
+    # Piccolo connects when the engine is made, which would start a server for `piccolo --help`.
+    async def check_version(self) -> None: ...
+    async def prep_database(self) -> None: ...
+
+    # -- where to connect ------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """The process's settings, read when first needed."""
+        return settings()
+
+    def _arguments(self, *, owner: bool) -> dict[str, Any]:
+        configured = self.settings
+        if configured.embedded:
+            if self._server is None:
+                self._server = embedded.start(configured.home)
+            return self._server.dsn(login="owner" if owner else "application")
+        return {"dsn": configured.owner_url if owner else configured.database_url}
+
+    async def connect(self, *, owner: bool) -> asyncpg.Connection[Any]:
+        """A new connection, as the schema's owner or as the application's role.
+
+        Threat: policies look on while a superuser, an owner or a BYPASSRLS role works. Such a connection is refused.
+        """
+        arguments = self._arguments(owner=owner)
+        role = f"{self.settings.role_prefix}app_runtime"
+        try:
+            if owner:
+                # An owner's session looks nothing up where others could have put it.
+                return await asyncpg.connect(
+                    **arguments, server_settings={"search_path": "public, pg_catalog", "timezone": "UTC"}
+                )
+            relaxed = {} if self.settings.durable_reads else {"charthold.relaxed_reads": "on"}
+            connection = await asyncpg.connect(
+                **arguments, server_settings={**SESSION, "role": role, **relaxed}
+            )
+        except asyncpg.InvalidParameterValueError:
+            raise ConfigurationError(
+                f"The role {role} does not exist yet. Run: piccolo migrations forwards core"
+            ) from None
+        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+            raise ConfigurationError(
+                f"PostgreSQL refused the connection: {error}. Check DATABASE_URL."
+            ) from None
+        except asyncpg.InsufficientPrivilegeError:
+            raise ConfigurationError(
+                f"The login of DATABASE_URL may not act as {role}. As the owner run: grant {role} to <login>"
+            ) from None
+        except OSError as error:
+            where = "the embedded server" if self.settings.embedded else "the server that DATABASE_URL names"
+            raise ConfigurationError(
+                f"No connection to {where}: {error.strerror or error}. Is it running?"
+            ) from None
+        # Who are we, really: the role in force must be one that the policies bind.
+        refused = await connection.fetchval(
+            "select rolsuper or rolbypassrls or exists ("
+            " select from pg_catalog.pg_class where oid = to_regclass('public.client') and relowner = r.oid)"
+            " from pg_catalog.pg_roles as r where rolname = current_user"
+        )
+        if refused:
+            await connection.close()
+            raise ScopeError(
+                "The application is connected as a superuser, an owner or a BYPASSRLS role; it must not be."
+            )
+        return connection
+
+    async def get_new_connection(self) -> asyncpg.Connection[Any]:
+        """A connection for what runs outside of a scope."""
+        return await self.connect(owner=owner_mode.get())
+
+    def _pool(self, pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool]) -> Pool:
+        loop = asyncio.get_running_loop()
+        pool = pools.get(loop)
+        if pool is None:
+            pool = pools[loop] = Pool(
+                functools.partial(self.connect, owner=False),
+                size=self.settings.pool_size,
+                seconds=self.settings.pool_seconds,
+            )
+        return pool
+
+    async def acquire(self) -> Link:
+        """A connection for a transaction."""
+        if owner_mode.get():
+            link = Link(await self.connect(owner=True))
+            link.dirty = True  # never goes to a pool
+            return link
+        return await self._pool(self._scoped).acquire()
+
+    async def release(self, link: Link) -> None:
+        """Give it back, or close it."""
+        pool = self._scoped.get(asyncio.get_running_loop())
+        if pool is None or owner_mode.get():
+            await link.connection.close()
+        else:
+            await pool.release(link)
+
+    async def close_connection_pool(self) -> None:
+        """Close this event loop's connections."""
+        loop = asyncio.get_running_loop()
+        for pools in (self._scoped, self._plain):
+            if (pool := pools.pop(loop, None)) is not None:
+                await pool.close()
+
+    async def start_connection_pool(self, **_: Any) -> None:
+        """Nothing to do: connections are opened as they are needed and kept."""
+
+    # -- keys ------------------------------------------------------------------------------------------------------
+
+    @property
+    def keyring(self) -> Keyring:
+        """The tenants' data keys, unwrapped when first needed."""
+        if self._keyring is None:
+            self._keyring = Keyring(
+                provider_from_settings(self.settings),
+                self._load_keys,
+                seconds=self.settings.key_cache_seconds,
+            )
+        return self._keyring
+
+    @property
+    def token_key(self) -> TokenKey:
+        """The key that signs scopes; derived from the master key."""
+        if self._token_key is None:
+            self._token_key = TokenKey.derive(self.settings.master_key or development_key(self.settings.home))
+        return self._token_key
+
+    async def _load_keys(self, tenant: UUID) -> Sequence[WrappedKey]:
+        """A tenant's wrapped data keys, read in the scope of whoever asks: no scope, no keys."""
+        pool = self._pool(self._scoped)
+        link = await pool.acquire()
+        try:
+            rows = await self._fetch(
+                link,
+                self._asking[tenant],
+                "with r as materialized ("
+                " select version, wrapped, status, kek from public.tenant_key"
+                " where tenant_id = $1 and wrapped is not null"
+                ") select * from r where (select pg_catalog.set_config('charthold.scope', $2, true)) is not null",
+                [tenant],
+            )
+        finally:
+            await pool.release(link)
+        return [WrappedKey(**row) for row in rows]
+
+    async def _keys(self, scope: Scope, version: int | None = None) -> TenantKeys:
+        self._asking[scope.tenant] = scope
+        if version is not None:
+            return await self.keyring.for_tenant(scope.tenant, version=version)
+        return self.keyring.cached(scope.tenant) or await self.keyring.for_tenant(scope.tenant)
+
+    # -- running statements ----------------------------------------------------------------------------------------
+
+    async def run_querystring(self, querystring: QueryString, in_pool: bool = True) -> Any:  # noqa: ARG002
+        """Run a statement: a planned one in the open scope, any other outside of every scope."""
+        if isinstance(querystring, Plan):
+            return await self.run_plan(querystring)
+        sql, arguments = querystring.compile_string()
+        if isinstance(querystring, RawPlan):
+            return await self.run_raw(sql, arguments)
+        return await self._run_plain(sql, arguments)
+
+    async def run_ddl(self, ddl: str, in_pool: bool = True) -> Any:  # noqa: ARG002
+        """Run a statement of a migration."""
+        return await self._run_plain(ddl, [])
+
+    async def run_plan(self, plan: Plan) -> list[dict[str, Any]]:
+        """Run a planned statement in the open scope and open what it returns."""
+        scope = current_scope()
+        sql, arguments = plan.compile_string()
+        keys = await self._keys(scope) if plan.opened or needs_keys(arguments) else None
+        bound = bind(arguments, scope.tenant, keys)
+        wrapped = plan.wrapped(sql, len(bound))
+        async with self._connection() as link:
+            link.dirty |= not plan.trusted
+            rows = await self._fetch(link, scope, wrapped, bound)
+        if not plan.returns:
+            return []
+        try:
+            return open_rows(plan, rows, keys)
+        except MissingKeyError as missing:
+            # Another process rotated the tenant's key a moment ago.
+            return open_rows(plan, rows, await self._keys(scope, missing.version))
+
+    async def run_raw(self, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
+        """Run SQL that a person wrote, in the open scope. Envelopes in it stay closed.
+
+        It cannot be wrapped (a data-modifying CTE must stand at the top), so the context is set first, in the same
+        transaction; and it can leave anything behind, so the connection is not used again.
+        """
+        scope = current_scope()
+        keys = await self._keys(scope) if needs_keys(arguments) else None
+        bound = bind(arguments, scope.tenant, keys)
+        if self.current_transaction.get() is None:
+            async with self.transaction():
+                return await self.run_raw(sql, bound)
+        async with self._connection() as link:
+            link.dirty = True
+            await self.set_scope(link, scope)
+            try:
+                return await link.connection.fetch(sql, *bound)
+            except asyncpg.PostgresError as error:
+                raise explain(error) from None
+
+    async def set_scope(self, link: Link, scope: Scope) -> None:
+        """Set the context for the rest of the link's transaction."""
+        token = scope.token(self.token_key, link.backend)
+        await link.connection.fetchval("select pg_catalog.set_config('charthold.scope', $1, true)", token)
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Link]:
+        """The transaction's connection, or one of the pool for one statement."""
+        transaction = cast("Transaction | None", self.current_transaction.get())
+        if transaction is not None:
+            transaction.keep_scope(current_scope())
+            yield transaction.link
+            return
+        pool = self._pool(self._scoped)
+        link = await pool.acquire()
+        try:
+            yield link
+        except asyncpg.PostgresError:
+            raise  # the statement failed by itself, and its transaction with it: the session is clean
+        except BaseException:
+            link.dirty = True
+            raise
+        finally:
+            await pool.release(link)
+
+    async def _fetch(
+        self, link: Link, scope: Scope, sql: str, arguments: Sequence[Any]
+    ) -> list[asyncpg.Record]:
+        token = scope.token(self.token_key, link.backend)
+        try:
+            return await link.connection.fetch(sql, *arguments, token)
+        except asyncpg.PostgresError as error:
+            raise explain(error) from None
+
+    @contextlib.asynccontextmanager
+    async def outside(self) -> AsyncIterator[asyncpg.Connection[Any]]:
+        """A connection of the application's role for what comes before a scope; refused inside one."""
+        if self.current_transaction.get() is not None:
+            raise ScopeError("This happens outside of every transaction. Do it before, or after.")
+        pool = self._pool(self._plain)
+        link = await pool.acquire()
+        try:
+            yield link.connection
+        finally:
+            await pool.release(link)
+
+    async def _run_plain(self, sql: str, arguments: Sequence[Any]) -> Any:
+        if any(isinstance(argument, LATE) for argument in arguments):
+            raise ProtectedQueryError(
+                "A query on a tenant's table cannot be part of this statement; run it by itself."
+            )
+        transaction = cast("Transaction | None", self.current_transaction.get())
+        if transaction is not None:
+            link = transaction.link
+            link.dirty = True
+            return await link.connection.fetch(sql, *arguments)
+        if owner_mode.get():
+            connection = await self.connect(owner=True)
+            try:
+                return await connection.fetch(sql, *arguments)
+            finally:
+                await connection.close()
+        pool = self._pool(self._plain)
+        link = await pool.acquire()
+        try:
+            return await link.connection.fetch(sql, *arguments)
+        finally:
+            await pool.release(link)
+
+    def transform_response_to_dicts(self, results: Any) -> list[dict[str, Any]]:
+        """Opened rows are dicts already."""
+        return [row if type(row) is dict else dict(row) for row in results]
+
+    def transaction(self, allow_nested: bool = True) -> Transaction:
+        """Group statements; nested, a savepoint."""
+        return Transaction(self, allow_nested=allow_nested)

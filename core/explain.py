@@ -1,0 +1,68 @@
+"""What PostgreSQL said, without the values that it said it with.
+
+Threat: constraint violations print the row in DETAIL, and type errors print the value in the message. Both end in logs.
+The class, the SQLSTATE, the table, the column and the constraint stay; whatever could be a value goes.
+"""
+
+from __future__ import annotations
+
+import asyncpg
+
+from core.errors import ChartholdError, ProtectedQueryError, ScopeError
+
+__all__ = ["explain"]
+
+# What charthold.scope() and its sisters raise, and what to do about it.
+OURS: dict[str, tuple[type[ChartholdError], str]] = {
+    "CH001": (
+        ScopeError,
+        "No scope reached the database. Write: async with scope(tenant=..., actor=..., reason=...): ...",
+    ),
+    "CH002": (
+        ScopeError,
+        "The database knows no key that signed this scope. As the owner run: piccolo core install_token_key",
+    ),
+    "CH003": (ScopeError, "The scope has expired. Open a new one."),
+    "CH004": (
+        ScopeError,
+        "The scope belongs to another connection. Behind a transaction pooler set CHARTHOLD_BIND_BACKEND=off.",
+    ),
+    "CH005": (
+        ScopeError,
+        "The actor is not an active user of this tenant, or the tenant is suspended or closed.",
+    ),
+    "CH010": (ProtectedQueryError, "id, tenant_id and created_at of a row cannot be updated."),
+    "CH011": (
+        ProtectedQueryError,
+        "An audited table cannot be truncated. Delete its rows instead; each leaves a record.",
+    ),
+    "CH012": (ProtectedQueryError, "The audit log is append-only."),
+    "CH013": (ScopeError, "A tenant is provisioned outside of every scope."),
+    "CH014": (
+        ProtectedQueryError,
+        "Records of inserts, updates, deletes and reads are written by the database alone.",
+    ),
+}
+DENIED = "42501"
+# Messages of these classes name objects, never values.
+NAMES_ONLY = ("23", "40", "42", "25", "53", "55", "57", "08", "0A", "28", "3D", "3F")
+
+
+def explain(error: asyncpg.PostgresError) -> Exception:
+    """The error to raise instead: ours with a remedy, or PostgreSQL's own with every value taken out."""
+    state = getattr(error, "sqlstate", None) or ""
+    if state in OURS:
+        kind, remedy = OURS[state]
+        return kind(remedy)
+    if state == DENIED:
+        return ScopeError(
+            f"The scope's role may not do that: {error.args[0] if error.args else state}. "
+            "The permission matrix is core/permissions.py."
+        )
+    for attribute in ("detail", "context", "internal_query", "query", "hint"):
+        if hasattr(error, attribute):
+            setattr(error, attribute, None)
+    # A client-side DataError carries the class's SQLSTATE but no severity: it was never sent.
+    if not state.startswith(NAMES_ONLY) or state.startswith("22"):
+        error.args = (f"A value does not fit its column or its operation (SQLSTATE {state or '22000'}).",)
+    return error

@@ -1,0 +1,83 @@
+"""What all tables share, declared once: roles, the machinery's schema, the envelope's domain, functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.crypto.envelope import ENVELOPE_CHECK_SQL
+from core.schema import Domain, Function, Namespace, Role, SchemaGrant, SchemaObject, Statement
+
+__all__ = ["FOUNDATION"]
+
+SQL = Path(__file__).parent / "schema" / "sql"
+
+# Which role may call what; nobody else may call anything. Trigger functions are called by triggers only.
+CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "actor_facilities": ("actor_facilities", "()", ("app_runtime", "app_auditor")),
+    "actor_id": ("actor_id", "()", ("app_runtime", "app_auditor")),
+    "actor_role": ("actor_role", "()", ("app_runtime", "app_auditor")),
+    "actor_role_everywhere": ("actor_role_everywhere", "()", ("app_runtime", "app_auditor")),
+    "ensure_partitions": ("ensure_partitions", "(integer)", ()),
+    "find_principal": ("find_principal", "(uuid, text)", ()),
+    "find_tenant": ("find_tenant", "(text)", ("app_runtime",)),
+    "follow_tenant": ("follow_tenant", "()", ()),
+    "follow_user": ("follow_user", "()", ()),
+    "npi_is_valid": ("npi_is_valid", "(text)", ("app_runtime",)),
+    "provision_tenant": (
+        "provision_tenant",
+        "(uuid, text, text, text, integer, boolean, uuid, text, text, uuid, bytea, text)",
+        ("app_runtime",),
+    ),
+    "record": ("record", "(text, text, uuid, jsonb, jsonb)", ("app_runtime", "app_auditor")),
+    "record_read": ("record_read", "(text, uuid[], text[])", ("app_runtime", "app_auditor")),
+    "refuse_change": ("refuse_change", "()", ()),
+    "refuse_truncate": ("refuse_truncate", "()", ()),
+    "scope": ("scope", "()", ("app_runtime", "app_auditor")),
+    "set_tenant_status": ("set_tenant_status", "(uuid, uuid, text, text)", ()),
+    "sign": ("sign", "(uuid, uuid, text)", ()),
+    "tenant_id": ("tenant_id", "()", ("app_runtime", "app_auditor")),
+    "touch": ("touch", "()", ()),
+    "touch_tenant_row": ("touch_tenant_row", "()", ()),
+    "uuid7": ("uuid7", "()", ("app_runtime",)),
+}
+
+
+def function(file: str) -> Function:
+    """The function that a file of ``core/schema/sql`` defines, with its comments, as it stands."""
+    name, signature, callers = CALLABLE[file]
+    source = (SQL / f"{file}.sql").read_text(encoding="utf-8")
+    return Function(name=f"charthold.{name}", signature=signature, source=source, execute_to=callers)
+
+
+FOUNDATION: tuple[SchemaObject, ...] = (
+    Role(name="app_runtime"),
+    Role(name="app_auditor", application=False),
+    # Threat: whoever may make temporary objects can leave one under a name that the next tenant's statement uses.
+    Statement(
+        name="public keeps no temporary tables",
+        forwards="""do $$
+begin
+    execute format('revoke temporary on database %I from public', current_database());
+end
+$$""",
+        backwards="""do $$
+begin
+    execute format('grant temporary on database %I to public', current_database());
+end
+$$""",
+    ),
+    # Whoever is not one of our roles has no business in our schemas.
+    Statement(
+        name="public keeps no schema",
+        forwards="revoke all on schema public from public",
+        backwards="grant usage on schema public to public",
+    ),
+    SchemaGrant(schema="public", privileges=("usage",), to="app_runtime"),
+    SchemaGrant(schema="public", privileges=("usage",), to="app_auditor"),
+    Namespace(name="charthold"),
+    SchemaGrant(schema="charthold", privileges=("usage",), to="app_runtime"),
+    SchemaGrant(schema="charthold", privileges=("usage",), to="app_auditor"),
+    # Threat: somebody writes PHI by hand, in plain text. The type of every PHI column refuses what is no envelope.
+    Domain(name="charthold.envelope", type="bytea", check=ENVELOPE_CHECK_SQL),
+    *(function(file) for file in sorted(CALLABLE)),
+)

@@ -1,0 +1,76 @@
+"""What ``charthold.scope()`` reads: token keys, tenants and principals. Only the schema's owner can, and only it writes.
+
+They are copies, kept in step by triggers: the policies of ``tenant`` and ``app_user`` call ``scope()``, so ``scope()`` cannot
+read those tables itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from piccolo.columns import UUID, Array, Bytea, Text, Timestamptz
+from piccolo.table import Table
+
+from core.columns import CreatedAt, RowId
+from core.schema import Check, PrimaryKey, RowSecurity, SchemaObject, Unique
+
+__all__ = ["Principal", "TenantDirectory", "TokenKeyRow"]
+
+
+class TokenKeyRow(Table, tablename="token_key", schema="charthold"):
+    """A key that signs scopes, as the two padded blocks of HMAC (RFC 2104). Several are valid at once, so it rotates."""
+
+    id = Text(primary_key=True, default=None)
+    inner_pad = Bytea(default=None)
+    outer_pad = Bytea(default=None)
+    created_at = CreatedAt()
+    retired_at = Timestamptz(default=None, null=True)
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        Check(
+            name="token_key_pads_are_blocks",
+            condition="octet_length(inner_pad) = 64 and octet_length(outer_pad) = 64",
+        ),
+        RowSecurity(forced=False),
+    )
+
+    @classmethod
+    def schema_objects(cls) -> Sequence[SchemaObject]:
+        return cls.declares
+
+
+class TenantDirectory(Table, tablename="tenant_directory", schema="charthold"):
+    """Which tenants there are, by slug, and whether they are open."""
+
+    tenant_id = RowId()
+    slug = Text(default=None)
+    status = Text(default=None)
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        PrimaryKey(name="tenant_directory_pkey", columns=("tenant_id",)),
+        Unique(name="tenant_directory_slug_key", columns=("slug",)),
+        RowSecurity(forced=False),
+    )
+
+    @classmethod
+    def schema_objects(cls) -> Sequence[SchemaObject]:
+        return cls.declares
+
+
+class Principal(Table, tablename="principal", schema="charthold"):
+    """The active users, and what each may do."""
+
+    user_id = RowId()
+    tenant_id = UUID(default=None)
+    role = Text(default=None)
+    facility_scope = Array(base_column=UUID(default=None), default=None, null=True)
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        PrimaryKey(name="principal_pkey", columns=("tenant_id", "user_id")),
+        RowSecurity(forced=False),
+    )
+
+    @classmethod
+    def schema_objects(cls) -> Sequence[SchemaObject]:
+        return cls.declares

@@ -1,0 +1,151 @@
+"""Making a tenant, finding one by its slug, and opening or closing it: what happens before, or above, a scope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+from uuid import UUID
+
+import asyncpg
+
+from core.crypto.keyring import WrappedKey
+from core.errors import ChartholdError
+from core.explain import explain
+from core.ids import uuid7
+from core.tables import Tenant
+
+if TYPE_CHECKING:
+    from core.engine import ChartholdEngine
+
+__all__ = [
+    "FoundTenant",
+    "ProvisionedTenant",
+    "engine",
+    "find_tenant",
+    "provision_tenant",
+    "set_tenant_status",
+]
+
+
+@dataclass(frozen=True)
+class ProvisionedTenant:
+    """A new tenant and its first admin."""
+
+    tenant_id: UUID
+    admin_id: UUID
+
+
+@dataclass(frozen=True)
+class FoundTenant:
+    """A tenant as a login page may know it."""
+
+    tenant_id: UUID
+    status: str
+
+
+def engine() -> ChartholdEngine:
+    """The engine of ``piccolo_conf.py``."""
+    return cast("ChartholdEngine", Tenant._meta.db)
+
+
+async def provision_tenant(
+    *,
+    slug: str,
+    name: str,
+    admin_email: str,
+    admin_name: str | None = None,
+    time_zone: str = "UTC",
+    retention_years: int = 6,
+    trial: bool = False,
+) -> ProvisionedTenant:
+    """Make a tenant, its first data key and its first admin, in one transaction.
+
+    Raises ``ChartholdError`` for a slug that is taken, and asyncpg's ``CheckViolationError``, naming the constraint, for
+    a value that a table refuses. It needs no scope, and is refused inside one.
+    """
+    db, tenant, admin = engine(), uuid7(), uuid7()
+    key: WrappedKey = await db.keyring.make_key(tenant)
+    try:
+        async with db.outside() as connection:
+            await connection.execute(
+                "select charthold.provision_tenant($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+                tenant, slug, name, time_zone, retention_years, trial,
+                admin, admin_email.strip().lower(), admin_name or admin_email.partition("@")[0],
+                uuid7(), key.wrapped, key.kek,
+            )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        raise ChartholdError(f"There is a tenant with the slug {slug!r} already. Choose another.") from None
+    except asyncpg.PostgresError as error:
+        raise explain(error) from None
+    return ProvisionedTenant(tenant_id=tenant, admin_id=admin)
+
+
+async def find_tenant(slug: str) -> FoundTenant | None:
+    """The tenant with that slug: its id and status, which is all that is known before a scope exists."""
+    async with engine().outside() as connection:
+        row = await connection.fetchrow("select tenant_id, status from charthold.find_tenant($1)", slug)
+    return FoundTenant(row["tenant_id"], row["status"]) if row else None
+
+
+async def find_admin(tenant: UUID) -> UUID:
+    """An active admin of the tenant, for commands that name no actor. Asks as the schema's owner."""
+    connection = await engine().connect(owner=True)
+    try:
+        admin = await connection.fetchval("select charthold.find_principal($1, 'admin')", tenant)
+    finally:
+        await connection.close()
+    if admin is None:
+        raise ChartholdError("The tenant has no active admin. Name an actor.")
+    return cast("UUID", admin)
+
+
+async def set_tenant_status(*, tenant: UUID, actor: UUID, status: str, reason: str) -> None:
+    """Suspend, close or reopen a tenant, as the schema's owner: nobody inside a suspended tenant can."""
+    connection = await engine().connect(owner=True)
+    try:
+        await connection.execute(
+            "select charthold.set_tenant_status($1, $2, $3, $4)", tenant, actor, status, reason
+        )
+    except asyncpg.PostgresError as error:
+        raise explain(error) from None
+    finally:
+        await connection.close()
+
+
+async def install_token_key(*, retire_others_after: float | None = None) -> bool:
+    """Put this process's token key where ``charthold.scope()`` reads it, as the schema's owner; True if it was new.
+
+    The key follows from the master key, so after a change of master key it is run again; other keys stay valid for
+    ``retire_others_after`` seconds (for ever when None), so nobody is interrupted.
+    """
+    key = engine().token_key
+    connection = await engine().connect(owner=True)
+    try:
+        async with connection.transaction():
+            added = await connection.fetchval(
+                "insert into charthold.token_key (id, inner_pad, outer_pad) values ($1, $2, $3)"
+                " on conflict (id) do update set retired_at = null where token_key.retired_at is not null returning id",
+                key.id,
+                key.inner_pad,
+                key.outer_pad,
+            )
+            if retire_others_after is not None:
+                await connection.execute(
+                    "update charthold.token_key set retired_at = clock_timestamp() + make_interval(secs => $2)"
+                    " where id <> $1 and retired_at is null",
+                    key.id,
+                    retire_others_after,
+                )
+    finally:
+        await connection.close()
+    return added is not None
+
+
+async def make_partitions(ahead: int = 3) -> list[str]:
+    """Make the audit log's partitions for this month and ``ahead`` more, as the schema's owner; the new ones' names."""
+    connection = await engine().connect(owner=True)
+    try:
+        rows = await connection.fetch("select charthold.ensure_partitions($1) as name", ahead)
+    finally:
+        await connection.close()
+    return [row["name"] for row in rows]

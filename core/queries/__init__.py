@@ -1,0 +1,17 @@
+"""Piccolo's queries, taught to pin the tenant, seal, open and record."""
+
+from __future__ import annotations
+
+from core.queries.read import TenantCount, TenantExists, TenantObjects, TenantRaw, TenantSelect
+from core.queries.write import TenantDelete, TenantInsert, TenantUpdate
+
+__all__ = [
+    "TenantCount",
+    "TenantDelete",
+    "TenantExists",
+    "TenantInsert",
+    "TenantObjects",
+    "TenantRaw",
+    "TenantSelect",
+    "TenantUpdate",
+]

@@ -1,0 +1,182 @@
+"""Queries that read: select, objects, count, exists, raw."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from piccolo.columns import Column, ForeignKey
+from piccolo.columns.m2m import M2MSelect
+from piccolo.columns.readable import Readable
+from piccolo.query import Count, Exists, Objects, Select
+from piccolo.query.functions.aggregate import Count as CountFunction
+from piccolo.query.methods.raw import Raw
+from piccolo.query.mixins import ColumnsDelegate, OrderByDelegate, WhereDelegate
+from piccolo.querystring import QueryString, Selectable
+from piccolo.table import Table
+
+from core.columns import Encrypted, EncryptedJSON
+from core.errors import ProtectedQueryError
+from core.plan import Opened, Plan, RawPlan, row_alias
+from core.queries.where import pin, writes_sql
+
+__all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
+
+
+class TenantSelect(Select):  # type: ignore[type-arg]
+    """``Table.select`` of a tenant's table."""
+
+    @property
+    def default_querystrings(self) -> Sequence[QueryString]:
+        if not self.columns_delegate.selected_columns:
+            # Piccolo's result handling reads this attribute too, so the default is written to it, as Piccolo does.
+            self.columns_delegate.selected_columns = self.table.all_columns()
+        selected = list(self.columns_delegate.selected_columns)
+        if self.exclude_secrets:
+            selected = [c for c in selected if not isinstance(c, Column) or not c._meta.secret]
+        self._refuse_what_ciphertext_cannot_do(selected)
+        opened, rows = opened_columns(selected)
+
+        planned = copy.copy(self)
+        planned.columns_delegate = ColumnsDelegate(selected_columns=[*selected, *rows])
+        planned.where_delegate = WhereDelegate(_where=pin(self.table, self.where_delegate._where))
+        statement = Select.default_querystrings.fget(planned)[0]  # type: ignore[attr-defined]
+        return [
+            Plan(
+                "{}",
+                statement,
+                opened=opened,
+                outputs=len(selected),
+                trusted=not any(map(writes_sql, self._fragments(selected))),
+            )
+        ]
+
+    def _fragments(self, selected: Sequence[Selectable]) -> list[Any]:
+        ordered = [c for item in self.order_by_delegate._order_by.order_by_items for c in item.columns]
+        grouped = self.group_by_delegate._group_by
+        return [
+            *selected,
+            *ordered,
+            *(grouped.columns if grouped else ()),
+            self.where_delegate._where,
+            self.having_delegate._where,
+        ]
+
+    def _refuse_what_ciphertext_cannot_do(self, selected: Sequence[Selectable]) -> None:
+        refuse_order(self.order_by_delegate)
+        distinct, grouped = self.distinct_delegate._distinct, self.group_by_delegate._group_by
+        compared = [*(distinct.on or ()), *(grouped.columns if grouped else ())]
+        if distinct.enabled and not distinct.on:
+            compared += selected
+        for column in compared:
+            if isinstance(column, Encrypted):
+                column._refuse("group it or tell equal values apart")
+        for output in selected:
+            if isinstance(output, CountFunction):
+                continue  # counting asks whether a value is there, not what it is
+            inner: Sequence[Any] = ()
+            if isinstance(output, Readable):
+                inner = output.columns
+            elif isinstance(output, M2MSelect):
+                inner = output.columns if output.as_list else ()
+            elif isinstance(output, QueryString):
+                inner = output.columns
+            for column in inner:
+                if isinstance(column, Encrypted):
+                    column._refuse("compute with it")
+
+
+class TenantObjects(Objects):  # type: ignore[type-arg]
+    """``Table.objects`` of a tenant's table."""
+
+    @property
+    def default_querystrings(self) -> Sequence[QueryString]:
+        select = TenantSelect(table=self.table)
+        for delegate in (
+            "as_of_delegate",
+            "limit_delegate",
+            "where_delegate",
+            "offset_delegate",
+            "output_delegate",
+            "order_by_delegate",
+            "lock_rows_delegate",
+        ):
+            setattr(select, delegate, getattr(self, delegate))
+        if self.prefetch_delegate.fk_columns:
+            select.columns(*self.table.all_columns())
+            for foreign_key in self.prefetch_delegate.fk_columns:
+                if not isinstance(foreign_key, ForeignKey):
+                    raise ProtectedQueryError(f"objects() prefetches foreign keys, not {foreign_key!r}.")
+                # Every object on the way is loaded whole.
+                for step in (*foreign_key._meta.call_chain, foreign_key):
+                    select.columns(*step.all_columns())
+            select.output_delegate.output(nested=True)
+        return select.querystrings
+
+
+class TenantCount(Count):
+    """``Table.count`` of a tenant's table."""
+
+    @property
+    def default_querystrings(self) -> Sequence[QueryString]:
+        for column in self._distinct or ():
+            if isinstance(column, Encrypted):
+                column._refuse("tell equal values apart")
+        return super().default_querystrings
+
+
+class TenantExists(Exists):  # type: ignore[type-arg]
+    """``Table.exists`` of a tenant's table."""
+
+    @property
+    def default_querystrings(self) -> Sequence[QueryString]:
+        select = TenantSelect(table=self.table, columns_list=[self.table._meta.primary_key])
+        select.where_delegate._where = self.where_delegate._where
+        inner = select.querystrings[0]
+        assert isinstance(inner, Plan)
+        return [Plan('SELECT EXISTS({}) AS "exists"', inner, trusted=inner.trusted)]
+
+
+class TenantRaw(Raw):
+    """``Table.raw``: SQL that a person wrote, in the open scope. Policies hold; envelopes stay closed."""
+
+    @property
+    def default_querystrings(self) -> Sequence[QueryString]:
+        return [RawPlan("{}", self.querystring)]
+
+
+def opened_columns(selected: Sequence[Any]) -> tuple[list[Opened], list[Column]]:
+    """What to open in the output, and the ids to fetch behind it: each envelope is bound to the row it stands in."""
+    opened: list[Opened] = []
+    rows: list[Column] = []
+    position_of: dict[str, int] = {}
+    for position, column in enumerate(selected):
+        if not isinstance(column, Encrypted):
+            continue
+        chain = column._meta.call_chain
+        table: type[Table] = column._meta.table
+        path = chain[-1].table_alias if chain else ""
+        if path not in position_of:
+            position_of[path] = len(selected) + len(rows)
+            key = getattr(chain[-1], "id") if chain else table._meta.primary_key  # noqa: B009  # a proxy column
+            rows.append(key.as_alias(row_alias(position_of[path])))
+        opened.append(
+            Opened(
+                position=position,
+                row=position_of[path],
+                table=table._meta.tablename,
+                column=column._meta.db_column_name,
+                kind=column.kind,
+                json=isinstance(column, EncryptedJSON),
+            )
+        )
+    return opened, rows
+
+
+def refuse_order(delegate: OrderByDelegate) -> None:
+    """Raise when the order would be an order of ciphertexts."""
+    for item in delegate._order_by.order_by_items:
+        for column in item.columns:
+            if isinstance(column, Encrypted):
+                column._refuse("order by it")

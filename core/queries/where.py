@@ -1,0 +1,205 @@
+"""Where-clauses: the tenant's pin, and conditions on encrypted columns turned into conditions on blind indexes.
+
+They are rewritten when a statement is planned, not when the condition is written: ``Client.last_name == "nguyen"`` stays
+an ordinary ``Where``, so that ``get_or_create`` can read the value back out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+from piccolo.columns import Column
+from piccolo.columns.combination import UNDEFINED, And, Or, Where, WhereRaw
+from piccolo.columns.operators.comparison import (
+    ComparisonOperator,
+    Equal,
+    In,
+    IsNotNull,
+    IsNull,
+    NotEqual,
+    NotIn,
+)
+from piccolo.custom_types import Combinable
+from piccolo.querystring import QueryString
+from piccolo.table import Table
+
+from core.columns import BlindIndex, Encrypted, EndsWith, InMonth, InYear, StartsWith
+from core.crypto.keyring import TenantKeys
+from core.errors import ProtectedQueryError
+from core.plan import TENANT, Deferred, Plan
+
+__all__ = ["blind_index_value", "pin", "pinned_id", "protect", "writes_sql"]
+
+
+class AnyOf(ComparisonOperator):
+    """One of the hashes that a value has under the keys in use; two while an index key is changing."""
+
+    template = "{name} = ANY({value}::bytea[])"
+
+
+class NoneOf(ComparisonOperator):
+    """None of those hashes."""
+
+    template = "{name} <> ALL({value}::bytea[])"
+
+
+# Which kinds of index answer which question, the most exact first.
+SERVES: dict[type[ComparisonOperator], tuple[str, ...]] = {
+    Equal: ("exact", "folded"),
+    NotEqual: ("exact", "folded"),
+    In: ("exact", "folded"),
+    NotIn: ("exact", "folded"),
+    StartsWith: ("prefix",),
+    EndsWith: ("last",),
+    InYear: ("year",),
+    InMonth: ("month",),
+}
+
+
+def pin(table: type[Table], where: Combinable | None) -> Combinable:
+    """The condition with ``tenant_id = $n`` before it, so that indexes are used and a distributed engine can route."""
+    key = table._meta.get_column_by_name("tenant_id" if _has(table, "tenant_id") else "id")
+    pinned = Where(column=key, value=TENANT, operator=Equal)
+    return pinned if where is None else And(pinned, protect(where))
+
+
+def protect(where: Combinable) -> Combinable:
+    """The condition with every encrypted column replaced by a blind index; raises when none fits."""
+    if isinstance(where, And):
+        return _conjunction(where)
+    if isinstance(where, Or):
+        return Or(protect(where.first), protect(where.second))
+    if isinstance(where, Where):
+        return _leaf(where)
+    return where
+
+
+def pinned_id(table: type[Table], where: Combinable | None) -> UUID | None:
+    """The id of the one row that the condition allows, when it says so itself."""
+    if isinstance(where, And):
+        return pinned_id(table, where.first) or pinned_id(table, where.second)
+    if (
+        isinstance(where, Where)
+        and where.operator is Equal
+        and where.column is table._meta.primary_key
+        and isinstance(where.value, UUID)
+    ):
+        return where.value
+    return None
+
+
+def writes_sql(node: Any) -> bool:
+    """Whether the caller wrote a piece of the SQL, so that the connection cannot be trusted afterwards."""
+    if isinstance(node, (And, Or)):
+        return writes_sql(node.first) or writes_sql(node.second)
+    if isinstance(node, WhereRaw):
+        return True
+    if isinstance(node, Where):
+        return any(_is_fragment(value) for value in (node.value, node.values))
+    return _is_fragment(node)
+
+
+def blind_index_value(column: BlindIndex, values: tuple[Any, ...]) -> Deferred:
+    """The hash to store: under the index key that is current."""
+    label, spec = column.label, column.spec
+    value = values if spec.kind == "compound" else values[0]
+    return Deferred(lambda keys: keys.blind(label, spec, value))
+
+
+def _has(table: type[Table], name: str) -> bool:
+    return any(column._meta.name == name for column in table._meta.columns)
+
+
+def _is_fragment(value: Any) -> bool:
+    # Piccolo's functions and arithmetic are subclasses or are built from columns; a bare QueryString is a person's.
+    return (
+        isinstance(value, QueryString) and not isinstance(value, Plan) and not getattr(value, "columns", None)
+    )
+
+
+def _leaves(where: Combinable) -> Iterator[Combinable]:
+    if isinstance(where, And):
+        yield from _leaves(where.first)
+        yield from _leaves(where.second)
+    else:
+        yield where
+
+
+def _conjunction(where: And) -> Combinable:
+    """An AND-chain, in which equalities on all columns of a compound index become one."""
+    leaves = list(_leaves(where))
+    equal = {
+        leaf.column._meta.name: leaf
+        for leaf in leaves
+        if isinstance(leaf, Where) and leaf.operator is Equal and isinstance(leaf.column, Encrypted)
+    }
+    if len(equal) > 1:
+        some = next(iter(equal.values())).column
+        for index in _indexes(some):
+            parts = [equal.get(name) for name in index.of]
+            if index.spec.kind == "compound" and all(parts):
+                values = tuple(part.value for part in parts if part is not None)
+                leaves = [leaf for leaf in leaves if leaf not in parts]
+                leaves.append(_ask(index, some, [values], AnyOf))
+                break
+    protected = [protect(leaf) for leaf in leaves]
+    chain = protected[0]
+    for leaf in protected[1:]:
+        chain = And(chain, leaf)
+    return chain
+
+
+def _leaf(where: Where) -> Where:
+    column, operator = where.column, where.operator
+    if isinstance(where.values, Plan) and where.values.opened:
+        raise ProtectedQueryError("A sub-select cannot return an encrypted column. Select ids in it instead.")
+    if isinstance(where.value, Encrypted):
+        raise ProtectedQueryError(
+            "Two encrypted columns cannot be compared by the database. Compare them in Python."
+        )
+    if not isinstance(column, Encrypted) or operator in (IsNull, IsNotNull):
+        return where
+    kinds = SERVES.get(operator)
+    if kinds is None:
+        column._refuse("answer that condition")
+    values = [where.value] if where.values is UNDEFINED else where.values
+    if isinstance(values, QueryString) or any(isinstance(value, (QueryString, Column)) for value in values):
+        column._refuse("compare it with something that the database computes")
+    for kind in kinds:
+        for index in _indexes(column):
+            if index.spec.kind == kind and _fits(index, values, operator):
+                return _ask(index, column, list(values), NoneOf if operator in (NotEqual, NotIn) else AnyOf)
+    name = column._meta.name
+    length = f", length={len(str(values[0]))}" if operator in (StartsWith, EndsWith) else ""
+    raise ProtectedQueryError(
+        f"{column._meta.table.__name__}.{name} is encrypted and no blind index answers that condition. Declare one: "
+        f'{name}_{kinds[-1]} = BlindIndex("{name}", kind="{kinds[-1]}"{length})'
+    )
+
+
+def _fits(index: BlindIndex, values: Any, operator: type[ComparisonOperator]) -> bool:
+    return operator not in (StartsWith, EndsWith) or all(
+        isinstance(value, str) and len(value) == index.spec.length for value in values
+    )
+
+
+def _indexes(column: Encrypted[Any]) -> list[BlindIndex]:
+    """The blind indexes of the column's table, reached by the same joins."""
+    name = column._meta.name
+    found = [c for c in column._meta.table._meta.columns if isinstance(c, BlindIndex) and name in c.of]
+    if column._meta.call_chain:
+        return [getattr(column._meta.call_chain[-1], index._meta.name) for index in found]
+    return found
+
+
+def _ask(
+    index: BlindIndex, column: Encrypted[Any], values: list[Any], operator: type[ComparisonOperator]
+) -> Where:
+    label, spec = index.label, index.spec
+
+    def hashes(keys: TenantKeys) -> list[bytes]:
+        return [digest for value in values for digest in keys.blind_all(label, spec, value)]
+
+    return Where(column=index, value=Deferred(hashes), operator=operator)

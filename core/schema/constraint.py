@@ -1,0 +1,136 @@
+"""Constraints of a table: CHECK, UNIQUE, PRIMARY KEY and composite foreign keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Self
+
+from core.errors import MigrationError
+from core.schema.object import Kind, SchemaObject, sql_text
+from core.schema.quoting import columns_list, qualified, quote_ident
+
+__all__ = ["Check", "Constraint", "PrimaryKey", "References", "Unique"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraint(SchemaObject):
+    """What the four have in common: they are added to and dropped from their table by name."""
+
+    name: str = field(kw_only=False)
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    @property
+    @abstractmethod
+    def definition(self) -> str:
+        """The clause after ``add constraint <name>``."""
+
+    def create(self) -> tuple[str, ...]:
+        return (f"alter table {self.on}\n    add constraint {quote_ident(self.name)}\n    {self.definition}",)
+
+    def drop(self) -> tuple[str, ...]:
+        return (f"alter table {self.on} drop constraint {quote_ident(self.name)}",)
+
+    def rename(self, new: str) -> tuple[str, ...]:
+        return (f"alter table {self.on} rename constraint {quote_ident(self.name)} to {quote_ident(new)}",)
+
+    # An existing, populated table is scanned under a lock that lets reads and writes pass:
+    # the constraint is added unchecked, and validated after the step has committed.
+
+    def create_unchecked(self) -> tuple[str, ...] | None:
+        """The statements that make it bind new rows only, or None when its kind has no such form."""
+        return None
+
+    def validate(self) -> tuple[str, ...]:
+        """The statements that check the rows that were there before."""
+        return (f"alter table {self.on} validate constraint {quote_ident(self.name)}",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Constraint):
+    """``Check("capacity_positive", condition="capacity > 0")``."""
+
+    kind: ClassVar[str] = "check"
+    rank: ClassVar[int] = Kind.CHECK
+
+    condition: str
+
+    def __post_init__(self) -> None:
+        sql_text(self, "condition")
+
+    @property
+    def definition(self) -> str:
+        return f"check ({self.condition})"
+
+    def create_unchecked(self) -> tuple[str, ...]:
+        return (f"{self.create()[0]} not valid",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unique(Constraint):
+    """A unique constraint; for partial or expression uniqueness use ``Index(unique=True)``."""
+
+    kind: ClassVar[str] = "unique"
+    rank: ClassVar[int] = Kind.UNIQUE
+
+    columns: tuple[str, ...]
+    nulls_distinct: bool = True
+
+    @property
+    def definition(self) -> str:
+        return f"unique {'' if self.nulls_distinct else 'nulls not distinct '}({columns_list(self.columns)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrimaryKey(Constraint):
+    """The physical primary key; Piccolo's own stands inline in its column."""
+
+    kind: ClassVar[str] = "primary_key"
+    rank: ClassVar[int] = Kind.PRIMARY_KEY
+
+    columns: tuple[str, ...]
+
+    @property
+    def definition(self) -> str:
+        return f"primary key ({columns_list(self.columns)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class References(Constraint):
+    """A foreign key of one or more columns. RESTRICT or CASCADE only: SET NULL would write rows nobody acted on."""
+
+    kind: ClassVar[str] = "references"
+    rank: ClassVar[int] = Kind.REFERENCES
+
+    columns: tuple[str, ...]
+    to_table: str
+    to_columns: tuple[str, ...]
+    on_delete: Literal["restrict", "cascade"] = "restrict"
+    deferred: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on_delete not in {"restrict", "cascade"}:
+            raise MigrationError(f"{self.name}: on_delete is restrict or cascade, not {self.on_delete!r}.")
+        if len(self.columns) != len(self.to_columns) or not self.columns:
+            raise MigrationError(f"{self.name}: as many columns refer as are referred to, and at least one.")
+
+    @property
+    def definition(self) -> str:
+        return (
+            f"foreign key ({columns_list(self.columns)})\n"
+            f"    references {qualified(self.to_table)} ({columns_list(self.to_columns)})\n"
+            f"    on delete {self.on_delete}"
+            + ("\n    deferrable initially deferred" if self.deferred else "")
+        )
+
+    def create_unchecked(self) -> tuple[str, ...]:
+        return (f"{self.create()[0]} not valid",)
+
+    def moved(self, tables: Mapping[str, str]) -> Self:
+        moved = super().moved(tables)
+        return dataclasses.replace(moved, to_table=tables.get(self.to_table, self.to_table))

@@ -1,0 +1,38 @@
+"""Schemas, called namespaces here because 'schema' already means the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from core.schema.object import Kind, SchemaObject
+from core.schema.quoting import quote_ident
+
+__all__ = ["Namespace"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Namespace(SchemaObject):
+    """A schema in which only its owner may do anything, until a ``SchemaGrant`` says otherwise."""
+
+    kind: ClassVar[str] = "namespace"
+    rank: ClassVar[int] = Kind.NAMESPACE
+    of_table: ClassVar[bool] = False
+
+    name: str = field(kw_only=False)
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    def create(self) -> tuple[str, ...]:
+        return (
+            f"create schema {quote_ident(self.name)}",
+            f"revoke all on schema {quote_ident(self.name)} from public",
+        )
+
+    def drop(self) -> tuple[str, ...]:
+        return (f"drop schema {quote_ident(self.name)}",)
+
+    def rename(self, new: str) -> tuple[str, ...]:
+        return (f"alter schema {quote_ident(self.name)} rename to {quote_ident(new)}",)

@@ -1,0 +1,6 @@
+-- The role of the open scope's user, as it is now.
+create function charthold.actor_role() returns text
+    language sql stable parallel restricted
+as $$
+    select pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 1, 9))
+$$

@@ -1,0 +1,34 @@
+-- Makes a tenant, its first data key and its first admin, who is recorded as the actor of all three.
+--
+-- Threat: it writes before a scope exists, so it does exactly this and only for ids that are new: an id that exists
+-- is refused before anything is signed for it.
+create function charthold.provision_tenant(
+    tenant uuid, slug text, name text, time_zone text, retention_years int, trial boolean,
+    admin uuid, admin_email text, admin_name text, key_row uuid, wrapped_key bytea, kek text
+) returns void
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- The scope of the caller, if there is one, must not be swapped for another in the middle of a transaction.
+    if coalesce(current_setting('charthold.scope', true), '') <> '' then
+        raise exception using errcode = 'CH013', message = 'a tenant is provisioned outside of every scope';
+    end if;
+
+    -- A new tenant appears in the directory first, because scope() looks there. An id or a slug that is taken fails.
+    insert into charthold.tenant_directory (tenant_id, slug, status) values (tenant, slug, 'trial');
+    insert into charthold.principal (tenant_id, user_id, role) values (tenant, admin, 'system');
+    perform set_config('charthold.scope', charthold.sign(tenant, admin, 'provision'), true);
+
+    insert into public.tenant (id, slug, name, status, settings, branding, time_zone, retention_years)
+    values (
+        tenant, slug, name, case when trial then 'trial' else 'active' end, '{}', '{}', time_zone, retention_years
+    );
+    insert into public.app_user (id, tenant_id, email, full_name, role, status, mfa_enrolled, failed_logins)
+    values (admin, tenant, admin_email, admin_name, 'admin', 'active', false, 0);
+    -- From here the trigger on app_user has made the principal an admin.
+    insert into public.tenant_key (id, tenant_id, version, wrapped, kek, status)
+    values (key_row, tenant, 1, wrapped_key, kek, 'current');
+    perform set_config('charthold.scope', '', true);
+end
+$$

@@ -1,0 +1,28 @@
+-- Records an action that no trigger sees: a login, an export, a key rotation. The kinds that triggers and reads write
+-- are refused, so that nobody can forge one.
+create function charthold.record(
+    action text, about_table text, about_record uuid, old_values jsonb, new_values jsonb
+) returns uuid
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+    made constant uuid := charthold.uuid7();
+begin
+    if action in ('insert', 'update', 'delete', 'read') then
+        raise exception using errcode = 'CH014', message = 'that kind of record is written by the database alone';
+    end if;
+    insert into public.user_action_audit_log (
+        id, tenant_id, user_id, action_type, table_name, record_id, old_values, new_values, request_id, source_ip, reason
+    )
+    values (
+        made, substr(s, 11, 36)::uuid, substr(s, 47, 36)::uuid, action, about_table, about_record,
+        old_values, new_values,
+        nullif(split_part(substr(s, 83), '|', 2), ''),
+        nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+        split_part(substr(s, 83), '|', 4)
+    );
+    return made;
+end
+$$

@@ -1,0 +1,13 @@
+-- Suspends, closes or reopens a tenant. In a suspended tenant nobody may write, so only the owner can reopen it.
+create function charthold.set_tenant_status(tenant uuid, actor uuid, new_status text, reason text) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update charthold.tenant_directory set status = 'active' where tenant_id = tenant;
+    perform set_config('charthold.scope', charthold.sign(tenant, actor, reason), true);
+    update public.tenant set status = new_status where id = tenant;
+    update charthold.tenant_directory set status = new_status where tenant_id = tenant;
+    perform set_config('charthold.scope', '', true);
+end
+$$

@@ -1,0 +1,22 @@
+-- A token for this backend and the next minute, for the functions that act before a scope can exist.
+--
+-- Threat: whoever can call this is everybody. No role but the owner may; provision and set_tenant_status do.
+create function charthold.sign(tenant uuid, actor uuid, reason text) returns text
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    k record;
+    payload text;
+begin
+    select * into k from charthold.token_key where retired_at is null order by created_at desc, id limit 1;
+    if not found then
+        raise exception using errcode = 'CH002', message = 'there is no token key';
+    end if;
+    payload := k.id
+        || lpad((extract(epoch from clock_timestamp())::bigint + 60)::text, 10, '0')
+        || lpad(pg_backend_pid()::text, 10, '0')
+        || tenant || actor || '||' || reason;
+    return encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(payload, 'UTF8'))), 'hex') || payload;
+end
+$$

@@ -1,0 +1,349 @@
+"""The five entities, and the two tables that support them: wrapped data keys and the seals of the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from piccolo.columns import (
+    JSONB,
+    UUID,
+    Array,
+    BigInt,
+    Boolean,
+    Bytea,
+    Date,
+    Integer,
+    SmallInt,
+    Text,
+    Timestamptz,
+)
+from piccolo.columns.base import OnDelete
+
+from core.audit.capture import capture_function, capture_triggers
+from core.columns import (
+    BlindIndex,
+    CreatedAt,
+    EncryptedDate,
+    EncryptedJSON,
+    EncryptedText,
+    Inet,
+    LogId,
+    RowId,
+    TenantForeignKey,
+    TenantId,
+    TransactionId,
+    UpdatedAt,
+)
+from core.permissions import ROLES
+from core.schema import (
+    Check,
+    Grant,
+    Index,
+    Partitions,
+    PrimaryKey,
+    References,
+    RowSecurity,
+    SchemaObject,
+    Trigger,
+    Unique,
+)
+from core.tenant_table import ProtectedTable, TenantTable, policies
+
+__all__ = [
+    "AuditSeal",
+    "Client",
+    "Facility",
+    "Tenant",
+    "TenantKey",
+    "TenantTable",
+    "User",
+    "UserActionAuditLog",
+]
+
+TENANT_STATUSES = ("trial", "active", "suspended", "closed")
+USER_STATUSES = ("invited", "active", "locked", "deactivated")
+FACILITY_KINDS = (
+    "hospital",
+    "clinic",
+    "practice",
+    "laboratory",
+    "pharmacy",
+    "imaging",
+    "home_health",
+    "other",
+)
+FACILITY_STATUSES = ("active", "inactive")
+CLIENT_STATUSES = ("referred", "active", "on_hold", "discharged", "deceased")
+KEY_STATUSES = ("next", "current", "previous", "retired", "shredded")
+ACTION_TYPES = (
+    "insert", "update", "delete", "read", "export", "login", "login_failed", "logout", "break_glass", "search",
+    "key_rotation", "key_shredding", "tenant_change", "audit_read", "seal",
+)  # fmt: skip
+
+
+def one_of(name: str, column: str, values: Sequence[str]) -> Check:
+    """A CHECK for an enumerated column. Text and a CHECK rather than an enum type: values come and go by migration."""
+    return Check(name=name, condition=f"{column} in ({', '.join(repr(v) for v in values)})")
+
+
+def json_object(name: str, column: str) -> Check:
+    """A CHECK that a document is an object, so that a key can always be asked of it."""
+    return Check(name=name, condition=f"jsonb_typeof({column}) = 'object'")
+
+
+class Tenant(ProtectedTable, tablename="tenant"):
+    """An organisation whose data is nobody else's. Isolated by its own id; made by ``provision_tenant``."""
+
+    id = RowId()
+    created_at = CreatedAt()
+    updated_at = UpdatedAt()
+    slug = Text(default=None)
+    name = Text(default=None)
+    status = Text(default="trial")
+    settings = JSONB()
+    branding = JSONB()
+    time_zone = Text(default="UTC")
+    # 164.316(b)(2)(i): six years, and state law may ask for more.
+    retention_years = SmallInt(default=6)
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        PrimaryKey(name="tenant_pkey", columns=("id",)),
+        Unique(name="tenant_slug_key", columns=("slug",)),
+        Check(name="tenant_slug_form", condition="slug ~ '^[a-z][a-z0-9-]{1,62}$'"),
+        Check(name="tenant_name_given", condition="btrim(name) <> ''"),
+        one_of("tenant_status_known", "status", TENANT_STATUSES),
+        Check(name="tenant_retention_years_least", condition="retention_years >= 6"),
+        # PostgreSQL itself checks zone names only when they are used; this is their form.
+        Check(name="tenant_time_zone_form", condition="time_zone ~ '^[A-Za-z][A-Za-z0-9_+/-]{1,63}$'"),
+        json_object("tenant_settings_object", "settings"),
+        json_object("tenant_branding_object", "branding"),
+        RowSecurity(),
+        *policies("tenant", "id"),
+        Grant(privileges=("select", "update"), to="app_runtime"),
+        Trigger(
+            name="keep_identity", timing="before", events=("update",), level="row", function="charthold.touch"
+        ),
+        Trigger(
+            name="follow", timing="after", events=("insert", "update", "delete"), level="row",
+            function="charthold.follow_tenant",
+        ),
+        capture_function(
+            "tenant", ("slug", "name", "status", "settings", "branding", "time_zone", "retention_years"), tenant="id"
+        ),
+        *capture_triggers("tenant"),
+    )  # fmt: skip
+
+
+class User(TenantTable, tablename="app_user"):
+    """Somebody who acts. 164.312(a)(2)(i): one person, one user; only active users open scopes."""
+
+    email = Text(default=None)
+    full_name = Text(default=None)
+    role = Text(default="clinician")
+    status = Text(default="invited")
+    mfa_enrolled = Boolean(default=False)
+    last_login_at = Timestamptz(default=None, null=True)
+    failed_logins = Integer(default=0)
+    locked_until = Timestamptz(default=None, null=True)
+    password_changed_at = Timestamptz(default=None, null=True)
+    # The facilities whose clients the user sees; null means all of the tenant's.
+    facility_scope = Array(base_column=UUID(default=None), default=None, null=True)
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        Unique(name="app_user_email_key", columns=("tenant_id", "email")),
+        Check(name="app_user_email_lower_case", condition="email = lower(email)"),
+        Check(name="app_user_email_form", condition="email ~ '^[^@[:space:]]+@[^@[:space:]]+[.][^@[:space:]]+$'"),
+        Check(name="app_user_full_name_given", condition="btrim(full_name) <> ''"),
+        one_of("app_user_role_known", "role", ROLES),
+        one_of("app_user_status_known", "status", USER_STATUSES),
+        Check(name="app_user_failed_logins_positive", condition="failed_logins >= 0"),
+        Index(name="app_user_active_by_role", columns=("tenant_id", "role"), where="status = 'active'"),
+        Trigger(
+            name="follow", timing="after", events=("insert", "update", "delete"), level="row",
+            function="charthold.follow_user",
+        ),
+    )  # fmt: skip
+
+
+class Facility(TenantTable, tablename="facility"):
+    """A place where clients are seen."""
+
+    name = Text(default=None)
+    kind = Text(default="clinic")
+    npi = Text(default=None, null=True)
+    address = JSONB()
+    phone = Text(default=None, null=True)
+    time_zone = Text(default="UTC")
+    license_number = Text(default=None, null=True)
+    capacity = Integer(default=None, null=True)
+    settings = JSONB()
+    status = Text(default="active")
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        # A closed facility's name may be given again.
+        Index(
+            name="facility_active_name_key",
+            columns=("tenant_id", "name"),
+            unique=True,
+            where="status = 'active'",
+        ),
+        Check(name="facility_name_given", condition="btrim(name) <> ''"),
+        one_of("facility_kind_known", "kind", FACILITY_KINDS),
+        Check(name="facility_npi_valid", condition="charthold.npi_is_valid(npi)"),
+        Check(name="facility_capacity_positive", condition="capacity > 0"),
+        one_of("facility_status_known", "status", FACILITY_STATUSES),
+        Check(name="facility_time_zone_form", condition="time_zone ~ '^[A-Za-z][A-Za-z0-9_+/-]{1,63}$'"),
+        json_object("facility_address_object", "address"),
+        json_object("facility_settings_object", "settings"),
+    )
+
+
+class Client(TenantTable, tablename="client"):
+    """A person who receives care. Everything that identifies the person is sealed, 164.514(b)(2)."""
+
+    # RESTRICT: a facility with clients is made inactive, never deleted; its clients' records must be kept.
+    facility_id = TenantForeignKey(Facility, on_delete=OnDelete.restrict)
+    # RESTRICT: the responsible clinician is deactivated, and clients handed over by name, not silently orphaned.
+    user_id = TenantForeignKey(User, null=True, on_delete=OnDelete.restrict)
+    status = Text(default="active")
+    first_name = EncryptedText(identifier="name")
+    last_name = EncryptedText(identifier="name")
+    date_of_birth = EncryptedDate(identifier="date")
+    ssn = EncryptedText(identifier="ssn", null=True)
+    mrn = EncryptedText(identifier="mrn", null=True)
+    email = EncryptedText(identifier="email", null=True)
+    phone = EncryptedText(identifier="telephone", null=True)
+    address = EncryptedJSON(identifier="geography", null=True)
+    insurance_member_id = EncryptedText(identifier="health_plan", null=True)
+    emergency_contact = EncryptedJSON(identifier="name", null=True)
+    notes = EncryptedText(identifier="other", null=True)
+    admitted_on = Date(default=None, null=True)
+    discharged_on = Date(default=None, null=True)
+
+    last_name_folded = BlindIndex("last_name", kind="folded")
+    last_name_prefix = BlindIndex("last_name", kind="prefix", length=3)
+    date_of_birth_exact = BlindIndex("date_of_birth", kind="exact")
+    ssn_exact = BlindIndex("ssn", kind="exact")
+    ssn_last_four = BlindIndex("ssn", kind="last", length=4)
+    mrn_exact = BlindIndex("mrn", kind="exact")
+    email_folded = BlindIndex("email", kind="folded")
+    phone_last_four = BlindIndex("phone", kind="last", length=4)
+
+    facility_column = "facility_id"
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        # Two clients of one tenant cannot have one MRN; the index is keyed, so it tells nothing beyond the tenant.
+        Index(name="client_mrn_key", columns=("tenant_id", "mrn_exact"), unique=True),
+        one_of("client_status_known", "status", CLIENT_STATUSES),
+        Check(
+            name="client_discharged_has_date",
+            condition="(status = 'discharged') <= (discharged_on is not null)",
+        ),
+        Check(name="client_dates_in_order", condition="discharged_on >= admitted_on"),
+        # The common look-ups: who is here and in what state, my clients, the newest first.
+        Index(name="client_by_status_and_facility", columns=("tenant_id", "status", "facility_id")),
+        Index(name="client_newest_first", columns=("tenant_id", "created_at desc")),
+        Index(
+            name="client_active_by_facility", columns=("tenant_id", "facility_id", "created_at desc"),
+            where="status = 'active'",
+        ),
+    )  # fmt: skip
+
+
+class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
+    """Who did what, when and why, 164.312(b). Written by the database alone, and only ever appended to.
+
+    ``occurred_at`` is its ``created_at``; nothing is ever updated. The primary key holds it because PostgreSQL wants the
+    partition key there.
+    """
+
+    id = LogId()
+    tenant_id = TenantId()
+    occurred_at = CreatedAt()
+    user_id = TenantForeignKey(User, on_delete=OnDelete.restrict)
+    action_type = Text(default=None)
+    table_name = Text(default=None, null=True)
+    record_id = UUID(default=None, null=True)
+    old_values = JSONB(default=None, null=True)
+    new_values = JSONB(default=None, null=True)
+    changed_columns = Array(base_column=Text(default=None), default=None, null=True)
+    reason = Text(default=None)
+    request_id = Text(default=None, null=True)
+    source_ip = Inet(null=True)
+    transaction_id = TransactionId()
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        Partitions(by="range (occurred_at)"),
+        PrimaryKey(name="user_action_audit_log_pkey", columns=("tenant_id", "occurred_at", "id")),
+        # RESTRICT: a user with history is deactivated, never deleted. Deferred, because a tenant's first records are
+        # written before its first user.
+        References(
+            name="user_action_audit_log_user_id_fkey", columns=("tenant_id", "user_id"), to_table="app_user",
+            to_columns=("tenant_id", "id"), on_delete="restrict", deferred=True,
+        ),
+        one_of("user_action_audit_log_action_known", "action_type", ACTION_TYPES),
+        # The common questions: what happened to this record, what did this user do. When is the primary key.
+        Index(
+            name="user_action_audit_log_by_record",
+            columns=("tenant_id", "record_id", "occurred_at desc"),
+        ),
+        Index(name="user_action_audit_log_by_user", columns=("tenant_id", "user_id", "occurred_at desc")),
+        RowSecurity(),
+        *policies("user_action_audit_log", "tenant_id"),
+        Grant(privileges=("select",), to="app_runtime"),
+        Grant(privileges=("select",), to="app_auditor"),
+        Trigger(
+            name="append_only", timing="before", events=("update", "delete"), level="row",
+            function="charthold.refuse_change",
+        ),
+        Trigger(
+            name="append_only_truncate", timing="before", events=("truncate",), level="statement",
+            function="charthold.refuse_change",
+        ),
+    )  # fmt: skip
+
+
+class TenantKey(TenantTable, tablename="tenant_key"):
+    """A version of a tenant's data key, wrapped by the key-encrypting key, which the database never sees.
+
+    Every version opens what it sealed; the status says what else it is used for (``core/crypto/tenantkeys.py``).
+    A shredded key has no bytes left.
+    """
+
+    version = Integer(default=None)
+    wrapped = Bytea(default=None, null=True)
+    kek = Text(default="")
+    status = Text(default="current")
+
+    # A copy of the wrapped key in the log would outlive its shredding.
+    unrecorded = ("wrapped",)
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        Unique(name="tenant_key_version_key", columns=("tenant_id", "version")),
+        one_of("tenant_key_status_known", "status", KEY_STATUSES),
+        Check(name="tenant_key_version_positive", condition="version > 0"),
+        Check(name="tenant_key_shredded_is_empty", condition="(status = 'shredded') = (wrapped is null)"),
+        # Two current keys would make it a matter of luck which one seals.
+        Index(name="tenant_key_one_current", columns=("tenant_id",), unique=True, where="status = 'current'"),
+    )
+
+
+class AuditSeal(TenantTable, tablename="audit_seal"):
+    """A signed head of a tenant's Merkle tree over the audit log (RFC 6962)."""
+
+    tree_size = BigInt(default=None)
+    root_hash = Bytea(default=None)
+    sealed_at = Timestamptz(default=None)
+    key_id = Text(default=None)
+    signature = Bytea(default=None)
+
+    # A seal is about the log; a record of it there would call for the next seal.
+    audited = False
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        Unique(name="audit_seal_tree_size_key", columns=("tenant_id", "tree_size")),
+        Check(name="audit_seal_tree_size_positive", condition="tree_size > 0"),
+        Check(name="audit_seal_root_hash_length", condition="octet_length(root_hash) = 32"),
+        Check(name="audit_seal_signature_length", condition="octet_length(signature) = 64"),
+    )

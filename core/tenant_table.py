@@ -1,0 +1,326 @@
+"""The base of every table that belongs to tenants. A table is born protected: nobody can forget what is implied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from piccolo.columns import Column, ForeignKey
+from piccolo.columns.defaults.base import Default
+from piccolo.query.methods.refresh import Refresh
+from piccolo.table import Table
+
+from core.audit.capture import capture_function, capture_triggers
+from core.columns import BlindIndex, CreatedAt, RowId, TenantForeignKey, TenantId, UpdatedAt
+from core.errors import ChartholdError
+from core.permissions import COMMANDS, ROLES, roles_for
+from core.queries import (
+    TenantCount,
+    TenantDelete,
+    TenantExists,
+    TenantInsert,
+    TenantObjects,
+    TenantRaw,
+    TenantSelect,
+    TenantUpdate,
+)
+from core.schema import (
+    Grant,
+    Index,
+    Policy,
+    PrimaryKey,
+    References,
+    RowSecurity,
+    SchemaObject,
+    StorageParameters,
+    Trigger,
+)
+
+__all__ = ["ProtectedTable", "TenantTable", "policies"]
+
+# What the database or the engine fills in.
+KEPT = (TenantId, CreatedAt, BlindIndex)
+UNRECORDED = (RowId, TenantId, CreatedAt, BlindIndex)
+
+
+class ProtectedTable(Table):
+    """Piccolo's table with our queries. ``Tenant`` is one directly; everything else is a ``TenantTable``."""
+
+    # What the table declares beside its columns: checks, uniques, indexes.
+    declares: ClassVar[Sequence[SchemaObject]] = ()
+
+    def __init__(
+        self,
+        _data: dict[Column, Any] | None = None,
+        _ignore_missing: bool = False,
+        _exists_in_db: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """A new row. Values by name, or by column in ``_data``; what Charthold keeps stays empty until it is saved."""
+        self._exists_in_db = _exists_in_db
+        self._was_created: bool | None = None
+        given = {column._meta.name: value for column, value in (_data or {}).items()} | kwargs
+        for column in self._meta.columns:
+            name = column._meta.name
+            if name in given:
+                value = given.pop(name)
+            elif column._meta.db_column_name in given:
+                value = given.pop(column._meta.db_column_name)
+            else:
+                value = column.get_default_value()
+                if isinstance(value, Default):
+                    value = value.python()
+                required = not (
+                    column._meta.null or isinstance(column, KEPT) or _ignore_missing or _exists_in_db
+                )
+                if value is None and required:
+                    raise ValueError(f"{name} wasn't provided")
+            self.__dict__[name] = value
+        if given:
+            raise ValueError(f"Unrecognized columns - {sorted(given)}")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.__dict__.get('id')}>"
+
+    def __str__(self) -> str:
+        # Piccolo prints the row's values here.
+        return repr(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise ChartholdError(
+            f"A {type(self).__name__} may hold PHI and is not pickled. Pass its id and fetch it again."
+        )
+
+    @classmethod
+    def all_columns(cls, exclude: Sequence[str | Column] | None = None) -> list[Column]:
+        """The columns that hold the row's values, without its blind indexes."""
+        return [column for column in super().all_columns(exclude) if not isinstance(column, BlindIndex)]
+
+    def to_dict(self, *columns: Column) -> dict[str, Any]:
+        """The row's values, without its blind indexes."""
+        return super().to_dict(*(columns or self.all_columns()))
+
+    def save(self, columns: Sequence[Column | str] | None = None) -> TenantInsert | TenantUpdate:
+        """Insert a new row; update an existing one (``columns``: only these)."""
+        cls = type(self)
+        if not self._exists_in_db:
+            return cls.insert(self)
+        chosen = (
+            [c for c in cls.all_columns() if not isinstance(c, UNRECORDED)]
+            if columns is None
+            else [cls._meta.get_column_by_name(c) if isinstance(c, str) else c for c in columns]
+        )
+        # A compound blind index needs its other columns too; the instance has them.
+        values = {column: self.__dict__.get(column._meta.name) for column in chosen}
+        return cls.update(values).where(cls._meta.primary_key == self.__dict__["id"])  # type: ignore[arg-type]
+
+    def refresh(self, columns: Sequence[Column] | None = None, load_json: bool = False) -> Refresh:
+        """Fetch the row's values again."""
+        key = type(self)._meta.primary_key
+        chosen = columns or [column for column in self.all_columns() if column is not key]
+        return Refresh(instance=self, columns=chosen, load_json=load_json)
+
+    @classmethod
+    def select(cls, *columns: Any, exclude_secrets: bool = False) -> TenantSelect:
+        return TenantSelect(
+            table=cls, columns_list=cls._process_column_args(*columns), exclude_secrets=exclude_secrets
+        )
+
+    @classmethod
+    def objects(cls, *prefetch: ForeignKey | list[ForeignKey]) -> TenantObjects:
+        return TenantObjects(table=cls, prefetch=prefetch)
+
+    @classmethod
+    def count(cls, column: Column | None = None, distinct: Sequence[Column] | None = None) -> TenantCount:
+        return TenantCount(table=cls, column=column, distinct=distinct)
+
+    @classmethod
+    def exists(cls) -> TenantExists:
+        return TenantExists(table=cls)
+
+    @classmethod
+    def insert(cls, *rows: Self) -> TenantInsert:  # type: ignore[override]
+        query = TenantInsert(table=cls).returning(cls._meta.primary_key)
+        if rows:
+            query.add(*rows)
+        return query
+
+    @classmethod
+    def update(
+        cls,
+        values: dict[Any, Any] | None = None,
+        force: bool = False,
+        use_auto_update: bool = True,
+        **kwargs: Any,
+    ) -> TenantUpdate:
+        values = {**(values or {}), **kwargs}
+        if use_auto_update and cls._meta.auto_update_columns:
+            values.update(cls._meta.get_auto_update_values())
+        return TenantUpdate(table=cls, force=force).values(values)  # type: ignore[return-value]
+
+    @classmethod
+    def delete(cls, force: bool = False) -> TenantDelete:
+        return TenantDelete(table=cls, force=force)
+
+    @classmethod
+    def raw(cls, sql: str, *args: Any) -> TenantRaw:
+        query = Table.raw.__func__(cls, sql, *args)  # type: ignore[attr-defined]
+        return TenantRaw(table=cls, querystring=query.querystring)
+
+    @classmethod
+    def implied_objects(cls) -> tuple[SchemaObject, ...]:
+        """What the class implies; ``TenantTable`` says what."""
+        return ()
+
+    @classmethod
+    def schema_objects(cls) -> tuple[SchemaObject, ...]:
+        """All that the table is made of beside its columns, for migrations and for the doctor."""
+        return (*cls.implied_objects(), *cls.declares)
+
+
+class TenantTable(ProtectedTable):
+    """A table whose rows each belong to one tenant.
+
+    It implies: ``id`` (UUIDv7), ``tenant_id``, ``created_at``, ``updated_at``; the primary key ``(tenant_id, id)``;
+    composite foreign keys; a hash index a ``BlindIndex``; forced row-level security with one restrictive policy for the
+    tenant and permissive policies from ``permissions``; grants; ``updated_at`` moved by the database; every change
+    recorded in the audit log.
+    """
+
+    id = RowId()
+    tenant_id = TenantId()
+    created_at = CreatedAt()
+    updated_at = UpdatedAt()
+
+    # role -> commands, for a table that core/permissions.py does not name.
+    permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
+    # The column by which users bound to facilities are narrowed, if any.
+    facility_column: ClassVar[str | None] = None
+    audited: ClassVar[bool] = True
+    # Columns whose values the audit log must not hold.
+    unrecorded: ClassVar[Sequence[str]] = ()
+
+    @classmethod
+    def implied_objects(cls) -> tuple[SchemaObject, ...]:
+        name = cls._meta.tablename
+        return (
+            PrimaryKey(name=f"{name}_pkey", columns=("tenant_id", "id")),
+            # HOT updates need room on the page.
+            StorageParameters(parameters=(("fillfactor", "80"),)),
+            *cls._references(),
+            *cls._indexes(),
+            RowSecurity(),
+            *policies(name, "tenant_id", permissions=cls.permissions, facility_column=cls.facility_column),
+            Grant(privileges=cls._privileges(), to="app_runtime"),
+            Trigger(
+                name="keep_identity",
+                timing="before",
+                events=("update",),
+                level="row",
+                function="charthold.touch_tenant_row",
+            ),
+            *(cls._capture() if cls.audited else ()),
+        )
+
+    @classmethod
+    def _references(cls) -> list[SchemaObject]:
+        name, found, required = cls._meta.tablename, [], False
+        for column in cls._meta.foreign_key_columns:
+            if not isinstance(column, TenantForeignKey):
+                raise ChartholdError(
+                    f"{cls.__name__}.{column._meta.name} is a plain ForeignKey, which could point at another tenant's "
+                    "row. Use TenantForeignKey."
+                )
+            required = required or not column._meta.null
+            key = column._meta.db_column_name
+            found.append(
+                References(
+                    name=f"{name}_{key}_fkey",
+                    columns=("tenant_id", key),
+                    to_table=column._foreign_key_meta.resolved_references._meta.tablename,
+                    to_columns=("tenant_id", "id"),
+                    on_delete=column._foreign_key_meta.on_delete.value.lower(),
+                )
+            )
+        if not required:
+            # RESTRICT: a tenant with rows is closed or shredded, never deleted. A table with a required reference to
+            # another tenant's table needs no second check: that row's own reference holds the tenant.
+            found.append(
+                References(
+                    name=f"{name}_tenant_id_fkey",
+                    columns=("tenant_id",),
+                    to_table="tenant",
+                    to_columns=("id",),
+                    on_delete="restrict",
+                )
+            )
+        return found
+
+    @classmethod
+    def _indexes(cls) -> list[Index]:
+        """An index for each foreign key (the other side's delete looks for us) and each blind index."""
+        name = cls._meta.tablename
+        declared = {o.columns[:2] for o in cls.declares if isinstance(o, Index) and o.where is None}
+        columns = [
+            c._meta.db_column_name for c in cls._meta.columns if isinstance(c, (TenantForeignKey, BlindIndex))
+        ]
+        return [
+            Index(name=f"{name}_by_{column}", columns=("tenant_id", column))
+            for column in columns
+            if ("tenant_id", column) not in declared
+        ]
+
+    @classmethod
+    def _privileges(cls) -> tuple[str, ...]:
+        granted = (c for c in COMMANDS if roles_for(cls._meta.tablename, c, cls.permissions))
+        return tuple(granted)
+
+    @classmethod
+    def _capture(cls) -> tuple[SchemaObject, ...]:
+        name = cls._meta.tablename
+        recorded = [
+            c._meta.db_column_name
+            for c in cls._meta.columns
+            if not isinstance(c, UNRECORDED) and c._meta.name not in cls.unrecorded
+        ]
+        return (capture_function(name, recorded), *capture_triggers(name))
+
+
+def policies(
+    table: str,
+    tenant_column: str,
+    *,
+    permissions: Mapping[str, tuple[str, ...]] | None = None,
+    facility_column: str | None = None,
+) -> tuple[Policy, ...]:
+    """One restrictive policy for the tenant, which no later policy can widen, and one permissive policy a command.
+
+    Each function call stands in a sub-select, so that it runs once a statement and not once a row.
+    """
+    here = f"{tenant_column} = (select charthold.tenant_id())"
+    found = [Policy(name="tenant_isolation", command="all", using=here, check=here, restrictive=True)]
+    for command in COMMANDS:
+        roles = roles_for(table, command, permissions)
+        if not roles:
+            continue
+        allowed = _allowed(roles, facility_column)
+        found.append(
+            Policy(
+                name=f"{command}_by_role",
+                command=command,
+                using=allowed if command != "insert" else None,
+                check=allowed if command in ("insert", "update") else None,
+            )
+        )
+    return tuple(found)
+
+
+def _allowed(roles: tuple[str, ...], facility_column: str | None) -> str:
+    listed = ", ".join(f"'{role}'" for role in roles)
+    if facility_column is None:
+        # A verified scope has one of our roles, so a policy for all of them has nothing to ask.
+        return "true" if roles == ROLES else f"(select charthold.actor_role()) in ({listed})"
+    return (
+        f"(select charthold.actor_role_everywhere()) in ({listed}) or ((select charthold.actor_role()) in ({listed}) "
+        f"and {facility_column} = any ((select charthold.actor_facilities())::uuid[]))"
+    )

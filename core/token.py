@@ -1,0 +1,73 @@
+"""The signed context: who acts, for which tenant, until when. Bytes only; knows neither Piccolo nor PostgreSQL.
+
+Threat: whoever can run SQL as the application's role can also run ``set_config``. A plain setting would let one SQL
+injection name any tenant and any actor. So the setting holds a token, signed here with HMAC-SHA-256 (RFC 2104) and
+checked inside PostgreSQL by ``charthold.scope()`` with a key which the application's role cannot read. It names one
+backend and an end, so a token seen on one connection is worthless on another, and soon worthless there.
+
+Layout, fixed width so that PostgreSQL takes it apart with ``substr``::
+
+    mac 64 hex | key id 8 hex | expiry 10 digits | backend pid 10 digits | tenant 36 | actor 36
+    | request id "|" source ip "|" reason
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+__all__ = ["ANY_BACKEND", "TokenKey"]
+
+ANY_BACKEND = 0
+BLOCK = 64  # bytes; the block of SHA-256
+
+
+@dataclass(frozen=True)
+class TokenKey:
+    """A key that signs contexts. ``id`` is public; the pads are what ``charthold.token_key`` keeps."""
+
+    id: str
+    inner_pad: bytes = field(repr=False)
+    outer_pad: bytes = field(repr=False)
+
+    @classmethod
+    def derive(cls, master_key: bytes) -> TokenKey:
+        """The token key of a master key: HKDF-SHA-256 (RFC 5869), so that a new master key brings a new token key."""
+        key = HKDF(hashes.SHA256(), 32, salt=None, info=b"charthold/v1/token").derive(master_key)
+        block = key.ljust(BLOCK, b"\0")
+        return cls(
+            id=hashlib.sha256(b"charthold/v1/token-id" + key).hexdigest()[:8],
+            inner_pad=bytes(byte ^ 0x36 for byte in block),
+            outer_pad=bytes(byte ^ 0x5C for byte in block),
+        )
+
+    def __post_init__(self) -> None:
+        # A prepared state saves hashing the pad for each token.
+        object.__setattr__(self, "_inner", hashlib.sha256(self.inner_pad))
+        object.__setattr__(self, "_outer", hashlib.sha256(self.outer_pad))
+
+    def sign(
+        self,
+        *,
+        tenant: UUID,
+        actor: UUID,
+        expires: int,
+        backend: int,
+        request_id: str = "",
+        source_ip: str = "",
+        reason: str = "",
+    ) -> str:
+        """The token for one backend; ``expires`` in seconds since 1970, ``backend`` a pid or ``ANY_BACKEND``."""
+        payload = (
+            f"{self.id}{expires:010d}{backend:010d}{tenant}{actor}"
+            f"{request_id.replace('|', '/')}|{source_ip}|{reason}"
+        )
+        inner = self._inner.copy()  # type: ignore[attr-defined]
+        inner.update(payload.encode())
+        outer = self._outer.copy()  # type: ignore[attr-defined]
+        outer.update(inner.digest())
+        return str(outer.hexdigest()) + payload
