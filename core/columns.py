@@ -11,7 +11,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar, overload
 
-from piccolo.columns import UUID as PiccoloUUID
+from piccolo import columns as piccolo_columns
 from piccolo.columns import BigInt, Column, ForeignKey, Timestamptz
 from piccolo.columns.base import OnDelete, OnUpdate
 from piccolo.columns.combination import Where
@@ -48,7 +48,7 @@ __all__ = [
 T = TypeVar("T")
 
 
-class RowId(PiccoloUUID):
+class RowId(piccolo_columns.UUID):
     """The row's UUIDv7, made in Python. The physical primary key is composite, so it is not written inline."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -92,7 +92,7 @@ class TransactionId(BigInt):
         return f'"{self._meta.db_column_name}" BIGINT NOT NULL DEFAULT pg_current_xact_id()::text::bigint'
 
 
-class TenantId(PiccoloUUID):
+class TenantId(piccolo_columns.UUID):
     """The tenant that the row belongs to. Bound from the scope when a statement runs; never set by the caller."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -147,7 +147,7 @@ class Inet(Column):
         return "INET"
 
 
-class TenantForeignKey(ForeignKey):
+class TenantForeignKey(ForeignKey[Any]):
     """A reference to a row of the same tenant.
 
     The database holds it as a composite foreign key ``(tenant_id, x_id)``, so a reference to another tenant's row
@@ -171,7 +171,7 @@ class TenantForeignKey(ForeignKey):
                 "A reference between tenants' tables is RESTRICT or CASCADE: SET NULL would clear tenant_id with it."
             )
         kwargs |= {"default": None, "on_update": OnUpdate.no_action}
-        super().__init__(references, null=null, on_delete=on_delete, **kwargs)  # type: ignore[arg-type]
+        super().__init__(references, null=null, on_delete=on_delete, **kwargs)
 
     @property
     def ddl(self) -> str:
@@ -293,7 +293,7 @@ class EncryptedJSON(Encrypted[Any]):
 class BlindIndex(Column):
     """Keyed hashes of an encrypted column (or of several, ``compound``), for equality in the database.
 
-    ``of`` names the columns; ``kind`` is exact, folded, prefix, last, year, month or compound (``core/crypto/blind.py``);
+    ``of`` names the columns; ``kind`` is exact, folded, prefix, last, year, month or compound (``core.crypto.blind``);
     ``length`` the letters of a prefix or the last digits; ``parts`` the kinds of a compound index's columns; ``bits``
     how much of the HMAC is kept. What an index leaks is said in the README before its use: equal values of one tenant
     have equal hashes.
@@ -313,9 +313,7 @@ class BlindIndex(Column):
     ) -> None:
         self.default = None
         self.of = tuple(of or names)
-        self.spec = BlindSpec(
-            kind=kind, bits=bits, length=length, parts=tuple(BlindSpec(kind=part) for part in parts)
-        )
+        self.spec = BlindSpec(kind=kind, bits=bits, length=length, parts=tuple(BlindSpec(kind=part) for part in parts))
         if not self.of or (len(self.of) > 1) != (kind == "compound") or len(parts) not in (0, len(self.of)):
             raise ProtectedQueryError(
                 "A blind index names its column; a compound one names several, and a kind for each."

@@ -112,9 +112,9 @@ def start(home: Path, *, fast: bool = False) -> Server:
     Raises ``ConfigurationError``, one sentence that says why and names the way out.
     """
     home = home.absolute()
+    if server := status(home):
+        return server
     with _explained(home), tempfile.TemporaryFile() as complaints:
-        if server := status(home):
-            return server
         wheel = _wheel()  # first: what follows needs a Unix, and so does the wheel
         account = _account(home)
         place = _settle(home, account)
@@ -137,8 +137,9 @@ def start(home: Path, *, fast: bool = False) -> Server:
                     os.close(lock)  # by now the server has its own copy
             time.sleep(0.01)
         raise ConfigurationError(
-            f"The embedded PostgreSQL in {place} runs, but its socket does not answer: it is in another "
-            f"container, still recovers (see {place / 'log'}), or lost its socket (kill it). {WAY_OUT}"
+            f"The embedded PostgreSQL in {place} runs, but does not answer: it is in another container, "
+            "still recovers (see log/), or its socket was deleted (kill -INT the pid in data/postmaster.pid). "
+            f"{WAY_OUT}"
         )
 
 
@@ -164,9 +165,7 @@ def stop(home: Path, *, mode: Literal["smart", "fast", "immediate"] = "fast") ->
                 os.close(lock)
                 return socket_dir is not None
             time.sleep(0.01)
-        raise ConfigurationError(
-            f"The embedded PostgreSQL in {place} does not stop; close its clients first."
-        )
+        raise ConfigurationError(f"The embedded PostgreSQL in {place} does not stop; close its clients first.")
 
 
 def status(home: Path) -> Server | None:
@@ -223,7 +222,10 @@ def _lock(place: Path) -> int | None:
     import fcntl  # late: Windows has none, and is told about the missing wheel instead
 
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(_beside(place, ".lock"), flags, 0o600)
+    opened = os.open(_beside(place, ".lock"), flags, 0o600)
+    # In a process without standard streams it may be 0, 1 or 2, which a program does not inherit as they are.
+    descriptor = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(opened)
     try:
         if os.geteuid() == 0:  # in somebody's home it is theirs
             owner = place.parent.stat()
@@ -393,9 +395,7 @@ def _settle(home: Path, account: Account | None) -> Path:
     place = _place(home)
     # The lock is older than the link. Without it, the folder is not new but lost, say with its container.
     if link.is_symlink() and not _beside(place, ".lock").exists():
-        raise ConfigurationError(
-            f"{link} leads to {place}, which is gone: bring it back, or remove the link."
-        )
+        raise ConfigurationError(f"{link} leads to {place}, which is gone: bring it back, or remove the link.")
     return place
 
 

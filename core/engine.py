@@ -1,8 +1,8 @@
 """The engine: one path on which every statement runs.
 
 A planned statement (``core.plan``) runs in the open scope: the engine binds the tenant, the token and the ciphertext,
-sends one statement, and opens what comes back. What Piccolo compiled for tables that belong to no tenant runs beside it,
-on connections that never carry a scope. Migrations and key commands ask for ``owner_mode``.
+sends one statement, and opens what comes back. What Piccolo compiled for tables that belong to no tenant runs beside
+it, on connections that never carry a scope. Migrations and key commands ask for ``owner_mode``.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self, cast
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
+from piccolo.query.base import Query
 from piccolo.querystring import QueryString
 
 from core import embedded
+from core.batch import Batch
 from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
 from core.crypto.kms import development_key, provider_from_settings
 from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
@@ -52,7 +53,7 @@ SESSION = {
 class Transaction(PostgresTransaction):
     """Statements that succeed together. Nested, it is a savepoint. It belongs to the task that opened it."""
 
-    __slots__ = ("_finished", "_link", "_savepoint", "_scope", "_task", "engine_")
+    __slots__ = ("_link", "_savepoint", "_scope", "_shown_before", "_task", "engine_", "shown")
 
     def __init__(self, engine: ChartholdEngine, *, allow_nested: bool = True) -> None:
         super().__init__(engine, allow_nested=allow_nested)
@@ -61,6 +62,9 @@ class Transaction(PostgresTransaction):
         self._savepoint: Any = None
         self._scope: Scope | None = None
         self._task: asyncio.Task[Any] | None = None
+        # What was shown in it: table, row ids, columns.
+        self.shown: list[tuple[str, list[UUID], list[str]]] = []
+        self._shown_before = 0
 
     @property
     def link(self) -> Link:
@@ -74,11 +78,12 @@ class Transaction(PostgresTransaction):
             )
         return self._link
 
-    async def __aenter__(self) -> Self:  # type: ignore[override]
+    async def __aenter__(self) -> Self:
         if self._parent is not None:
             # Piccolo would do nothing here, and a caught error would keep the inner block's writes.
             parent = cast("Transaction", self._parent)
             self._savepoint = parent.link.connection.transaction()
+            self._shown_before = len(parent.shown)
             await self._savepoint.start()
             return cast("Self", parent)
         self._task = asyncio.current_task()
@@ -86,7 +91,7 @@ class Transaction(PostgresTransaction):
         try:
             self.connection = link.connection
             self.transaction = self.connection.transaction()
-            await self.begin()
+            await self.transaction.start()
         except BaseException:
             self._link = None
             link.dirty = True
@@ -111,7 +116,12 @@ class Transaction(PostgresTransaction):
         trace: TracebackType | None,
     ) -> bool:
         if self._savepoint is not None:
-            await (self._savepoint.rollback() if exception else self._savepoint.commit())
+            parent = cast("Transaction", self._parent)
+            if exception:
+                await self._savepoint.rollback()
+                await parent.record_again(parent.shown[self._shown_before :])
+            else:
+                await self._savepoint.commit()
             return False
         link, self._link = self._link, None
         if link is None:
@@ -119,14 +129,19 @@ class Transaction(PostgresTransaction):
         try:
             if exception:
                 if not self._rolled_back:
-                    await self.rollback()
+                    await self.transaction.rollback()
+                    if self.shown and not link.connection.is_closed():
+                        async with link.connection.transaction():
+                            self._link = link
+                            await self.record_again(self.shown)
             elif not self._committed and not self._rolled_back:
-                await self.commit()
+                await self.transaction.commit()
         except BaseException:
             link.dirty = True
             raise
         finally:
             # In this order whatever happened: Piccolo's own leaks the connection when the rollback fails.
+            self._link = None
             self.engine_.current_transaction.reset(self.context)
             await self.engine_.release(link)
         return False
@@ -135,10 +150,12 @@ class Transaction(PostgresTransaction):
 class ChartholdEngine(PostgresEngine):
     """Piccolo's engine, taught to run planned statements in the open scope. Connects on first use, not on import."""
 
-    __slots__ = ("_asking", "_keyring", "_plain", "_scoped", "_server", "_token_key")
+    __slots__ = ("_asking", "_keyring", "_plain", "_scoped", "_server", "_token_key", "database")
 
     def __init__(self, **kwargs: Any) -> None:
         self._server: embedded.Server | None = None
+        # Overrides the database that the settings name.
+        self.database: str | None = None
         self._keyring: Keyring | None = None
         # Whose scope reads a tenant's wrapped keys: the keyring loads outside of every context.
         self._asking: dict[UUID, Scope] = {}
@@ -164,8 +181,16 @@ class ChartholdEngine(PostgresEngine):
         if configured.embedded:
             if self._server is None:
                 self._server = embedded.start(configured.home)
-            return self._server.dsn(login="owner" if owner else "application")
-        return {"dsn": configured.owner_url if owner else configured.database_url}
+            login: embedded.Login = "owner" if owner else "application"
+            return self._server.dsn(login=login, database=self.database or embedded.DATABASE)
+        named = {"database": self.database} if self.database else {}
+        return {"dsn": configured.owner_url if owner else configured.database_url, **named}
+
+    async def use(self, database: str | None) -> None:
+        """Work on another database of the same server from now on: for tests, each of which has its own."""
+        await self.close_connection_pool()
+        self.database = database
+        self._keyring = self._token_key = None
 
     async def connect(self, *, owner: bool) -> asyncpg.Connection[Any]:
         """A new connection, as the schema's owner or as the application's role.
@@ -177,30 +202,25 @@ class ChartholdEngine(PostgresEngine):
         try:
             if owner:
                 # An owner's session looks nothing up where others could have put it.
-                return await asyncpg.connect(
+                owned: asyncpg.Connection[Any] = await asyncpg.connect(
                     **arguments, server_settings={"search_path": "public, pg_catalog", "timezone": "UTC"}
                 )
+                return owned
             relaxed = {} if self.settings.durable_reads else {"charthold.relaxed_reads": "on"}
-            connection = await asyncpg.connect(
-                **arguments, server_settings={**SESSION, "role": role, **relaxed}
-            )
+            connection = await asyncpg.connect(**arguments, server_settings={**SESSION, "role": role, **relaxed})
         except asyncpg.InvalidParameterValueError:
             raise ConfigurationError(
                 f"The role {role} does not exist yet. Run: piccolo migrations forwards core"
             ) from None
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-            raise ConfigurationError(
-                f"PostgreSQL refused the connection: {error}. Check DATABASE_URL."
-            ) from None
+            raise ConfigurationError(f"PostgreSQL refused the connection: {error}. Check DATABASE_URL.") from None
         except asyncpg.InsufficientPrivilegeError:
             raise ConfigurationError(
                 f"The login of DATABASE_URL may not act as {role}. As the owner run: grant {role} to <login>"
             ) from None
         except OSError as error:
             where = "the embedded server" if self.settings.embedded else "the server that DATABASE_URL names"
-            raise ConfigurationError(
-                f"No connection to {where}: {error.strerror or error}. Is it running?"
-            ) from None
+            raise ConfigurationError(f"No connection to {where}: {error.strerror or error}. Is it running?") from None
         # Who are we, really: the role in force must be one that the policies bind.
         refused = await connection.fetchval(
             "select rolsuper or rolbypassrls or exists ("
@@ -293,7 +313,8 @@ class ChartholdEngine(PostgresEngine):
             await pool.release(link)
         return [WrappedKey(**row) for row in rows]
 
-    async def _keys(self, scope: Scope, version: int | None = None) -> TenantKeys:
+    async def keys_of(self, scope: Scope, version: int | None = None) -> TenantKeys:
+        """The keys of the scope's tenant; with ``version``, keys that hold this one."""
         self._asking[scope.tenant] = scope
         if version is not None:
             return await self.keyring.for_tenant(scope.tenant, version=version)
@@ -301,7 +322,7 @@ class ChartholdEngine(PostgresEngine):
 
     # -- running statements ----------------------------------------------------------------------------------------
 
-    async def run_querystring(self, querystring: QueryString, in_pool: bool = True) -> Any:  # noqa: ARG002
+    async def run_querystring(self, querystring: QueryString, in_pool: bool = True) -> Any:
         """Run a statement: a planned one in the open scope, any other outside of every scope."""
         if isinstance(querystring, Plan):
             return await self.run_plan(querystring)
@@ -310,7 +331,7 @@ class ChartholdEngine(PostgresEngine):
             return await self.run_raw(sql, arguments)
         return await self._run_plain(sql, arguments)
 
-    async def run_ddl(self, ddl: str, in_pool: bool = True) -> Any:  # noqa: ARG002
+    async def run_ddl(self, ddl: str, in_pool: bool = True) -> Any:
         """Run a statement of a migration."""
         return await self._run_plain(ddl, [])
 
@@ -318,7 +339,7 @@ class ChartholdEngine(PostgresEngine):
         """Run a planned statement in the open scope and open what it returns."""
         scope = current_scope()
         sql, arguments = plan.compile_string()
-        keys = await self._keys(scope) if plan.opened or needs_keys(arguments) else None
+        keys = await self.keys_of(scope) if plan.opened or needs_keys(arguments) else None
         bound = bind(arguments, scope.tenant, keys)
         wrapped = plan.wrapped(sql, len(bound))
         async with self._connection() as link:
@@ -326,11 +347,16 @@ class ChartholdEngine(PostgresEngine):
             rows = await self._fetch(link, scope, wrapped, bound)
         if not plan.returns:
             return []
+        transaction = cast("Transaction | None", self.current_transaction.get())
+        if transaction is not None and plan.opened:
+            transaction.shown.extend(
+                (table, [row[position] for row in rows], columns) for table, position, columns in plan.records()
+            )
         try:
             return open_rows(plan, rows, keys)
         except MissingKeyError as missing:
             # Another process rotated the tenant's key a moment ago.
-            return open_rows(plan, rows, await self._keys(scope, missing.version))
+            return open_rows(plan, rows, await self.keys_of(scope, missing.version))
 
     async def run_raw(self, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
         """Run SQL that a person wrote, in the open scope. Envelopes in it stay closed.
@@ -339,7 +365,7 @@ class ChartholdEngine(PostgresEngine):
         transaction; and it can leave anything behind, so the connection is not used again.
         """
         scope = current_scope()
-        keys = await self._keys(scope) if needs_keys(arguments) else None
+        keys = await self.keys_of(scope) if needs_keys(arguments) else None
         bound = bind(arguments, scope.tenant, keys)
         if self.current_transaction.get() is None:
             async with self.transaction():
@@ -377,9 +403,7 @@ class ChartholdEngine(PostgresEngine):
         finally:
             await pool.release(link)
 
-    async def _fetch(
-        self, link: Link, scope: Scope, sql: str, arguments: Sequence[Any]
-    ) -> list[asyncpg.Record]:
+    async def _fetch(self, link: Link, scope: Scope, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
         token = scope.token(self.token_key, link.backend)
         try:
             return await link.connection.fetch(sql, *arguments, token)
@@ -400,9 +424,7 @@ class ChartholdEngine(PostgresEngine):
 
     async def _run_plain(self, sql: str, arguments: Sequence[Any]) -> Any:
         if any(isinstance(argument, LATE) for argument in arguments):
-            raise ProtectedQueryError(
-                "A query on a tenant's table cannot be part of this statement; run it by itself."
-            )
+            raise ProtectedQueryError("A query on a tenant's table cannot be part of this statement; run it by itself.")
         transaction = cast("Transaction | None", self.current_transaction.get())
         if transaction is not None:
             link = transaction.link
@@ -420,6 +442,10 @@ class ChartholdEngine(PostgresEngine):
             return await link.connection.fetch(sql, *arguments)
         finally:
             await pool.release(link)
+
+    async def batch(self, query: Query[Any, Any], batch_size: int = 100, node: str | None = None) -> Batch:  # type: ignore[override]
+        """Rows in batches; see ``core.batch``."""
+        return Batch(self, query, batch_size)
 
     def transform_response_to_dicts(self, results: Any) -> list[dict[str, Any]]:
         """Opened rows are dicts already."""

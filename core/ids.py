@@ -19,6 +19,4 @@ RANDOM_BITS = ((1 << 12) - 1) << 64 | ((1 << 62) - 1)
 def uuid7() -> UUID:
     """A new identifier. Two made in one millisecond are in no order."""
     milliseconds = time.time_ns() // 1_000_000
-    return UUID(
-        int=milliseconds << 80 | VERSION_AND_VARIANT | int.from_bytes(os.urandom(10), "big") & RANDOM_BITS
-    )
+    return UUID(int=milliseconds << 80 | VERSION_AND_VARIANT | int.from_bytes(os.urandom(10), "big") & RANDOM_BITS)

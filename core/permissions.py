@@ -7,11 +7,14 @@ of your own names its own with ``permissions = {...}``. What no role is granted,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
-__all__ = ["COMMANDS", "DEFAULT", "PERMISSIONS", "ROLES", "roles_for"]
+__all__ = ["COMMANDS", "DEFAULT", "PERMISSIONS", "ROLES", "Command", "roles_for"]
+
+Command = Literal["select", "insert", "update", "delete"]
 
 ROLES = ("admin", "clinician", "billing", "auditor", "system")
-COMMANDS = ("select", "insert", "update", "delete")
+COMMANDS: tuple[Command, ...] = ("select", "insert", "update", "delete")
 
 EVERYBODY = ROLES
 STAFF = ("admin", "clinician", "system")
@@ -40,9 +43,7 @@ PERMISSIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def roles_for(
-    table: str, command: str, permissions: Mapping[str, tuple[str, ...]] | None = None
-) -> tuple[str, ...]:
+def roles_for(table: str, command: str, permissions: Mapping[str, tuple[str, ...]] | None = None) -> tuple[str, ...]:
     """The roles that may run the command on the table, in the order of ``ROLES``."""
     granted = (permissions or PERMISSIONS.get(table, DEFAULT)).get(command, ())
     return tuple(role for role in ROLES if role in granted)

@@ -150,19 +150,20 @@ class Plan(QueryString):
         else:
             materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
             records = "".join(
-                f" and (select charthold.record_read('{table}', (select array_agg(r.\"{alias}\") from r),"
-                f" '{{{','.join(sorted(columns))}}}')) is not null"
-                for (table, alias), columns in self._records().items()
+                f" and (select charthold.record_read('{table}', (select array_agg(r.\"{row_alias(position)}\") from r),"
+                f" '{{{','.join(columns)}}}')) is not null"
+                for table, position, columns in self.records()
             )
             wrapped = f"with r as{materialized} ({sql}) select * from r where {gate}{records}"
         self.sealed_sql = (sql, wrapped)
         return wrapped
 
-    def _records(self) -> dict[tuple[str, str], set[str]]:
-        records: dict[tuple[str, str], set[str]] = {}
+    def records(self) -> list[tuple[str, int, list[str]]]:
+        """What to record as read: table, position of the rows' ids, the columns that are opened."""
+        columns: dict[tuple[str, int], list[str]] = {}
         for opened in self.opened:
-            records.setdefault((opened.table, row_alias(opened.row)), set()).add(opened.column)
-        return records
+            columns.setdefault((opened.table, opened.row), []).append(opened.column)
+        return [(table, row, sorted(set(names))) for (table, row), names in columns.items()]
 
 
 LATE = (_Tenant, Sealed, Deferred)
@@ -194,9 +195,7 @@ def open_rows(plan: Plan, rows: Sequence[Any], keys: TenantKeys | None) -> list[
     for opened in plan.opened:
         at, row_at = opened.position, opened.row
         sealer = keys.sealer(opened.table, opened.column, opened.kind)
-        for row, value in zip(
-            values, sealer.open_many([(row[row_at], row[at]) for row in values]), strict=True
-        ):
+        for row, value in zip(values, sealer.open_many([(row[row_at], row[at]) for row in values]), strict=True):
             # Piccolo takes a plain dict for a nested row.
             row[at] = JSONDict(**value) if opened.json and type(value) is dict else value
     return [dict(zip(names, row, strict=False)) for row in values]

@@ -34,9 +34,7 @@ class Link:
 class Pool:
     """At most ``size`` connections of one event loop; whoever waits longer than ``seconds`` for one gets an error."""
 
-    def __init__(
-        self, connect: Callable[[], Awaitable[asyncpg.Connection[Any]]], *, size: int, seconds: float
-    ) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection[Any]]], *, size: int, seconds: float) -> None:
         self._connect = connect
         self._idle: list[Link] = []
         self._waiting: deque[asyncio.Future[None]] = deque()

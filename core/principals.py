@@ -1,7 +1,7 @@
-"""What ``charthold.scope()`` reads: token keys, tenants and principals. Only the schema's owner can, and only it writes.
+"""What ``charthold.scope()`` reads: token keys, tenants and principals. Only the schema's owner reads and writes them.
 
-They are copies, kept in step by triggers: the policies of ``tenant`` and ``app_user`` call ``scope()``, so ``scope()`` cannot
-read those tables itself.
+Tenants and principals are copies, kept in step by triggers: the policies of ``tenant`` and ``app_user`` call
+``scope()``, so ``scope()`` cannot read those tables itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Principal", "TenantDirectory", "TokenKeyRow"]
 
 
 class TokenKeyRow(Table, tablename="token_key", schema="charthold"):
-    """A key that signs scopes, as the two padded blocks of HMAC (RFC 2104). Several are valid at once, so it rotates."""
+    """A key that signs scopes, as the two padded blocks of HMAC (RFC 2104). Several are valid at once: it rotates."""
 
     id = Text(primary_key=True, default=None)
     inner_pad = Bytea(default=None)

@@ -60,8 +60,8 @@ async def provision_tenant(
 ) -> ProvisionedTenant:
     """Make a tenant, its first data key and its first admin, in one transaction.
 
-    Raises ``ChartholdError`` for a slug that is taken, and asyncpg's ``CheckViolationError``, naming the constraint, for
-    a value that a table refuses. It needs no scope, and is refused inside one.
+    Raises ``ChartholdError`` for a slug that is taken, and asyncpg's ``CheckViolationError``, naming the constraint,
+    for a value that a table refuses. It needs no scope, and is refused inside one.
     """
     db, tenant, admin = engine(), uuid7(), uuid7()
     key: WrappedKey = await db.keyring.make_key(tenant)
@@ -103,9 +103,7 @@ async def set_tenant_status(*, tenant: UUID, actor: UUID, status: str, reason: s
     """Suspend, close or reopen a tenant, as the schema's owner: nobody inside a suspended tenant can."""
     connection = await engine().connect(owner=True)
     try:
-        await connection.execute(
-            "select charthold.set_tenant_status($1, $2, $3, $4)", tenant, actor, status, reason
-        )
+        await connection.execute("select charthold.set_tenant_status($1, $2, $3, $4)", tenant, actor, status, reason)
     except asyncpg.PostgresError as error:
         raise explain(error) from None
     finally:

@@ -75,9 +75,7 @@ class Scope:
     async def __aenter__(self) -> Self:
         # Nesting would let a helper switch the tenant in the middle of a request.
         if _current.get() is not None:
-            raise ScopeError(
-                "A scope is open already. Leave it before you open another; a scope is never nested."
-            )
+            raise ScopeError("A scope is open already. Leave it before you open another; a scope is never nested.")
         if self._reset is not None or self._over:
             raise ScopeError("This scope was used already. Call scope(...) again for a new one.")
         self._expires = int(time.time()) + self._seconds
@@ -103,7 +101,7 @@ class Scope:
             )
         if time.time() >= self._expires:
             raise ScopeError(
-                f"The scope expired after {self._seconds} seconds. Open a new one; CHARTHOLD_SCOPE_SECONDS sets the time."
+                f"The scope expired after {self._seconds} seconds. Open a new one; see CHARTHOLD_SCOPE_SECONDS."
             )
 
     def token(self, key: TokenKey, backend: int) -> str:
@@ -139,14 +137,10 @@ def scope(
     ``seconds`` (at most ``CHARTHOLD_SCOPE_SECONDS``). Raises ``ScopeError`` for anything else.
     """
     if not isinstance(tenant, UUID) or not isinstance(actor, UUID):
-        raise ScopeError(
-            "scope(tenant=..., actor=...) takes two UUIDs: a tenant's id and the id of one of its users."
-        )
+        raise ScopeError("scope(tenant=..., actor=...) takes two UUIDs: a tenant's id and the id of one of its users.")
     reason = _line("reason", reason)
     if not reason:
-        raise ScopeError(
-            'A scope needs a reason, such as reason="treatment"; it stands in each audit record.'
-        )
+        raise ScopeError('A scope needs a reason, such as reason="treatment"; it stands in each audit record.')
     address = ""
     if source_ip:
         try:
@@ -155,9 +149,7 @@ def scope(
             raise ScopeError("source_ip is not an IP address.") from None
     longest = settings().scope_seconds
     if seconds is not None and not 0 < seconds <= longest:
-        raise ScopeError(
-            f"A scope lives between 1 and {longest} seconds; CHARTHOLD_SCOPE_SECONDS sets the most."
-        )
+        raise ScopeError(f"A scope lives between 1 and {longest} seconds; CHARTHOLD_SCOPE_SECONDS sets the most.")
     return Scope(tenant, actor, reason, _line("request_id", request_id or ""), address, seconds or longest)
 
 

@@ -233,7 +233,7 @@ class Client(TenantTable, tablename="client"):
     facility_column = "facility_id"
 
     declares: ClassVar[Sequence[SchemaObject]] = (
-        # Two clients of one tenant cannot have one MRN; the index is keyed, so it tells nothing beyond the tenant.
+        # Two clients of one tenant cannot have one MRN; the hash is keyed, so it tells nothing beyond the tenant.
         Index(name="client_mrn_key", columns=("tenant_id", "mrn_exact"), unique=True),
         one_of("client_status_known", "status", CLIENT_STATUSES),
         Check(
@@ -254,7 +254,7 @@ class Client(TenantTable, tablename="client"):
 class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
     """Who did what, when and why, 164.312(b). Written by the database alone, and only ever appended to.
 
-    ``occurred_at`` is its ``created_at``; nothing is ever updated. The primary key holds it because PostgreSQL wants the
+    ``occurred_at`` is its ``created_at``; nothing is ever updated. The primary key holds it: PostgreSQL wants the
     partition key there.
     """
 

@@ -70,9 +70,7 @@ class ProtectedTable(Table):
                 value = column.get_default_value()
                 if isinstance(value, Default):
                     value = value.python()
-                required = not (
-                    column._meta.null or isinstance(column, KEPT) or _ignore_missing or _exists_in_db
-                )
+                required = not (column._meta.null or isinstance(column, KEPT) or _ignore_missing or _exists_in_db)
                 if value is None and required:
                     raise ValueError(f"{name} wasn't provided")
             self.__dict__[name] = value
@@ -100,7 +98,7 @@ class ProtectedTable(Table):
         """The row's values, without its blind indexes."""
         return super().to_dict(*(columns or self.all_columns()))
 
-    def save(self, columns: Sequence[Column | str] | None = None) -> TenantInsert | TenantUpdate:
+    def save(self, columns: Sequence[Column | str] | None = None) -> Any:
         """Insert a new row; update an existing one (``columns``: only these)."""
         cls = type(self)
         if not self._exists_in_db:
@@ -112,7 +110,7 @@ class ProtectedTable(Table):
         )
         # A compound blind index needs its other columns too; the instance has them.
         values = {column: self.__dict__.get(column._meta.name) for column in chosen}
-        return cls.update(values).where(cls._meta.primary_key == self.__dict__["id"])  # type: ignore[arg-type]
+        return cls.update(values).where(cls._meta.primary_key == self.__dict__["id"])
 
     def refresh(self, columns: Sequence[Column] | None = None, load_json: bool = False) -> Refresh:
         """Fetch the row's values again."""
@@ -122,12 +120,10 @@ class ProtectedTable(Table):
 
     @classmethod
     def select(cls, *columns: Any, exclude_secrets: bool = False) -> TenantSelect:
-        return TenantSelect(
-            table=cls, columns_list=cls._process_column_args(*columns), exclude_secrets=exclude_secrets
-        )
+        return TenantSelect(table=cls, columns_list=cls._process_column_args(*columns), exclude_secrets=exclude_secrets)
 
     @classmethod
-    def objects(cls, *prefetch: ForeignKey | list[ForeignKey]) -> TenantObjects:
+    def objects(cls, *prefetch: ForeignKey[Any] | list[ForeignKey[Any]]) -> TenantObjects:
         return TenantObjects(table=cls, prefetch=prefetch)
 
     @classmethod
@@ -139,7 +135,7 @@ class ProtectedTable(Table):
         return TenantExists(table=cls)
 
     @classmethod
-    def insert(cls, *rows: Self) -> TenantInsert:  # type: ignore[override]
+    def insert(cls, *rows: Self) -> TenantInsert:
         query = TenantInsert(table=cls).returning(cls._meta.primary_key)
         if rows:
             query.add(*rows)
@@ -224,7 +220,8 @@ class TenantTable(ProtectedTable):
 
     @classmethod
     def _references(cls) -> list[SchemaObject]:
-        name, found, required = cls._meta.tablename, [], False
+        found: list[SchemaObject] = []
+        name, required = cls._meta.tablename, False
         for column in cls._meta.foreign_key_columns:
             if not isinstance(column, TenantForeignKey):
                 raise ChartholdError(
@@ -261,9 +258,7 @@ class TenantTable(ProtectedTable):
         """An index for each foreign key (the other side's delete looks for us) and each blind index."""
         name = cls._meta.tablename
         declared = {o.columns[:2] for o in cls.declares if isinstance(o, Index) and o.where is None}
-        columns = [
-            c._meta.db_column_name for c in cls._meta.columns if isinstance(c, (TenantForeignKey, BlindIndex))
-        ]
+        columns = [c._meta.db_column_name for c in cls._meta.columns if isinstance(c, (TenantForeignKey, BlindIndex))]
         return [
             Index(name=f"{name}_by_{column}", columns=("tenant_id", column))
             for column in columns

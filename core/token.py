@@ -63,8 +63,7 @@ class TokenKey:
     ) -> str:
         """The token for one backend; ``expires`` in seconds since 1970, ``backend`` a pid or ``ANY_BACKEND``."""
         payload = (
-            f"{self.id}{expires:010d}{backend:010d}{tenant}{actor}"
-            f"{request_id.replace('|', '/')}|{source_ip}|{reason}"
+            f"{self.id}{expires:010d}{backend:010d}{tenant}{actor}{request_id.replace('|', '/')}|{source_ip}|{reason}"
         )
         inner = self._inner.copy()  # type: ignore[attr-defined]
         inner.update(payload.encode())

@@ -161,9 +161,7 @@ async def test_data_outlives_a_kill_9_while_a_client_is_connected(home):
 async def test_eight_processes_that_start_at_once_get_one_server(home):
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
         done = list(
-            threads.map(
-                lambda _: subprocess.run(starter(home), capture_output=True, text=True, check=False), range(8)
-            )
+            threads.map(lambda _: subprocess.run(starter(home), capture_output=True, text=True, check=False), range(8))
         )
     assert [process.stderr for process in done if process.returncode] == []
     assert {process.stdout.strip() for process in done} == {str(embedded.status(home))}
@@ -173,6 +171,13 @@ async def test_eight_processes_that_start_at_once_get_one_server(home):
 async def test_the_server_outlives_the_process_that_started_it(home):
     subprocess.run(starter(home), check=True, capture_output=True)
     assert await ask(embedded.status(home), "select 1") == 1
+
+
+async def test_a_process_without_standard_streams_hands_the_lock_on_to_its_server(home):
+    shell = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    subprocess.run([*shell, *starter(home)], check=False)
+    assert embedded._lock(embedded._place(home)) is None
+    assert embedded.stop(home) is True
 
 
 async def test_a_start_works_after_starts_were_killed_at_any_moment(home):
@@ -235,9 +240,7 @@ async def test_a_pid_file_cut_short_does_not_keep_the_server_from_starting(home,
 # --- Paths, locales, accounts -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["with spaces and 'quotes' \" $HOME", "Krankenhaus Übersee 診療所", "d" * 200]
-)
+@pytest.mark.parametrize("name", ["with spaces and 'quotes' \" $HOME", "Krankenhaus Übersee 診療所", "d" * 200])
 async def test_any_path_will_do(name):
     with fresh_home(name) as home:
         assert await ask(embedded.start(home, fast=True), "select 1") == 1

@@ -111,6 +111,5 @@ def _document(row: str, columns: Sequence[str]) -> str:
     """A row as JSON, without the columns that are not recorded."""
     chunks = [columns[start : start + CHUNK] for start in range(0, len(columns), CHUNK)] or [()]
     return " || ".join(
-        "jsonb_build_object(" + ", ".join(f"'{c}', {row}.{quote_ident(c)}" for c in chunk) + ")"
-        for chunk in chunks
+        "jsonb_build_object(" + ", ".join(f"'{c}', {row}.{quote_ident(c)}" for c in chunk) + ")" for chunk in chunks
     )

@@ -66,7 +66,7 @@ class TenantSelect(Select):  # type: ignore[type-arg]
     def _refuse_what_ciphertext_cannot_do(self, selected: Sequence[Selectable]) -> None:
         refuse_order(self.order_by_delegate)
         distinct, grouped = self.distinct_delegate._distinct, self.group_by_delegate._group_by
-        compared = [*(distinct.on or ()), *(grouped.columns if grouped else ())]
+        compared: list[Any] = [*(distinct.on or ()), *(grouped.columns if grouped else ())]
         if distinct.enabled and not distinct.on:
             compared += selected
         for column in compared:

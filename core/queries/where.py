@@ -1,7 +1,7 @@
 """Where-clauses: the tenant's pin, and conditions on encrypted columns turned into conditions on blind indexes.
 
-They are rewritten when a statement is planned, not when the condition is written: ``Client.last_name == "nguyen"`` stays
-an ordinary ``Where``, so that ``get_or_create`` can read the value back out of it.
+They are rewritten when a statement is planned, not when the condition is written: ``Client.last_name == "nguyen"``
+stays an ordinary ``Where``, so that ``get_or_create`` can read the value back out of it.
 """
 
 from __future__ import annotations
@@ -114,9 +114,7 @@ def _has(table: type[Table], name: str) -> bool:
 
 def _is_fragment(value: Any) -> bool:
     # Piccolo's functions and arithmetic are subclasses or are built from columns; a bare QueryString is a person's.
-    return (
-        isinstance(value, QueryString) and not isinstance(value, Plan) and not getattr(value, "columns", None)
-    )
+    return isinstance(value, QueryString) and not isinstance(value, Plan) and not getattr(value, "columns", None)
 
 
 def _leaves(where: Combinable) -> Iterator[Combinable]:
@@ -142,7 +140,7 @@ def _conjunction(where: And) -> Combinable:
             if index.spec.kind == "compound" and all(parts):
                 values = tuple(part.value for part in parts if part is not None)
                 leaves = [leaf for leaf in leaves if leaf not in parts]
-                leaves.append(_ask(index, some, [values], AnyOf))
+                leaves.append(_ask(index, [values], AnyOf))
                 break
     protected = [protect(leaf) for leaf in leaves]
     chain = protected[0]
@@ -156,21 +154,19 @@ def _leaf(where: Where) -> Where:
     if isinstance(where.values, Plan) and where.values.opened:
         raise ProtectedQueryError("A sub-select cannot return an encrypted column. Select ids in it instead.")
     if isinstance(where.value, Encrypted):
-        raise ProtectedQueryError(
-            "Two encrypted columns cannot be compared by the database. Compare them in Python."
-        )
+        raise ProtectedQueryError("Two encrypted columns cannot be compared by the database. Compare them in Python.")
     if not isinstance(column, Encrypted) or operator in (IsNull, IsNotNull):
         return where
     kinds = SERVES.get(operator)
     if kinds is None:
         column._refuse("answer that condition")
-    values = [where.value] if where.values is UNDEFINED else where.values
+    values: Any = [where.value] if where.values is UNDEFINED else where.values
     if isinstance(values, QueryString) or any(isinstance(value, (QueryString, Column)) for value in values):
         column._refuse("compare it with something that the database computes")
     for kind in kinds:
         for index in _indexes(column):
             if index.spec.kind == kind and _fits(index, values, operator):
-                return _ask(index, column, list(values), NoneOf if operator in (NotEqual, NotIn) else AnyOf)
+                return _ask(index, list(values), NoneOf if operator in (NotEqual, NotIn) else AnyOf)
     name = column._meta.name
     length = f", length={len(str(values[0]))}" if operator in (StartsWith, EndsWith) else ""
     raise ProtectedQueryError(
@@ -185,7 +181,7 @@ def _fits(index: BlindIndex, values: Any, operator: type[ComparisonOperator]) ->
     )
 
 
-def _indexes(column: Encrypted[Any]) -> list[BlindIndex]:
+def _indexes(column: Column) -> list[BlindIndex]:
     """The blind indexes of the column's table, reached by the same joins."""
     name = column._meta.name
     found = [c for c in column._meta.table._meta.columns if isinstance(c, BlindIndex) and name in c.of]
@@ -194,9 +190,7 @@ def _indexes(column: Encrypted[Any]) -> list[BlindIndex]:
     return found
 
 
-def _ask(
-    index: BlindIndex, column: Encrypted[Any], values: list[Any], operator: type[ComparisonOperator]
-) -> Where:
+def _ask(index: BlindIndex, values: list[Any], operator: type[ComparisonOperator]) -> Where:
     label, spec = index.label, index.spec
 
     def hashes(keys: TenantKeys) -> list[bytes]:

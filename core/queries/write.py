@@ -49,8 +49,7 @@ class TenantInsert(Insert):  # type: ignore[type-arg]
             listed = [c for c in columns if not isinstance(c, TenantId)]
             arrays = ", ".join(f"{{}}::{_array_type(c)}" for c in listed)
             values = ", ".join(
-                "{}" if isinstance(c, TenantId) else f'u."{c._meta.db_column_name}"{_element_cast(c)}'
-                for c in columns
+                "{}" if isinstance(c, TenantId) else f'u."{c._meta.db_column_name}"{_element_cast(c)}' for c in columns
             )
             aliases = ", ".join(f'"{c._meta.db_column_name}"' for c in listed)
             template += f"SELECT {values} FROM unnest({arrays}) AS u({aliases})"
@@ -59,7 +58,7 @@ class TenantInsert(Insert):  # type: ignore[type-arg]
         conflict = self._conflict()
         if conflict is not None:
             statement = QueryString("{}{}", statement, conflict)
-        return [returning_plan(self.table, statement, self.returning_delegate._returning, trusted=True)]
+        return [returning_plan(statement, self.returning_delegate._returning, trusted=True)]
 
     def _conflict(self) -> QueryString | None:
         items = self.on_conflict_delegate._on_conflict.on_conflict_items
@@ -126,9 +125,7 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
             if isinstance(column, Encrypted) and value is not None:
                 assert row_id is not None
                 arguments.append(
-                    Sealed(
-                        self.table._meta.tablename, column._meta.db_column_name, row_id, value, column.kind
-                    )
+                    Sealed(self.table._meta.tablename, column._meta.db_column_name, row_id, value, column.kind)
                 )
             else:
                 arguments.append(convert_to_sql_value(value, column))
@@ -138,7 +135,7 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
         return [self._plan(", ".join(assignments), arguments)]
 
     def _plan(self, assignments: str, arguments: list[Any], source: str = "", joined: str = "") -> Plan:
-        where = pin(self.table, self.where_delegate._where).querystring_for_update_and_delete  # type: ignore[union-attr]
+        where = pin(self.table, self.where_delegate._where).querystring_for_update_and_delete
         statement = QueryString(
             f"UPDATE {self.table._meta.get_formatted_tablename()} SET {assignments}{source} WHERE {joined}{{}}",
             *arguments,
@@ -147,7 +144,7 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
         trusted = not writes_sql(self.where_delegate._where) and not any(
             type(v) is QueryString and not v.columns for v in self.values_delegate._values.values()
         )
-        return returning_plan(self.table, statement, self.returning_delegate._returning, trusted=trusted)
+        return returning_plan(statement, self.returning_delegate._returning, trusted=trusted)
 
     def _checked(self) -> dict[Column, Any]:
         for column, value in self.values_delegate._values.items():
@@ -160,7 +157,7 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
         """The other columns of compound indexes that must be read before the index can be computed."""
         named = {c._meta.name for c in sealed}
         parts = {name for index in _indexes_of(self.table, sealed) for name in index.of} - named
-        return [self.table._meta.get_column_by_name(name) for name in sorted(parts)]  # type: ignore[misc]
+        return [self.table._meta.get_column_by_name(name) for name in sorted(parts)]
 
     async def _run(self, node: str | None = None, in_pool: bool = True) -> Any:
         if self._frozen_querystrings is None:
@@ -222,15 +219,13 @@ class TenantDelete(Delete):
 
     @property
     def default_querystrings(self) -> Sequence[QueryString]:
-        where = pin(self.table, self.where_delegate._where).querystring_for_update_and_delete  # type: ignore[union-attr]
+        where = pin(self.table, self.where_delegate._where).querystring_for_update_and_delete
         statement = QueryString(f"DELETE FROM {self.table._meta.get_formatted_tablename()} WHERE {{}}", where)
         trusted = not writes_sql(self.where_delegate._where)
-        return [returning_plan(self.table, statement, self.returning_delegate._returning, trusted=trusted)]
+        return [returning_plan(statement, self.returning_delegate._returning, trusted=trusted)]
 
 
-def returning_plan(
-    table: type[Table], statement: QueryString, returning: Returning | None, *, trusted: bool
-) -> Plan:
+def returning_plan(statement: QueryString, returning: Returning | None, *, trusted: bool) -> Plan:
     """The statement with its RETURNING clause; what it returns is opened and recorded as any other read."""
     if returning is None:
         return Plan("{}", statement, returns=False, trusted=trusted)
@@ -244,9 +239,7 @@ def check_identity(row: Table) -> None:
     """Refuse a row that claims another tenant, or an id that we did not make."""
     tenant, row_id = getattr(row, "tenant_id", None), getattr(row, "id", None)
     if not isinstance(row_id, UUID) or row_id.version != UUID7:
-        raise ProtectedQueryError(
-            f"Leave the id of a new {type(row).__name__} to Charthold: it makes a UUIDv7."
-        )
+        raise ProtectedQueryError(f"Leave the id of a new {type(row).__name__} to Charthold: it makes a UUIDv7.")
     if tenant is not None and tenant != current_scope().tenant:
         raise ScopeError("The row belongs to another tenant than the open scope.")
 
@@ -297,11 +290,7 @@ def _column_of_cells(rows: Sequence[Table], column: Column) -> Any:
 
 def _index_cell(index: BlindIndex, values: dict[str, Any]) -> Any:
     source = _source(index, values)
-    return (
-        None
-        if source is None
-        else blind_index_value(index, source if isinstance(source, tuple) else (source,))
-    )
+    return None if source is None else blind_index_value(index, source if isinstance(source, tuple) else (source,))
 
 
 def _source(index: BlindIndex, values: dict[str, Any]) -> Any:

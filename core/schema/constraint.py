@@ -124,8 +124,7 @@ class References(Constraint):
         return (
             f"foreign key ({columns_list(self.columns)})\n"
             f"    references {qualified(self.to_table)} ({columns_list(self.to_columns)})\n"
-            f"    on delete {self.on_delete}"
-            + ("\n    deferrable initially deferred" if self.deferred else "")
+            f"    on delete {self.on_delete}" + ("\n    deferrable initially deferred" if self.deferred else "")
         )
 
     def create_unchecked(self) -> tuple[str, ...]:

@@ -62,11 +62,7 @@ class Function(SchemaObject):
         return OPENING.sub(lambda found: f"{found[1]}{verb} function", self.source, count=1)
 
     def _access(self, verb: str, preposition: str, roles: tuple[str, ...]) -> tuple[str, ...]:
-        return (
-            (f"{verb} execute on {self._called} {preposition} {', '.join(map(role, roles))}",)
-            if roles
-            else ()
-        )
+        return (f"{verb} execute on {self._called} {preposition} {', '.join(map(role, roles))}",) if roles else ()
 
     def create(self) -> tuple[str, ...]:
         return (

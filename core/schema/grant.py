@@ -70,11 +70,7 @@ class SchemaGrant(SchemaObject):
         return f"{', '.join(self.privileges)} on {self.schema} to {self.to}"
 
     def create(self) -> tuple[str, ...]:
-        return (
-            f"grant {', '.join(self.privileges)} on schema {quote_ident(self.schema)} to {role(self.to)}",
-        )
+        return (f"grant {', '.join(self.privileges)} on schema {quote_ident(self.schema)} to {role(self.to)}",)
 
     def drop(self) -> tuple[str, ...]:
-        return (
-            f"revoke {', '.join(self.privileges)} on schema {quote_ident(self.schema)} from {role(self.to)}",
-        )
+        return (f"revoke {', '.join(self.privileges)} on schema {quote_ident(self.schema)} from {role(self.to)}",)

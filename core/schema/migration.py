@@ -7,8 +7,7 @@ comes; what tables needed goes. Backwards is the mirror of that, statement for s
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,18 +15,25 @@ import asyncpg
 from piccolo.apps.migrations.auto.migration_manager import AlterColumnCollection
 from piccolo.apps.migrations.auto.migration_manager import MigrationManager as PiccoloMigrationManager
 from piccolo.columns import Column, ForeignKey
+from piccolo.query.methods.alter import AddConstraint
+from piccolo.query.methods.create_index import CreateIndex
 from piccolo.table import Table, create_table_class
 
 from core import schema
 from core.errors import MigrationError
+from core.schema.constraint import Constraint
 from core.schema.declarations import full_name, topological
+from core.schema.index import Index
+from core.schema.live import LiveTable, live_tables
 from core.schema.lock import migrating
 from core.schema.object import Kind, SchemaObject
 from core.schema.operation import Add, Drop, Operation, Rename, Replace
 from core.schema.partition import Partitions
-from core.schema.quoting import qualified
-from core.schema.run import preview, run
-from core.schema.step import Piece, Raw, Step
+from core.schema.quoting import qualified, quote_ident
+from core.schema.run import print_step, run_step
+from core.schema.statement import Statement
+from core.schema.step import Raw, Step
+from core.schema.unsafe import refuse_unsafe
 
 __all__ = ["KINDS", "MigrationManager"]
 
@@ -47,22 +53,247 @@ class MigrationManager(PiccoloMigrationManager):
 
     # -- what a step says ------------------------------------------------------------------------------------------
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        verb, _, kind = name.partition("_")
-        if kind not in KINDS or verb not in {"add", "drop", "replace", "rename"}:
-            raise AttributeError(f"A migration manager has no {name}.")
-        return cast("Callable[..., None]", getattr(self, f"_{verb}_object").__get__(kind))
-
     @classmethod
     def of(cls, manager: PiccoloMigrationManager) -> MigrationManager:
         """Any manager as one of ours: the steps of Piccolo's own apps get the same transaction and order."""
         if isinstance(manager, cls):
             return manager
-        values = {f.name: getattr(manager, f.name) for f in dataclasses.fields(PiccoloMigrationManager)}
-        return cls(**values, irreversible_because="" if manager.raw_backwards or not manager.raw else "foreign")
+        return cls(**{f.name: getattr(manager, f.name) for f in dataclasses.fields(PiccoloMigrationManager)})
+
+    def rename_object(self, old: SchemaObject, name: str) -> None:
+        """Give an object another name; it keeps the rest."""
+        self.operations.append(Rename(old, name))
 
     def irreversible(self, reason: str) -> None:
         """Say that the raw steps have no way back, and why. ``backwards`` then stops here with that reason."""
         if not reason.strip():
             raise MigrationError(f"Step {self.migration_id} is irreversible for no reason. Write it down.")
         self.irreversible_because = reason
+
+    def check(self) -> None:
+        """Refuse a step without a way back, when it is loaded rather than when the way back is needed."""
+        if self.raw and not self.raw_backwards and not self.irreversible_because:
+            raise MigrationError(
+                f"Step {self.migration_id} has add_raw and no way back. Write manager.add_raw_backwards(...), "
+                "or manager.irreversible('why')."
+            )
+        if not self.wrap_in_transaction:
+            raise MigrationError(
+                f"Step {self.migration_id} switches its transaction off, so a crash would leave half of it. "
+                "Declare Index(concurrently=True) for what cannot run in a transaction."
+            )
+
+    def _refuse_irreversible(self) -> None:
+        reasons = [self.irreversible_because] if self.irreversible_because else []
+        for operation in self.operations:
+            if isinstance(operation, Add) and isinstance(operation.new, Statement) and operation.new.backwards is None:
+                reasons.append(f"{operation.new.name}: {operation.new.irreversible}")
+        if reasons:
+            raise MigrationError(f"Step {self.migration_id} cannot be undone. {' '.join(reasons)}")
+
+    # -- running it ------------------------------------------------------------------------------------------------
+
+    async def run(self, backwards: bool = False) -> None:
+        """Run the step and its bookkeeping row in one transaction; with ``preview`` print the SQL instead."""
+        self.check()
+        if backwards:
+            self._refuse_irreversible()
+        async with migrating(locked=not self.preview) as connection:
+            step = await self.plan(connection, backwards=backwards)
+            if self.preview:
+                print_step(step, self.description)
+                return
+            await refuse_unsafe(connection, step)
+            await run_step(connection, step)
+
+    async def plan(self, connection: asyncpg.Connection[Any], *, backwards: bool = False) -> Step:
+        """Work out the statements, in order."""
+        step = Step(migration_id=self.migration_id, app_name=self.app_name, backwards=backwards)
+        live = await live_tables(connection, self._touched())
+        pieces = list(self._pieces())
+        for piece in reversed(pieces) if backwards else pieces:
+            if isinstance(piece, Operation):
+                self._plan_operation(step, piece, live, backwards=backwards)
+            else:
+                step.pieces += await self._collect(piece, backwards=backwards)
+        return step
+
+    def _pieces(self) -> Iterator[Operation | Callable[[bool], Any]]:
+        """The parts of the step in forward order."""
+        early = [op for op in self.operations if op.place < Kind.TABLES]
+        late = [op for op in self.operations if op.place > Kind.TABLES]
+        made = {op.new.key for op in early if isinstance(op, Add)}
+        # An early object that returns in another form leaves before it comes; any other stays until nothing needs it.
+        redone = [op for op in early if isinstance(op, Drop) and op.old.key in made]
+        done = [op for op in early if isinstance(op, Drop) and op.old.key not in made]
+        yield from last_first(op for op in late if isinstance(op, Drop))
+        yield from last_first(redone)
+        yield from first_first(op for op in early if not isinstance(op, Drop))
+        yield from (
+            self._run_add_tables,
+            self._run_change_table_schema,
+            self._run_rename_tables,
+            self._run_add_columns,
+            self._run_raw,
+            self._run_drop_columns,
+            self._run_drop_tables,
+            self._run_rename_columns,
+            self._run_alter_columns,
+            self._run_add_constraints,
+            self._run_drop_constraints,
+        )
+        yield from (op for op in late if isinstance(op, Rename))
+        yield from first_first(op for op in late if isinstance(op, Add | Replace))
+        yield from last_first(done)
+
+    def _touched(self) -> set[str]:
+        made = {full_name(table.schema, table.tablename) for table in self.add_tables}
+        return {op.old.table if isinstance(op, Drop) else op.new.table for op in self.operations} - made - {""}
+
+    def _plan_operation(self, step: Step, operation: Operation, live: dict[str, LiveTable], *, backwards: bool) -> None:
+        made = operation.creates(backwards=backwards)
+        statements = operation.backwards if backwards else operation.forwards
+        gone = operation.old if isinstance(operation, Drop) else operation.new if isinstance(operation, Add) else None
+        if isinstance(gone, Partitions) and gone.table in self._whole_tables():
+            return  # part of CREATE TABLE, and gone with the table
+        table = live.get(made.table) if made is not None else None
+        if made is None or table is None or not table.populated:
+            step.pieces += statements()
+        elif isinstance(made, Index) and made.concurrently and not table.partitioned:
+            step.after.append(made.statement(concurrently=True))
+        elif isinstance(made, Constraint) and (unchecked := made.create_unchecked()) and not table.partitioned:
+            step.pieces += unchecked
+            step.after += made.validate()
+        else:
+            step.pieces += statements()
+
+    def _whole_tables(self) -> set[str]:
+        return {full_name(table.schema, table.tablename) for table in (*self.add_tables, *self.drop_tables)}
+
+    # -- Piccolo's part: its methods say what they would run -----------------------------------------------------------
+
+    async def _collect(self, part: Callable[[bool], Any], *, backwards: bool) -> list[str | Raw]:
+        self._collected: list[str | Raw] = []
+        await part(backwards)
+        return self._collected
+
+    async def _run_query(self, query: Any) -> None:
+        ddl = query.ddl if hasattr(query, "ddl") else str(query)
+        self._collected += [ddl] if isinstance(ddl, str) else ddl
+
+    async def _run_raw(self, backwards: bool = False) -> None:
+        """After new tables and columns are there, before anything goes or is narrowed."""
+        functions = list(reversed(self.raw_backwards)) if backwards else self.raw
+        self._collected += [Raw(function) for function in functions]
+
+    async def _run_add_tables(self, backwards: bool = False) -> None:
+        tables = {full_name(t._meta.schema, t._meta.tablename): t for t in map(self._new_table, self.add_tables)}
+        ordered = [
+            tables[name] for name in topological({n: references(t) & set(tables) - {n} for n, t in tables.items()})
+        ]
+        for table in reversed(ordered) if backwards else ordered:
+            self._collected += [f"drop table {name_of(table)}"] if backwards else self._create_table(table)
+
+    def _new_table(self, new: Any) -> type[Table]:
+        columns = {c._meta.name: c for c in self.add_columns.columns_for_table_class_name(new.class_name)}
+        table = create_table_class(
+            class_name=new.class_name,
+            class_kwargs={"tablename": new.tablename, "schema": new.schema},
+            class_members=columns,
+        )
+        table._meta.constraints.extend(self.add_constraints.constraints_for_table_class_name(new.class_name))
+        return table
+
+    async def _run_drop_tables(self, backwards: bool = False) -> None:
+        for table in reversed(self.drop_tables) if backwards else self.drop_tables:
+            if backwards:
+                was = await self.get_table_from_snapshot(
+                    table_class_name=table.class_name, app_name=self.app_name, offset=-1
+                )
+                self._collected += self._create_table(was)
+            else:
+                self._collected.append(f"drop table {qualified(full_name(table.schema, table.tablename))}")
+
+    def _create_table(self, table: type[Table]) -> list[str]:
+        name = full_name(table._meta.schema, table._meta.tablename)
+        by = next((p.by for p in self._partitions() if p.table == name), None)
+        columns = ",\n    ".join(column.ddl for column in table._meta.columns)
+        statements = [f"create table {name_of(table)} (\n    {columns}\n)" + (f" partition by {by}" if by else "")]
+        for column in table._meta.columns:
+            if column._meta.index:
+                statements += CreateIndex(table=table, columns=[column], method=column._meta.index_method).ddl
+        statements += [
+            f"alter table {name_of(table)} {AddConstraint(constraint=constraint).ddl}"
+            for constraint in table._meta.constraints
+        ]
+        return statements
+
+    def _partitions(self) -> Iterator[Partitions]:
+        for operation in self.operations:
+            item = operation.old if isinstance(operation, Drop) else operation.new
+            if isinstance(item, Partitions):
+                yield item
+
+    async def _run_alter_columns(self, backwards: bool = False) -> None:
+        """Piccolo's, without the foreign keys that a column leaves to a ``References``."""
+        declared = self.alter_columns
+        self.alter_columns = AlterColumnCollection([own_changes(change) for change in declared.alter_columns])
+        try:
+            await super()._run_alter_columns(backwards=backwards)
+        finally:
+            self.alter_columns = declared
+
+
+def first_first(operations: Iterator[Operation] | Sequence[Operation]) -> list[Operation]:
+    """In creation order; within a rank as the step says."""
+    return sorted(operations, key=lambda operation: operation.place)
+
+
+def last_first(operations: Iterator[Operation] | Sequence[Operation]) -> list[Operation]:
+    """In the opposite order; a step lists what it drops last first already."""
+    return sorted(operations, key=lambda operation: -operation.place)
+
+
+def name_of(table: type[Table]) -> str:
+    """The table's name, quoted, with its schema."""
+    return f"{quote_ident(table._meta.schema or 'public')}.{quote_ident(table._meta.tablename)}"
+
+
+def references(table: type[Table]) -> set[str]:
+    """The tables that the table's ForeignKey columns refer to."""
+    targets = [c._foreign_key_meta.resolved_references._meta for c in table._meta.columns if isinstance(c, ForeignKey)]
+    return {full_name(target.schema, target.tablename) for target in targets}
+
+
+def own_changes(change: Any) -> Any:
+    """A column whose DDL has no REFERENCES has no foreign key to change with it."""
+    cls = change.column_class
+    if cls is None or not issubclass(cls, ForeignKey) or cls.ddl is Column.ddl:
+        return change
+    dropped = {"on_delete", "on_update", "references", "target_column"}
+    return dataclasses.replace(
+        change,
+        params={k: v for k, v in change.params.items() if k not in dropped},
+        old_params={k: v for k, v in change.old_params.items() if k not in dropped},
+    )
+
+
+def define(kind: str, cls: type[SchemaObject]) -> None:
+    """Give the manager ``add_<kind>``, ``drop_<kind>`` and ``replace_<kind>``."""
+
+    def add(self: MigrationManager, **fields: Any) -> None:
+        self.operations.append(Add(cls(**fields)))
+
+    def drop(self: MigrationManager, **fields: Any) -> None:
+        self.operations.append(Drop(cls(**fields)))
+
+    def replace(self: MigrationManager, old: SchemaObject, new: SchemaObject) -> None:
+        self.operations.append(Replace(old, new))
+
+    for function in (add, drop, replace):
+        function.__name__ = f"{function.__name__}_{kind}"
+        setattr(MigrationManager, function.__name__, function)
+
+
+for _kind, _cls in KINDS.items():
+    define(_kind, _cls)

@@ -106,9 +106,7 @@ class SchemaObject(ABC):
         """A copy that belongs to a table; shared objects stay as they are."""
         if not self.of_table:
             return self
-        return dataclasses.replace(
-            self, table=tablename if schema in {None, "public"} else f"{schema}.{tablename}"
-        )
+        return dataclasses.replace(self, table=tablename if schema in {None, "public"} else f"{schema}.{tablename}")
 
     def moved(self, tables: Mapping[str, str]) -> Self:
         """A copy for tables that were renamed: old name -> new name."""
@@ -134,9 +132,7 @@ class SchemaObject(ABC):
 def literal(value: Any) -> str:
     """Python source of a value; SQL of several lines stays readable, in triple quotes."""
     if isinstance(value, str) and "\n" in value:
-        plain = (
-            value.replace("\n", "").isprintable() and '"""' not in value and not value.endswith(('"', "\\"))
-        )
+        plain = value.replace("\n", "").isprintable() and '"""' not in value and not value.endswith(('"', "\\"))
         if plain:
             return f'{"r" if chr(92) in value else ""}"""{value}"""'
     if isinstance(value, tuple):

@@ -1,26 +1,17 @@
-"""What a step does to declared objects: add, drop, replace, rename. Each knows its way back."""
+"""What a step does to declared objects: add, drop, replace, rename. Each knows its way back.
+
+``creates`` is what an operation makes anew, which may need a gentler form on a populated table.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol
 
 from core.errors import MigrationError
 from core.schema.object import Key, SchemaObject
 
 __all__ = ["Add", "Drop", "Operation", "Rename", "Replace"]
-
-
-class Operation(Protocol):
-    """One change. ``creates`` is what it makes anew, which may need a gentler form on a populated table."""
-
-    @property
-    def place(self) -> int: ...
-    def forwards(self) -> tuple[str, ...]: ...
-    def backwards(self) -> tuple[str, ...]: ...
-    def creates(self, *, backwards: bool) -> SchemaObject | None: ...
-    def apply(self, objects: dict[Key, SchemaObject]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -129,3 +120,6 @@ class Rename:
     def apply(self, objects: dict[Key, SchemaObject]) -> None:
         objects.pop(self.old.key, None)
         objects[self.new.key] = self.new
+
+
+Operation = Add | Drop | Replace | Rename

@@ -36,9 +36,7 @@ class Partitions(SchemaObject):
         )
 
     def drop(self) -> tuple[str, ...]:
-        raise MigrationError(
-            f"PostgreSQL cannot take partitioning off {self.table}. Copy the rows to a new table."
-        )
+        raise MigrationError(f"PostgreSQL cannot take partitioning off {self.table}. Copy the rows to a new table.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +66,7 @@ class StorageParameters(SchemaObject):
         return f"table={literal(self.table)}, parameters={dict(self.parameters)!r}"
 
     def create(self) -> tuple[str, ...]:
-        values = ", ".join(
-            f"{parameter(name)} = {quote_literal(str(value).lower())}" for name, value in self._pairs
-        )
+        values = ", ".join(f"{parameter(name)} = {quote_literal(str(value).lower())}" for name, value in self._pairs)
         return (f"alter table {self.on} set ({values})",)
 
     def drop(self) -> tuple[str, ...]:

@@ -37,9 +37,7 @@ class RowSecurity(SchemaObject):
 
     def drop(self) -> tuple[str, ...]:
         disabled = f"alter table {self.on} disable row level security"
-        return (
-            (f"alter table {self.on} no force row level security", disabled) if self.forced else (disabled,)
-        )
+        return (f"alter table {self.on} no force row level security", disabled) if self.forced else (disabled,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +63,7 @@ class Policy(SchemaObject):
         if self.command == "insert" and self.using is not None:
             raise MigrationError(f"{self.name}: a policy for insert has check, and no using.")
         if self.using is None and self.check is None:
-            raise MigrationError(
-                f"{self.name}: a policy without a condition hides nothing. Write using or check."
-            )
+            raise MigrationError(f"{self.name}: a policy without a condition hides nothing. Write using or check.")
 
     @property
     def title(self) -> str:

@@ -36,9 +36,7 @@ class Trigger(SchemaObject):
     def __post_init__(self) -> None:
         sql_text(self, "when")
         if not self.events or not set(self.events) <= {"insert", "update", "delete", "truncate"}:
-            raise MigrationError(
-                f"{self.name}: a trigger's events are among insert, update, delete and truncate."
-            )
+            raise MigrationError(f"{self.name}: a trigger's events are among insert, update, delete and truncate.")
         if self.timing not in {"before", "after"} or self.level not in {"row", "statement"}:
             raise MigrationError(f"{self.name}: a trigger fires before or after, for each row or statement.")
 

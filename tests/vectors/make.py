@@ -47,15 +47,34 @@ VALUES: list[tuple[str, Kind, Any]] = [
     ("json text", Kind.JSON, "é"),
 ]
 SPECS: list[tuple[str, BlindSpec, list[Any]]] = [
-    ("last_name_exact", BlindSpec("exact", 128), ["Nguyen", "e\u0301", date(1980, 2, 29), 150, Decimal("150.0"), Decimal("-0.05")]),
+    (
+        "last_name_exact",
+        BlindSpec("exact", 128),
+        ["Nguyen", "e\u0301", date(1980, 2, 29), 150, Decimal("150.0"), Decimal("-0.05")],
+    ),
     ("last_name_index", BlindSpec("folded"), ["Nguyễn", " NGUYEN ", "O\u2019Brien", "Straße", ""]),
     ("last_name_prefix", BlindSpec("prefix", 32, 3), ["Nguyen", "Ng", "Ánh "]),
     ("ssn_last4", BlindSpec("last", 16, 4), ["123-45-6789", "６７８９", "123"]),
     ("birth_year", BlindSpec("year", 16), [date(1980, 2, 29), 1980]),
     ("birth_month", BlindSpec("month", 24), [date(1980, 2, 29), "1980-02"]),
-    ("name_birth", BlindSpec("compound", 64, None, (BlindSpec("folded"), BlindSpec("exact"))), [("Nguyễn", date(1980, 2, 29)), ("Nguyen", None)]),
+    (
+        "name_birth",
+        BlindSpec("compound", 64, None, (BlindSpec("folded"), BlindSpec("exact"))),
+        [("Nguyễn", date(1980, 2, 29)), ("Nguyen", None)],
+    ),
 ]
-FOLDS = ["Nguyễn", "ĐẶNG", "İpek", "ＦＵＬＬ", "a\u00a0\u2003b", "O\u00b4Brien", "Jean\u2011Luc", "カ\u3099", "ﬁ", "soft\u00adhyphen"]
+FOLDS = [
+    "Nguyễn",
+    "ĐẶNG",
+    "İpek",
+    "ＦＵＬＬ",
+    "a\u00a0\u2003b",
+    "O\u00b4Brien",
+    "Jean\u2011Luc",
+    "カ\u3099",
+    "ﬁ",
+    "soft\u00adhyphen",
+]
 
 
 def fixed(name: str, length: int = 32) -> bytes:
@@ -140,7 +159,10 @@ def refused(good: dict[str, Any]) -> list[dict[str, Any]]:
         case("another table", table="facility"),
         case("another tenant", tenant=str(OTHER_TENANT)),
         case("table and column run together", table="clientl", column="ast_name"),
-        case("another data key", seal(other_key, aad, bytes.fromhex(good["plaintext"]), fixed("nonce of another key", 12))),
+        case(
+            "another data key",
+            seal(other_key, aad, bytes.fromhex(good["plaintext"]), fixed("nonce of another key", 12)),
+        ),
         case("another envelope version", b"\x02" + data[1:]),
         case("key version zero", data[:1] + bytes(4) + data[5:]),
         case("last byte missing", data[:-1]),

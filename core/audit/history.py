@@ -1,0 +1,208 @@
+"""Answers from the audit log: what happened to a row, what it was at a time, and who saw it.
+
+The log holds PHI as the envelopes that stood in the row. They open here, and only here, and each opening is recorded as
+a read of the row: the history of a record is the record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from piccolo.columns import JSONB, Array, Column, ForeignKey
+
+from core.columns import Encrypted
+from core.errors import ProtectedQueryError
+from core.plan import Plan
+from core.scope import current_scope
+
+if TYPE_CHECKING:
+    from core.crypto.keyring import TenantKeys
+    from core.tenant_table import TenantTable
+
+__all__ = ["Change", "Sighting", "as_of", "history", "revert", "who_saw"]
+
+PAGE = 500  # records a statement
+EVER = datetime(1, 1, 2, tzinfo=UTC)
+FOREVER = datetime(9999, 12, 30, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One insert, update or delete of a row. ``old`` and ``new`` hold Python values, PHI opened; they do not print."""
+
+    id: UUID
+    occurred_at: datetime
+    action: str
+    user_id: UUID
+    reason: str
+    request_id: str | None
+    source_ip: str | None
+    transaction_id: int
+    old: Mapping[str, Any] = field(repr=False)
+    new: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The names of the columns whose values changed."""
+        return tuple(sorted({*self.old, *self.new}))
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One time that somebody was shown a row: who, when, which PHI columns, and why (164.528 asks for this)."""
+
+    id: UUID
+    occurred_at: datetime
+    user_id: UUID
+    columns: tuple[str, ...]
+    reason: str
+    request_id: str | None
+    source_ip: str | None
+
+
+async def history(
+    table: type[TenantTable],
+    row_id: UUID,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> list[Change]:
+    """What happened to the row, oldest first, field by field, PHI opened. It is itself recorded as a read of the row.
+
+    Works for a row that was deleted. The scope's role must be allowed to read the log, and the row while it exists.
+    """
+    return [change async for change in _changes(table, row_id, since=since, until=until)]
+
+
+async def as_of(table: type[TenantTable], row_id: UUID, time: datetime) -> dict[str, Any] | None:
+    """The row's values at that time, from the log; None before its insert and after its delete."""
+    values: dict[str, Any] | None = None
+    async for change in _changes(table, row_id, until=time):
+        if change.action == "delete":
+            values = None
+        else:
+            values = {**(values or {}), **change.new}
+    return values
+
+
+async def revert(row: TenantTable, to: datetime) -> None:
+    """Give the row the values that it had at that time, as an ordinary update, which is recorded as any other."""
+    table = type(row)
+    past = await as_of(table, row.id, to)
+    if past is None:
+        raise ProtectedQueryError(f"There was no such {table.__name__} at that time, so there is nothing to go back to.")
+    changed = {
+        column: past[column._meta.name]
+        for column in table._meta.columns
+        if column._meta.name in past and past[column._meta.name] != getattr(row, column._meta.name)
+    }
+    if changed:
+        await table.update(changed).where(table._meta.primary_key == row.id)
+        for column, value in changed.items():
+            setattr(row, column._meta.name, value)
+
+
+async def who_saw(
+    table: type[TenantTable],
+    row_id: UUID,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    limit: int = 1_000,
+) -> list[Sighting]:
+    """Who was shown the row's PHI, the latest first. Asking is recorded as ``audit_read``."""
+    from core.audit.record import record  # late: a cycle through the engine
+    from core.provision import engine
+
+    plan = Plan(
+        'select id, occurred_at, user_id, changed_columns, reason, request_id, host(source_ip) as source_ip'
+        ' from public.user_action_audit_log where tenant_id = {} and record_id = {} and action_type = \'read\''
+        " and table_name = {} and occurred_at >= {}::timestamptz and occurred_at <= {}::timestamptz"
+        " order by occurred_at desc, id desc limit {}::bigint",
+        current_scope().tenant,
+        row_id,
+        table._meta.tablename,
+        since or EVER,
+        until or FOREVER,
+        limit,
+    )
+    async with engine().transaction():
+        await record("audit_read", table=table, record_id=row_id)
+        rows = await engine().run_plan(plan)
+    return [Sighting(columns=tuple(row.pop("changed_columns") or ()), **row) for row in rows]
+
+
+async def _changes(
+    table: type[TenantTable], row_id: UUID, *, since: datetime | None = None, until: datetime | None = None
+) -> AsyncIterator[Change]:
+    """The row's changes in pages. The reading is recorded first, in the same transaction: no record, no history."""
+    from core.provision import engine  # late: the engine is found through the tables
+
+    scope, name = current_scope(), table._meta.tablename
+    sealed = sorted(c._meta.db_column_name for c in table._meta.columns if isinstance(c, Encrypted))
+    after_time, after_id = since or EVER, UUID(int=0)
+    async with engine().transaction():
+        await engine().run_plan(Plan("select charthold.record_read({}, {}::uuid[], {}::text[])", name, [row_id], sealed))
+        keys = await engine().keys_of(scope) if sealed else None
+        while True:
+            plan = Plan(
+                "select id, occurred_at, action_type as action, user_id, reason, request_id,"
+                " host(source_ip) as source_ip, transaction_id, old_values as old, new_values as new"
+                " from public.user_action_audit_log where tenant_id = {} and record_id = {} and table_name = {}"
+                " and action_type in ('insert', 'update', 'delete')"
+                " and (occurred_at, id) > ({}::timestamptz, {}::uuid) and occurred_at <= {}::timestamptz"
+                " order by occurred_at, id limit {}::bigint",
+                scope.tenant, row_id, name, after_time, after_id, until or FOREVER, PAGE,
+            )  # fmt: skip
+            rows = await engine().run_plan(plan)
+            for row in rows:
+                row |= {end: _values(table, row_id, row[end], keys) for end in ("old", "new")}
+                yield Change(**row)
+            if len(rows) < PAGE:
+                return
+            after_time, after_id = rows[-1]["occurred_at"], rows[-1]["id"]
+
+
+def _values(
+    table: type[TenantTable], row_id: UUID, document: str | None, keys: TenantKeys | None
+) -> dict[str, Any]:
+    """A recorded document as Python values: what JSON had to write as text comes back as what it was."""
+    recorded: dict[str, Any] = json.loads(document) if document else {}
+    values: dict[str, Any] = {}
+    for column in table._meta.columns:
+        name = column._meta.db_column_name
+        if name in recorded:
+            value = recorded[name]
+            if value is not None and isinstance(column, Encrypted):
+                assert keys is not None
+                sealer = keys.sealer(table._meta.tablename, name, column.kind)
+                value = sealer.open(row_id, bytes.fromhex(value[2:]))
+            elif value is not None:
+                value = _plain(column, value)
+            values[column._meta.name] = value
+    return values
+
+
+def _plain(column: Column, value: Any) -> Any:
+    """One value out of ``to_jsonb``: uuid, timestamp, date, number and bytes were written as text or as a number."""
+    if isinstance(column, Array):
+        return [_plain(column.base_column, item) for item in value]
+    if isinstance(column, JSONB):
+        return json.dumps(value)
+    if isinstance(column, ForeignKey) or column.value_type is UUID:
+        return UUID(value)
+    if column.value_type is datetime:
+        return datetime.fromisoformat(value)
+    if column.value_type is date:
+        return date.fromisoformat(value)
+    if column.value_type is Decimal:
+        return Decimal(str(value))
+    if column.value_type is bytes:
+        return bytes.fromhex(value[2:])
+    return value

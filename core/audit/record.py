@@ -1,0 +1,41 @@
+"""Recording what no trigger sees: a login, an export, a search by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+from uuid import UUID
+
+from piccolo.table import Table
+
+from core.plan import Plan
+
+__all__ = ["record"]
+
+
+async def record(
+    action: str,
+    *,
+    table: type[Table] | None = None,
+    record_id: UUID | None = None,
+    old: Mapping[str, Any] | None = None,
+    new: Mapping[str, Any] | None = None,
+) -> UUID:
+    """Write one audit record of ``action`` in the open scope and return its id, 164.312(b).
+
+    ``action`` is one of ``core.tables.ACTION_TYPES``; insert, update, delete and read are the database's own to write
+    and are refused. ``old`` and ``new`` are stored as they are given: never put PHI into them.
+    """
+    from core.provision import engine  # late: the engine is found through the tables
+
+    plan = Plan(
+        "select charthold.record({}, {}, {}, {}::jsonb, {}::jsonb) as id",
+        action,
+        table._meta.tablename if table else None,
+        record_id,
+        None if old is None else json.dumps(old, default=str),
+        None if new is None else json.dumps(new, default=str),
+    )
+    rows = await engine().run_plan(plan)
+    return cast("UUID", rows[0]["id"])

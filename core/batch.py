@@ -1,0 +1,107 @@
+"""Rows in batches, through a server-side cursor: each batch is recorded as read before it is shown."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import asyncpg
+from piccolo.engine.base import BaseBatch
+from piccolo.query.base import Query
+
+from core.explain import explain
+from core.plan import Plan, bind, needs_keys, open_rows
+from core.scope import Scope, current_scope
+
+if TYPE_CHECKING:
+    from core.engine import ChartholdEngine
+    from core.pool import Link
+
+__all__ = ["Batch"]
+
+
+class Batch(BaseBatch):
+    """``async with await Client.select().batch(batch_size=100) as batch: async for rows in batch: ...``.
+
+    It has a connection and a transaction of its own, which end with the block.
+    """
+
+    def __init__(self, engine: ChartholdEngine, query: Query[Any, Any], size: int) -> None:
+        self._engine = engine
+        self._query = query
+        self._size = size
+        self._link: Link | None = None
+        self._transaction: Any = None
+        self._cursor: Any = None
+        self._scope: Scope | None = None
+
+    async def __aenter__(self) -> Self:
+        self._query._validate()
+        plan = self._query.querystrings[0]
+        self._scope = scope = current_scope()
+        sql, arguments = plan.compile_string()
+        self._plan = plan if isinstance(plan, Plan) else None
+        opens = self._plan is not None and self._plan.opened
+        self._keys = await self._engine.keys_of(scope) if opens or needs_keys(arguments) else None
+        link = self._link = await self._engine.acquire()
+        try:
+            # A cursor's text is not ours to wrap, and raw SQL may leave anything behind.
+            link.dirty = self._plan is None or not self._plan.trusted
+            self._transaction = link.connection.transaction()
+            await self._transaction.start()
+            await self._engine.set_scope(link, scope)
+            self._cursor = await link.connection.cursor(sql, *bind(arguments, scope.tenant, self._keys))
+        except BaseException as error:
+            await self._end(failed=True)
+            if isinstance(error, asyncpg.PostgresError):
+                raise explain(error) from None
+            raise
+        return self
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        assert self._scope is not None
+        assert self._link is not None
+        self._scope.check()
+        try:
+            rows = await self._cursor.fetch(self._size)
+            if not rows:
+                raise StopAsyncIteration
+            shown = rows
+            if self._plan is not None:
+                # No record, no rows: the record is written in the cursor's transaction, before anything is opened.
+                for table, position, columns in self._plan.records():
+                    await self._link.connection.fetchval(
+                        "select charthold.record_read($1, $2, $3)",
+                        table,
+                        [row[position] for row in rows],
+                        columns,
+                    )
+                shown = open_rows(self._plan, rows, self._keys)
+        except asyncpg.PostgresError as error:
+            raise explain(error) from None
+        return await self._query._process_results(shown)
+
+    async def __aexit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        await self._end(failed=exception is not None)
+        return False
+
+    async def _end(self, *, failed: bool) -> None:
+        link, self._link = self._link, None
+        if link is None:
+            return
+        try:
+            if self._transaction is not None:
+                await (self._transaction.rollback() if failed else self._transaction.commit())
+        except BaseException:
+            link.dirty = True
+            raise
+        finally:
+            await self._engine.release(link)

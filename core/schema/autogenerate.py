@@ -1,0 +1,343 @@
+"""``piccolo migrations new --auto``: the declarations against the replayed steps.
+
+Piccolo looks its differ, its snapshot and its template up in the module of the command, so ours are put there. Its own
+statements are kept, table by table and in a fixed order; its sets order them by chance.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from piccolo.apps.migrations.auto import DiffableTable
+from piccolo.apps.migrations.auto import SchemaDiffer as PiccoloSchemaDiffer
+from piccolo.apps.migrations.auto import SchemaSnapshot as PiccoloSchemaSnapshot
+from piccolo.apps.migrations.auto.operations import RenameTable
+from piccolo.apps.migrations.auto.schema_differ import (
+    AlterStatements,
+    RenameColumnCollection,
+    RenameTableCollection,
+)
+from piccolo.apps.migrations.auto.serialisation import Import
+from piccolo.apps.migrations.commands.new import AutoMigrationManager as PiccoloAutoMigrationManager
+from piccolo.conf.apps import AppConfig
+from piccolo.table import Table
+
+from core.errors import MigrationError
+from core.schema.declarations import (
+    constraint_of,
+    full_name,
+    in_dependency_order,
+    objects_of,
+    shared_objects,
+    sort_objects,
+    verify,
+)
+from core.schema.migration import MigrationManager
+from core.schema.object import Key, SchemaObject
+from core.schema.operation import Add, Drop, Operation, Rename, Replace
+from core.schema.partition import Partitions
+
+__all__ = ["JINJA_ENV", "AutoMigrationManager", "SchemaDiffer", "SchemaSnapshot", "diffable", "object_changes"]
+
+JINJA_ENV = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=False,  # noqa: S701  # it writes Python, not HTML
+)
+
+
+@dataclass
+class SchemaSnapshot(PiccoloSchemaSnapshot):
+    """Piccolo's tables, and the declared objects, after a sequence of steps."""
+
+    def get_snapshot(self) -> list[DiffableTable]:
+        """The tables; their CHECK and UNIQUE constraints are among ``objects``."""
+        tables = super().get_snapshot()
+        for table in tables:
+            table.constraints = [c for c in table.constraints if constraint_of(c) is None]
+        return tables
+
+    def objects(self) -> list[SchemaObject]:
+        """The declared objects, wherever their tables have been moved to."""
+        objects: dict[Key, SchemaObject] = {}
+        for manager in sorted(self.managers, key=lambda manager: manager.migration_id):
+            operations = manager.operations if isinstance(manager, MigrationManager) else []
+            for drop in operations:
+                if isinstance(drop, Drop):
+                    drop.apply(objects)
+            self._replay_piccolo(manager, objects)
+            for operation in operations:
+                if not isinstance(operation, Drop):
+                    operation.apply(objects)
+        return list(objects.values())
+
+    @staticmethod
+    def _replay_piccolo(manager: Any, objects: dict[Key, SchemaObject]) -> None:
+        """Constraints that a step of Piccolo's own added, and tables that moved."""
+        moves = {
+            full_name(r.schema, r.old_tablename): full_name(r.schema, r.new_tablename) for r in manager.rename_tables
+        } | {
+            full_name(c.old_schema, c.tablename): full_name(c.new_schema, c.tablename)
+            for c in manager.change_table_schemas
+        }
+        if moves:
+            moved = [item.moved(moves) for item in objects.values()]
+            objects.clear()
+            objects.update((item.key, item) for item in moved)
+        for dropped in manager.drop_constraints.drop_constraints:
+            table = full_name(dropped.schema, dropped.tablename)
+            for kind in ("check", "unique"):
+                objects.pop(Key(kind, table, dropped.constraint_name), None)
+        for added in manager.add_constraints.add_constraints:
+            if (item := constraint_of(added.constraint)) is not None:
+                bound = item.bind(added.schema, added.tablename)
+                objects[bound.key] = bound
+
+
+def diffable(table: type[Table]) -> DiffableTable:
+    """A table as Piccolo's differ wants it, without the constraints that are declared objects."""
+    meta = table._meta
+    return DiffableTable(
+        class_name=table.__name__,
+        tablename=meta.tablename,
+        columns=meta.non_default_columns,
+        constraints=[c for c in meta.constraints if constraint_of(c) is None],
+        schema=meta.schema,
+    )
+
+
+@dataclass
+class SchemaDiffer(PiccoloSchemaDiffer):
+    """Piccolo's differ in a fixed order, and the declared objects beside it."""
+
+    objects: list[SchemaObject] = field(default_factory=list)
+    objects_before: list[SchemaObject] = field(default_factory=list)
+
+    # -- Piccolo's part, one table at a time -----------------------------------------------------------------------
+
+    def _one_by_one(
+        self, part: Callable[[Any], AlterStatements], tables: Iterable[DiffableTable], *, before: bool = False
+    ) -> AlterStatements:
+        found = AlterStatements()
+        for table in tables:
+            view = copy.copy(self)
+            if before:
+                view.schema_snapshot = [table]
+            else:
+                view.schema = [table]
+            # Piccolo matches renamed columns by name alone, across tables.
+            view.rename_columns_collection = RenameColumnCollection(
+                self.rename_columns_collection.for_table_class_name(table.class_name)
+            )
+            found.extend(part(view))
+        return found
+
+    @property
+    def _new_tables(self) -> list[DiffableTable]:
+        """In dependency order, as the caller sorted them; without those that were renamed or moved."""
+        known = {*self.rename_tables_collection.new_class_names, *self.table_schema_changes_collection.class_names}
+        return [t for t in self.schema if t not in self.schema_snapshot and t.class_name not in known]
+
+    @property
+    def create_tables(self) -> AlterStatements:
+        return self._one_by_one(PiccoloSchemaDiffer.create_tables.fget, self._new_tables)  # type: ignore[attr-defined]
+
+    @property
+    def drop_tables(self) -> AlterStatements:
+        return self._one_by_one(
+            PiccoloSchemaDiffer.drop_tables.fget,  # type: ignore[attr-defined]
+            [t for t in reversed(self.schema_snapshot) if t not in self.schema],
+            before=True,
+        )
+
+    @property
+    def new_table_columns(self) -> AlterStatements:
+        return self._one_by_one(PiccoloSchemaDiffer.new_table_columns.fget, self._new_tables)  # type: ignore[attr-defined]
+
+    @property
+    def new_table_constraints(self) -> AlterStatements:
+        return self._one_by_one(PiccoloSchemaDiffer.new_table_constraints.fget, self._new_tables)  # type: ignore[attr-defined]
+
+    @property
+    def add_columns(self) -> AlterStatements:
+        return self._one_by_one(PiccoloSchemaDiffer.add_columns.fget, self.schema)  # type: ignore[attr-defined]
+
+    @property
+    def drop_columns(self) -> AlterStatements:
+        return self._one_by_one(PiccoloSchemaDiffer.drop_columns.fget, self.schema)  # type: ignore[attr-defined]
+
+    def check_rename_tables(self) -> RenameTableCollection:
+        """As Piccolo does, but asking in a fixed order, and only when the two tables have a column in common."""
+        moved = self.table_schema_changes_collection.class_names
+        gone = [t for t in self.schema_snapshot if t not in self.schema and t.class_name not in moved]
+        new = [t for t in self.schema if t not in self.schema_snapshot and t.class_name not in moved]
+        renamed = RenameTableCollection()
+        for table in sorted(new, key=lambda t: t.class_name):
+            columns = {column._meta.db_column_name for column in table.columns}
+            left = sorted(
+                (t for t in gone if not renamed.was_renamed_from(t.class_name)),
+                # The same class under another name of the table is a rename for sure, so it is looked at first.
+                key=lambda t: (t.class_name != table.class_name, t.class_name),
+            )
+            for old in left:
+                if not columns & {column._meta.db_column_name for column in old.columns}:
+                    continue
+                if old.class_name == table.class_name or self._agreed(
+                    f"Did you rename {old.class_name} (tablename: {old.tablename}) to "
+                    f"{table.class_name} (tablename: {table.tablename})? (y/N)"
+                ):
+                    renamed.append(
+                        RenameTable(
+                            old_class_name=old.class_name,
+                            old_tablename=old.tablename,
+                            new_class_name=table.class_name,
+                            new_tablename=table.tablename,
+                            schema=table.schema,
+                        )
+                    )
+                    break
+        return renamed
+
+    def _agreed(self, question: str) -> bool:
+        return (self.auto_input or input(question)).lower() == "y"
+
+    def check_renamed_columns(self) -> RenameColumnCollection:
+        """Piccolo's, under the name that the table has when the columns are renamed."""
+        names = {table.class_name: table.tablename for table in self.schema}
+        renamed = super().check_renamed_columns()
+        for column in renamed.rename_columns:
+            column.tablename = names[column.table_class_name]
+        return renamed
+
+    # -- declared objects ------------------------------------------------------------------------------------------
+
+    def get_alter_statements(self) -> list[AlterStatements]:
+        """Piccolo's statements, then ours; the step runs them in its own order."""
+        moves = {
+            full_name(r.schema, r.old_tablename): full_name(r.schema, r.new_tablename)
+            for r in self.rename_tables_collection.rename_tables
+        } | {
+            full_name(c.old_schema, c.tablename): full_name(c.new_schema, c.tablename)
+            for c in self.table_schema_changes_collection.collection
+        }
+        existing = {full_name(t.schema, t.tablename) for t in self.schema_snapshot} & {
+            full_name(t.schema, t.tablename) for t in self.schema
+        }
+        operations = object_changes(self.objects_before, self.objects, moves=moves, existing=existing)
+        statements = super().get_alter_statements()
+        for label, cls in (
+            ("Dropped objects", Drop),
+            ("Renamed objects", Rename),
+            ("Replaced objects", Replace),
+            ("Added objects", Add),
+        ):
+            found = AlterStatements()
+            for operation in operations:
+                if isinstance(operation, cls):
+                    found.extend(render(operation))
+            print(f"{label.ljust(40)} {len(found.statements)}")
+            statements.append(found)
+        return statements
+
+
+def object_changes(
+    before: Iterable[SchemaObject],
+    after: Iterable[SchemaObject],
+    *,
+    moves: dict[str, str],
+    existing: set[str],
+) -> list[Operation]:
+    """What turns the objects of before into those of after, in a fixed order."""
+    # Objects follow a table that is renamed, so they are compared under its new name and dropped under the old.
+    old = {item.moved(moves).key: item for item in sort_objects(before)}
+    new = {item.key: item for item in sort_objects(after)}
+    gone = {key: item for key, item in old.items() if key not in new}
+    made = {key: item for key, item in new.items() if key not in old}
+    operations: list[Operation] = []
+    for key, item in new.items():
+        if key in old and (was := old[key].moved(moves)) != item:
+            if isinstance(item, Partitions):
+                raise MigrationError(
+                    f"{item.table} is partitioned by {was.by}, and PostgreSQL cannot change that to {item.by}. "  # type: ignore[attr-defined]
+                    "Make a new table and copy the rows."
+                )
+            if was.replace(item) is not None and item.replace(was) is not None:
+                operations.append(Replace(was, item))
+            else:
+                gone[key] = old[key]
+                made[key] = item
+    for key, item in list(made.items()):
+        # The same object under another name keeps its index, its rows, and what refers to it.
+        for was_key, was in list(gone.items()):
+            moved = was.moved(moves)
+            if key.kind == was_key.kind and key.table == was_key.table and same_but_name(moved, item):
+                operations.append(Rename(moved, item.title))
+                del gone[was_key], made[key]
+                break
+    for item in (*gone.values(), *made.values()):
+        if isinstance(item, Partitions) and item.table in existing:
+            raise MigrationError(
+                f"PostgreSQL cannot partition {item.table}, or undo it, while the table exists. "
+                "Make a new table and copy the rows."
+            )
+    operations += [Drop(item) for item in reversed(sort_objects(gone.values()))]
+    operations += [Add(item) for item in sort_objects(made.values())]
+    return operations
+
+
+def same_but_name(old: SchemaObject, new: SchemaObject) -> bool:
+    """Whether a rename is all it takes."""
+    if old.rename("x") is None or not old.table:
+        return False
+    return {**old.fields(), "name": ""} == {**new.fields(), "name": ""}
+
+
+def render(operation: Operation) -> AlterStatements:
+    """An operation as a line of a step."""
+    classes = []
+    if isinstance(operation, Add):
+        line = f"manager.add_{operation.new.kind}({operation.new.arguments()})"
+    elif isinstance(operation, Drop):
+        line = f"manager.drop_{operation.old.kind}({operation.old.arguments()})"
+    elif isinstance(operation, Replace):
+        classes = [type(operation.new)]
+        line = f"manager.replace_{operation.new.kind}(old={operation.old.as_python()}, new={operation.new.as_python()})"
+    else:
+        classes = [type(operation.old)]
+        line = f"manager.rename_object({operation.old.as_python()}, name={operation.name!r})"
+    imports = [Import(module="core.schema", target=cls.__name__) for cls in classes]
+    return AlterStatements(statements=[line], extra_imports=imports)
+
+
+class AutoMigrationManager(PiccoloAutoMigrationManager):
+    """Gathers both sides and asks the differ."""
+
+    async def get_alter_statements(self, app_config: AppConfig) -> list[AlterStatements]:
+        """Everything that a new step of the app must say."""
+        tables = in_dependency_order(app_config.table_classes)
+        shared = shared_objects(app_config.app_name)
+        return await self.changes(app_config, tables, shared)
+
+    async def changes(
+        self, app_config: AppConfig, tables: list[type[Table]], shared: Iterable[SchemaObject]
+    ) -> list[AlterStatements]:
+        """The same for a given part of the app."""
+        managers = await self.get_migration_managers(app_config=app_config)
+        for manager in managers:
+            if isinstance(manager, MigrationManager):
+                manager.check()
+        snapshot = SchemaSnapshot(managers)
+        objects = [*shared, *(item for table in tables for item in objects_of(table))]
+        verify(objects)
+        differ = SchemaDiffer(
+            schema=[diffable(table) for table in tables],
+            schema_snapshot=snapshot.get_snapshot(),
+            auto_input=self.auto_input,
+            objects=objects,
+            objects_before=snapshot.objects(),
+        )
+        return differ.get_alter_statements()

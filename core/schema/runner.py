@@ -1,0 +1,243 @@
+"""Piccolo's ``migrations`` commands, on our terms: one migrator at a time, as the owner, one transaction a step.
+
+The commands are looked up in Piccolo's modules, and ``install`` puts ours there. ``piccolo_app.py`` calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+from piccolo.apps.migrations.auto.migration_manager import MigrationManager as PiccoloMigrationManager
+from piccolo.apps.migrations.commands import backwards as piccolo_backwards
+from piccolo.apps.migrations.commands import base as piccolo_base
+from piccolo.apps.migrations.commands import check as piccolo_check
+from piccolo.apps.migrations.commands import forwards as piccolo_forwards
+from piccolo.apps.migrations.commands import new as piccolo_new
+from piccolo.apps.migrations.commands.base import MigrationResult
+from piccolo.apps.migrations.tables import Migration
+from piccolo.conf.apps import AppConfig
+
+from core.errors import ChartholdError
+from core.schema import autogenerate
+from core.schema.lock import migrating, owner
+from core.schema.migration import MigrationManager
+from core.schema.run import run_after, terminated
+from core.schema.step import Step
+from core.schema.unfinished import unfinished
+
+__all__ = ["install"]
+
+
+def install() -> None:
+    """Put the differ, the template, the lock and the bookkeeping in place of Piccolo's. Calling it twice is fine."""
+    new: Any = piccolo_new
+    new.SchemaDiffer = autogenerate.SchemaDiffer
+    new.SchemaSnapshot = autogenerate.SchemaSnapshot
+    new.AutoMigrationManager = autogenerate.AutoMigrationManager
+    new.JINJA_ENV = autogenerate.JINJA_ENV
+    base: Any = piccolo_base.BaseMigrationManager
+    base.create_migration_table = create_migration_table
+    forwards: Any = piccolo_forwards.ForwardsMigrationManager
+    forwards.run = run
+    forwards.run_migrations = run_forwards
+    backwards: Any = piccolo_backwards.BackwardsMigrationManager
+    backwards.run = run
+    backwards.run_migrations_backwards = run_backwards
+    check: Any = piccolo_check.CheckMigrationManager
+    if not hasattr(check, "statuses_without_owner"):
+        check.statuses_without_owner = check.get_migration_statuses
+        check.get_migration_statuses = get_migration_statuses
+    # A heading is a comment, so that --preview of all apps is still SQL.
+    for module in (piccolo_forwards, piccolo_backwards):
+        module.print_heading = heading  # type: ignore[attr-defined]
+
+
+def heading(text: str) -> None:
+    print(f"-- {text}")
+
+
+def table_statements() -> list[str]:
+    """Piccolo's bookkeeping table, with one row a step."""
+    return [
+        *Migration.create_table(if_not_exists=True).ddl,
+        "create unique index if not exists migration_app_name_name on public.migration (app_name, name)",
+    ]
+
+
+async def table_exists(connection: asyncpg.Connection[Any]) -> bool:
+    return bool(await connection.fetchval("select to_regclass('public.migration') is not null"))
+
+
+async def create_migration_table(self: Any) -> bool:  # noqa: ARG001  # a method of Piccolo's manager
+    """Make the bookkeeping table, under the lock. True if it was not there."""
+    async with migrating() as connection:
+        if await table_exists(connection):
+            return False
+        async with connection.transaction():
+            for statement in table_statements():
+                await connection.execute(statement)
+        return True
+
+
+async def get_migration_statuses(self: Any) -> Any:
+    """What ``piccolo migrations check`` prints, read as the owner."""
+    with owner():
+        return await self.statuses_without_owner()
+
+
+async def run(self: Any) -> MigrationResult:
+    """``forwards`` or ``backwards`` of one app."""
+    app_config = self.get_app_config(app_name=self.app_name)
+    if isinstance(self, piccolo_forwards.ForwardsMigrationManager):
+        return await run_forwards(self, app_config)
+    return await run_backwards(self, app_config)
+
+
+@contextlib.asynccontextmanager
+async def session(self: Any) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """The migrator's connection, with the lock unless nothing will be written, and the bookkeeping table there."""
+    async with migrating(locked=not self.preview) as connection:
+        if not self.preview:
+            await create_migration_table(self)
+        elif not await table_exists(connection):
+            print("\n".join(terminated(statement) for statement in table_statements()))
+        yield connection
+
+
+async def steps_run(connection: asyncpg.Connection[Any], app_name: str) -> list[str]:
+    """The names of the steps that have run, in the order in which they did."""
+    if not await table_exists(connection):
+        return []
+    rows = await connection.fetch("select name from public.migration where app_name = $1 order by id", app_name)
+    return [row["name"] for row in rows]
+
+
+def say(self: Any, text: str) -> None:
+    """Tell the user; in a preview everything but SQL is a comment."""
+    print(f"-- {text}" if self.preview else text)
+
+
+def refused(error: ChartholdError) -> MigrationResult:
+    """A mistake that the message explains: one sentence, and exit status 1."""
+    print(error, file=sys.stderr)
+    return MigrationResult(success=False, message=str(error))
+
+
+async def load(module: Any) -> MigrationManager | None:
+    """Replay a step's file and check it. None for a step without a manager, which Piccolo allows."""
+    response = await module.forwards()
+    if not isinstance(response, PiccoloMigrationManager):
+        return None
+    manager = MigrationManager.of(response)
+    if isinstance(response, MigrationManager):
+        manager.check()
+    return manager
+
+
+async def run_forwards(self: Any, app_config: AppConfig) -> MigrationResult:
+    """Run what has not run yet, and finish what was left unfinished."""
+    try:
+        async with session(self) as connection:
+            return await _forwards(self, app_config, connection)
+    except ChartholdError as error:
+        return refused(error)
+
+
+async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connection[Any]) -> MigrationResult:
+    already_ran = await steps_run(connection, app_config.app_name)
+    if self.migration_id in already_ran:
+        message = f"🏁 Migration {self.migration_id} has already been run"
+        say(self, message)
+        return MigrationResult(success=True, message=message)
+    modules = self.get_migration_modules(app_config.resolved_migrations_folder_path)
+    waiting = sorted(set(self.get_migration_ids(modules)) - set(already_ran))
+    # All are loaded before the first runs: a step that is refused stops the others too.
+    managers = {name: await load(modules[name]) for name in sorted(modules)}
+
+    left = await unfinished(connection, [m for name in already_ran if (m := managers.get(name)) is not None])
+    if left:
+        say(self, f"Finishing {len(left)} statement(s) that an earlier run left behind")
+        if self.preview:
+            print("\n".join(terminated(statement) for statement in left))
+        else:
+            await run_after(connection, left)
+    say(self, f"👍 {len(already_ran)} migration{'s' if len(already_ran) != 1 else ''} already complete")
+    if not waiting:
+        message = "🏁 No migrations need to be run"
+        say(self, message)
+        return MigrationResult(success=True, message=message)
+    say(self, f"⏩ {len(waiting)} migration{'s' if len(waiting) != 1 else ''} not yet run")
+
+    if self.migration_id == "all":
+        subset = waiting
+    elif self.migration_id == "1":
+        subset = waiting[:1]
+    elif self.migration_id in waiting:
+        subset = waiting[: waiting.index(self.migration_id) + 1]
+    else:
+        message = f"{self.migration_id} is unrecognised"
+        print(message, file=sys.stderr)
+        return MigrationResult(success=False, message=message)
+    if self.fake and len(subset) > 1 and not agreed(f"--fake records {len(subset)} steps without running them."):
+        return MigrationResult(success=False, message="Migration stopped")
+
+    say(self, f"🚀 Running {len(subset)} migration{'s' if len(subset) != 1 else ''}:")
+    for name in subset:
+        manager = managers[name] or MigrationManager(migration_id=name, app_name=app_config.app_name)
+        manager.migration_id, manager.app_name, manager.preview = name, app_config.app_name, self.preview
+        if self.fake or manager.fake:
+            await connection.execute(Step(migration_id=name, app_name=app_config.app_name).bookkeeping)
+            say(self, f"  - {name}: faked! ⏭️")
+            continue
+        await manager.run()
+        say(self, f"  - {name} ok! ✔️")
+    return MigrationResult(success=True, message="Migration succeeded")
+
+
+async def run_backwards(self: Any, app_config: AppConfig) -> MigrationResult:
+    """Undo the last steps, last first."""
+    try:
+        async with session(self) as connection:
+            return await _backwards(self, app_config, connection)
+    except ChartholdError as error:
+        return refused(error)
+
+
+async def _backwards(self: Any, app_config: AppConfig, connection: asyncpg.Connection[Any]) -> MigrationResult:
+    ran = await steps_run(connection, app_config.app_name)
+    if not ran:
+        message = "🏁 No migrations to reverse!"
+        say(self, message)
+        return MigrationResult(success=True, message=message)
+    earliest = {"all": ran[0], "1": ran[-1]}.get(self.migration_id, self.migration_id)
+    if earliest not in ran:
+        message = f"Unrecognized migration name - must be one of {ran}"
+        print(message, file=sys.stderr)
+        return MigrationResult(success=False, message=message)
+    modules = self.get_migration_modules(app_config.resolved_migrations_folder_path)
+    subset = list(reversed(ran[ran.index(earliest) :]))
+    if missing := [name for name in subset if name not in modules]:
+        message = f"The files of these steps are gone, so they cannot be reversed: {', '.join(missing)}"
+        print(message, file=sys.stderr)
+        return MigrationResult(success=False, message=message)
+    if not (self.preview or self.auto_agree or agreed(f"Reverse {len(subset)} migration(s)?")):
+        print("Not proceeding.", file=sys.stderr)
+        return MigrationResult(success=False, message="Not proceeding.")
+    managers = {name: await load(modules[name]) for name in subset}
+    for name in subset:
+        manager = managers[name] or MigrationManager(migration_id=name, app_name=app_config.app_name)
+        manager.migration_id, manager.app_name, manager.preview = name, app_config.app_name, self.preview
+        await manager.run(backwards=True)
+        if self.clean and not self.preview and modules[name].__file__:
+            os.unlink(modules[name].__file__)  # noqa: PTH108  # what --clean asks for
+        say(self, f"  - {name} [backwards] ok! ✔️")
+    return MigrationResult(success=True)
+
+
+def agreed(question: str) -> bool:
+    return input(f"{question} Continue? [y/N] ").lower() == "y"

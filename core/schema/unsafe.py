@@ -1,0 +1,4 @@
+from core.schema.step import Step
+
+
+async def refuse_unsafe(connection, step: Step) -> None: ...

@@ -1,0 +1,169 @@
+"""A real PostgreSQL, and in it a database of its own for each module: a copy of one that was migrated once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+# Before anything of ours is imported: a home of the tests' own, so that they never touch a developer's data.
+if not os.environ.get("DATABASE_URL"):
+    os.environ["CHARTHOLD_HOME"] = tempfile.mkdtemp(prefix="charthold-tests-")
+    # As root the server runs as an account of its own, which must be able to enter the folder.
+    Path(os.environ["CHARTHOLD_HOME"]).chmod(0o755)  # noqa: S103
+
+from piccolo.apps.migrations.commands.forwards import run_forwards
+
+from core import embedded, provision_tenant, scope
+from core.engine import ChartholdEngine
+from core.provision import install_token_key, make_partitions
+from core.settings import settings
+from core.tables import Client, Facility, User
+from piccolo_conf import DB
+
+TEMPLATE = f"charthold_template_{os.getpid()}"
+
+
+@dataclass(frozen=True)
+class Clinic:
+    """A tenant with somebody of each role, a facility and a client."""
+
+    tenant: UUID
+    admin: UUID
+    clinician: UUID
+    billing: UUID
+    auditor: UUID
+    facility: UUID
+    client: UUID
+
+    def as_admin(self, reason: str = "test"):
+        return scope(tenant=self.tenant, actor=self.admin, reason=reason)
+
+    def as_clinician(self, reason: str = "test"):
+        return scope(tenant=self.tenant, actor=self.clinician, reason=reason)
+
+
+def pytest_sessionfinish() -> None:
+    if settings().embedded:
+        embedded.stop(settings().home, mode="immediate")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[None]:
+    if settings().embedded:
+        embedded.start(settings().home, fast=True)
+    yield
+
+
+async def owner_execute(database: str | None, *statements: str) -> None:
+    """Run statements as the owner, in a database of the server."""
+    was = DB.database
+    DB.database = database
+    try:
+        connection = await DB.connect(owner=True)
+    finally:
+        DB.database = was
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="session")
+async def template(server: None) -> AsyncIterator[str]:
+    """A migrated database that nobody uses, to be copied."""
+    await owner_execute(None, f"create database {TEMPLATE}")
+    await DB.use(TEMPLATE)
+    # In a task of its own: the migrator works in owner mode until its task ends.
+    await asyncio.create_task(run_forwards(app_name="core"))
+    await install_token_key()
+    await make_partitions()
+    await DB.use(None)
+    yield TEMPLATE
+    await owner_execute(None, f"drop database if exists {TEMPLATE} with (force)")
+
+
+@pytest.fixture(scope="module")
+async def database(template: str) -> AsyncIterator[ChartholdEngine]:
+    """The module's own copy; the engine works on it."""
+    name = f"charthold_test_{uuid4().hex[:12]}"
+    await owner_execute(None, f"create database {name} template {template} strategy file_copy")
+    await DB.use(name)
+    yield DB
+    await DB.use(None)
+    await owner_execute(None, f"drop database {name} with (force)")
+
+
+async def make_clinic(slug: str) -> Clinic:
+    """A populated tenant."""
+    made = await provision_tenant(slug=slug, name=slug.title(), admin_email=f"ada@{slug}.example")
+    async with scope(tenant=made.tenant_id, actor=made.admin_id, reason="test"):
+        people = {
+            role: User(email=f"{role}@{slug}.example", full_name=role.title(), role=role, status="active")
+            for role in ("clinician", "billing", "auditor")
+        }
+        await User.insert(*people.values())
+        facility = Facility(name="Main street")
+        await facility.save()
+        client = Client(
+            facility_id=facility.id,
+            user_id=people["clinician"].id,
+            first_name="Ana",
+            last_name="Nguyen",
+            date_of_birth=__import__("datetime").date(1980, 2, 29),
+            ssn="999-17-5017",
+            mrn=f"{slug}-1",
+            email="ana.nguyen@mail.example",
+            phone="+1 617 555 0100",
+            address={"street": "784 Stamm Lock", "city": "Somerville"},
+            notes="afraid of needles",
+        )
+        await client.save()
+    return Clinic(
+        tenant=made.tenant_id,
+        admin=made.admin_id,
+        facility=facility.id,
+        client=client.id,
+        **{role: person.id for role, person in people.items()},
+    )
+
+
+@pytest.fixture(scope="module")
+async def lakeside(database: ChartholdEngine) -> Clinic:
+    return await make_clinic("lakeside")
+
+
+@pytest.fixture(scope="module")
+async def hillside(database: ChartholdEngine) -> Clinic:
+    return await make_clinic("hillside")
+
+
+@pytest.fixture
+async def owner(database: ChartholdEngine) -> AsyncIterator[asyncpg.Connection]:
+    """A connection as the schema's owner."""
+    connection = await database.connect(owner=True)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def runtime(database: ChartholdEngine) -> AsyncIterator[asyncpg.Connection]:
+    """A connection as the application's role, with no scope."""
+    connection = await database.connect(owner=False)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    import core
+
+    return Path(core.__file__).parent / "sample" / "synthea"
