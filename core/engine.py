@@ -109,6 +109,14 @@ class Transaction(PostgresTransaction):
                 "A transaction keeps the scope of its first statement. End it before you change the scope."
             )
 
+    async def record_again(self, shown: list[tuple[str, list[UUID], list[str]]]) -> None:
+        """Record again what was shown before a rollback took its records away: what was seen stays seen."""
+        if not shown or self._scope is None or self._link is None:
+            return
+        await self.engine_.set_scope(self._link, self._scope)
+        for table, rows, columns in shown:
+            await self._link.connection.fetchval("select charthold.record_read($1, $2, $3)", table, rows, columns)
+
     async def __aexit__(
         self,
         exception_type: type[BaseException] | None,

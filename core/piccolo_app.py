@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from piccolo.conf.apps import AppConfig, Command
+from piccolo.conf.apps import AppConfig
 
-from core.commands.import_synthea import import_synthea
 from core.foundation import FOUNDATION
 from core.principals import Principal, TenantDirectory, TokenKeyRow
 from core.schema import register_shared
@@ -31,5 +30,5 @@ APP_CONFIG = AppConfig(
         TenantKey,
         AuditSeal,
     ],
-    commands=[Command(callable=import_synthea)],
+    commands=[],
 )

@@ -45,6 +45,7 @@ from core.schema import (
     References,
     RowSecurity,
     SchemaObject,
+    Statement,
     Trigger,
     Unique,
 )
@@ -293,6 +294,19 @@ class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
         *policies("user_action_audit_log", "tenant_id"),
         Grant(privileges=("select",), to="app_runtime"),
         Grant(privileges=("select",), to="app_auditor"),
+        # What no month holds yet is caught; partitions are made ahead by ``piccolo core partitions``.
+        Statement(
+            name="user_action_audit_log_default",
+            forwards="""do $$
+begin
+    create table public.user_action_audit_log_default partition of public.user_action_audit_log default;
+    alter table public.user_action_audit_log_default enable row level security;
+    alter table public.user_action_audit_log_default force row level security;
+end
+$$""",
+            backwards="drop table public.user_action_audit_log_default",
+            after_tables=True,
+        ),
         Trigger(
             name="append_only", timing="before", events=("update", "delete"), level="row",
             function="charthold.refuse_change",

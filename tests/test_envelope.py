@@ -11,6 +11,7 @@ import traceback
 import uuid
 from datetime import date, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -36,6 +37,7 @@ from core.crypto.values import Kind, decode, encode, kind_of
 from core.errors import SealedValueError
 from tests.vectors import independent, make
 
+TESTS = str(Path(__file__).parent)
 SECRET = "Zephyrine-Quillfeather"
 TENANT, OTHER = uuid.UUID(int=1 << 100), uuid.UUID(int=2 << 100)
 ROW = uuid.UUID(int=7)
@@ -456,13 +458,14 @@ def test_nothing_is_sealed_without_a_current_key():
 
 
 def told(error):
-    """Everything an error reporter could print of it, locals of each frame below this file included."""
+    """Everything an error reporter could print of it: texts, and the locals of each frame that is not a test's."""
     seen, pending = [], [error]
     while pending:
         current = pending.pop()
-        report = traceback.TracebackException.from_exception(current, capture_locals=True)
-        seen.append(str(current) + repr(current) + repr(vars(current)))
-        seen += [f"{f.name} {f.locals}" for f in report.stack if f.filename != __file__]
+        seen.append(f"{current} {current!r} {vars(current)}")
+        for frame, _ in traceback.walk_tb(current.__traceback__):
+            if not frame.f_code.co_filename.startswith(TESTS):
+                seen.append(f"{frame.f_code.co_name} {frame.f_locals}")
         pending += [linked for linked in (current.__cause__, current.__context__) if linked is not None]
     return "\n".join(seen)
 

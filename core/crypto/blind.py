@@ -60,7 +60,8 @@ def fold(text: str) -> str:
     """Case, accents, typographic apostrophes and hyphens, and the amount of white space cease to matter."""
     if text.isascii():
         return " ".join(text.lower().replace("`", "'").split())
-    text = unicodedata.normalize("NFKC", text.replace("\u00b4", "'")).casefold()
+    text = unicodedata.normalize("NFC", text).replace("\u00b4", "'")  # NFKC would make a space of it
+    text = unicodedata.normalize("NFKC", text).casefold()
     text = unicodedata.normalize("NFKD", text).casefold().translate(_FOLDS)
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
@@ -191,9 +192,7 @@ class BlindSpec:
         return self._refuse(str)
 
     def _refuse(self, found: type) -> NoReturn:
-        raise ProtectedQueryError(
-            f"A blind index of the kind {self.kind} cannot digest this {found.__name__}."
-        )
+        raise ProtectedQueryError(f"A blind index of the kind {self.kind} cannot digest this {found.__name__}.")
 
 
 def _number(value: Decimal) -> bytes:

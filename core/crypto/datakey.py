@@ -12,7 +12,7 @@ import os
 from uuid import UUID
 
 from core.crypto.blind import IndexKey
-from core.crypto.derive import KEY_BYTES, Secret, hkdf
+from core.crypto.derive import KEY_BYTES, Secret, forgetful, hkdf
 from core.crypto.envelope import SealingKey, envelope_header
 from core.errors import KeyProviderError
 
@@ -32,14 +32,13 @@ class DataKey(Secret):
 
     __slots__ = ("_indexes", "_material", "_sealing", "tenant_id", "version")
 
+    @forgetful
     def __init__(self, tenant_id: UUID, version: int, material: bytes) -> None:
         if not isinstance(material, bytes) or len(material) != KEY_BYTES:
-            del material
             raise KeyProviderError("A data key is 32 bytes, and the provider unwrapped something else.")
         self.tenant_id = tenant_id
         self.version = version
         self._material = material
-        del material
         envelope_header(version)  # refuses a version out of range
         self._sealing: SealingKey | None = None
         self._indexes: dict[str, IndexKey] = {}

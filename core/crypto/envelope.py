@@ -153,7 +153,7 @@ def padded_length(length: int) -> int:
 
 
 # Padding (ISO/IEC 7816-4) by unpadded length, for the lengths that nearly every field has.
-_PADDING = [b""] + [b"\x80".ljust(padded_length(length + 1) - length, b"\0") for length in range(1, 1024)]
+_PADDING = [b"\x80".ljust(padded_length(length + 1) - length, b"\0") for length in range(1024)]
 
 
 def pad(content: bytes) -> bytes:
@@ -162,9 +162,7 @@ def pad(content: bytes) -> bytes:
     if length < 1024:
         return content + _PADDING[length]
     if length >= MAX_PLAINTEXT:
-        raise SealedValueError(
-            "A sealed value holds at most 64 MiB. Store it elsewhere and seal a reference."
-        )
+        raise SealedValueError("A sealed value holds at most 64 MiB. Store it elsewhere and seal a reference.")
     return (content + b"\x80").ljust(padded_length(length + 1), b"\0")
 
 
@@ -172,7 +170,5 @@ def unpad(plaintext: bytes) -> bytes:
     """The content without its padding."""
     content = plaintext.rstrip(b"\0")
     if content[-1:] != b"\x80":
-        raise SealedValueError(
-            "A sealed value has no padding: it was not written by an implementation of version 1."
-        )
+        raise SealedValueError("A sealed value has no padding: it was not written by an implementation of version 1.")
     return content[:-1]

@@ -100,9 +100,7 @@ class Keyring(Secret):
         if entry is None or version not in entry.absent or asked >= entry.loaded + RETRY_SECONDS:
             entry = await self._one_load(tenant_id)
             if version is not None and version not in entry.keys.versions and entry.loaded < asked:
-                entry = await self._one_load(
-                    tenant_id
-                )  # we had joined a load from before the version was made
+                entry = await self._one_load(tenant_id)  # we had joined a load from before the version was made
         if version is not None and version not in entry.keys.versions:
             entry.absent.add(version)
             entry.keys.encryption(version)  # raises, and says which
@@ -128,9 +126,7 @@ class Keyring(Secret):
 
     async def open_keys(self, tenant_id: UUID, stored: Sequence[WrappedKey]) -> TenantKeys:
         """Unwrap without the cache: for keys whose transaction has not been committed."""
-        unwrapped = [
-            (key, DataKey(tenant_id, key.version, await self._unwrapped(tenant_id, key))) for key in stored
-        ]
+        unwrapped = [(key, DataKey(tenant_id, key.version, await self._unwrapped(tenant_id, key))) for key in stored]
         return TenantKeys(tenant_id, unwrapped)
 
     def _entry(self, tenant_id: UUID) -> _Entry | None:

@@ -20,7 +20,7 @@ from uuid import UUID
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from core.crypto.derive import KEY_BYTES, Secret, hkdf, length_prefixed
+from core.crypto.derive import KEY_BYTES, Secret, forgetful, hkdf, length_prefixed
 from core.errors import ConfigurationError, KeyProviderError
 from core.settings import Settings
 
@@ -61,7 +61,6 @@ class _Kek(Secret):
 
     def __init__(self, master: bytes) -> None:
         if not isinstance(master, bytes) or len(master) != KEY_BYTES:
-            del master
             raise ConfigurationError("A master key is 32 bytes.")
         self.id = hkdf(master, KEK_ID_LABEL, length=KEK_ID_BYTES)
         self.cipher = AESGCM(hkdf(master, KEK_LABEL))
@@ -72,6 +71,7 @@ class LocalProvider(Secret):
 
     __slots__ = ("_current", "_keks")
 
+    @forgetful
     def __init__(self, master: bytes, retired: tuple[bytes, ...] = ()) -> None:
         keks = [_Kek(key) for key in (master, *retired)]
         self._current = keks[0]
@@ -87,16 +87,12 @@ class LocalProvider(Secret):
             raise KeyProviderError("A data key is 32 bytes.")
         header = bytes((WRAP_VERSION,)) + self._current.id
         nonce = os.urandom(12)
-        return (
-            header + nonce + self._current.cipher.encrypt(nonce, plaintext, _aad(header, tenant_id, version))
-        )
+        return header + nonce + self._current.cipher.encrypt(nonce, plaintext, _aad(header, tenant_id, version))
 
     async def unwrap(self, tenant_id: UUID, wrapped: bytes, *, version: int) -> bytes:
         """``docs/envelope.md``, wrapped keys."""
         if len(wrapped) != WRAPPED_BYTES or wrapped[0] != WRAP_VERSION:
-            raise KeyProviderError(
-                f"Key {version} of tenant {tenant_id} is not a wrapped key of the local provider."
-            )
+            raise KeyProviderError(f"Key {version} of tenant {tenant_id} is not a wrapped key of the local provider.")
         header, nonce, body = wrapped[:NONCE_AT], wrapped[NONCE_AT:BODY_AT], wrapped[BODY_AT:]
         kek = self._keks.get(header[1:])
         if kek is None:
@@ -128,9 +124,7 @@ def master_key(settings: Settings) -> bytes:
     """The configured master key, else the development key; other keys are derived from it, none equals it."""
     if settings.master_key is None:
         if settings.database_url is not None:
-            raise ConfigurationError(
-                "CHARTHOLD_MASTER_KEY is not set, and a configured server needs a configured key."
-            )
+            raise ConfigurationError("CHARTHOLD_MASTER_KEY is not set, and a configured server needs a configured key.")
         return development_key(settings.home)
     return settings.master_key
 
@@ -140,8 +134,14 @@ def development_key(home: Path) -> bytes:
     one.
     """
     path = home / "master.key"
-    if not path.exists():
-        _make(path)
+    try:
+        if not path.exists():
+            _make(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The development key {path} cannot be made: {error.strerror}. Choose another CHARTHOLD_HOME, "
+            "or set CHARTHOLD_MASTER_KEY."
+        ) from None
     return _read(path)
 
 
@@ -166,12 +166,9 @@ def _make(path: Path) -> None:
 def _read(path: Path) -> bytes:
     """Refuses a link, and a file that others own or may read: then the key is no longer a secret."""
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except OSError as error:
-        reason = error.strerror
-    else:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(handle, "rb") as file:
-            status = os.fstat(file.fileno())
+            status = os.fstat(handle)
             if os.name == "posix" and (
                 not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077 or status.st_uid != os.geteuid()
             ):
@@ -179,10 +176,16 @@ def _read(path: Path) -> bytes:
                     f"{path} must be a file that only you may read. Others could have read it: make a new "
                     "key if PHI is sealed under this one, else run chmod 600."
                 )
-            with contextlib.suppress(binascii.Error):
-                key = base64.b64decode(file.read(1024).strip(), validate=True)
-                if len(key) == KEY_BYTES:
-                    return key
+            content = file.read(1024).strip()
+    except OSError as error:
+        reason = error.strerror
+    else:
+        with contextlib.suppress(binascii.Error):
+            key = base64.b64decode(content, validate=True)
+            if len(key) == KEY_BYTES:
+                return key
+            del key
+        del content
         reason = "it does not hold 32 bytes in base64"
     raise ConfigurationError(f"{path} cannot be used as the development key: {reason}.")
 

@@ -126,9 +126,7 @@ class Sealer(Secret):
         if isinstance(error, MissingKeyError) and (envelope is None or is_envelope(envelope)):
             return error.with_traceback(None)
         if envelope is not None and not is_envelope(envelope):
-            return SealedValueError(
-                f"{self.table}.{self.column} holds something that is not an envelope of version 1."
-            )
+            return SealedValueError(f"{self.table}.{self.column} holds something that is not an envelope of version 1.")
         if isinstance(error, SealedValueError):
             return SealedValueError(f"{self.table}.{self.column}: {error}")
         return SealedValueError(
@@ -172,9 +170,7 @@ class RowSealer(Secret):
             for row_id, values in rows:
                 row, random, end = row_id.bytes, urandom(12 * len(columns)), 0
                 envelopes: list[bytes | None] = []
-                for at, ((encode, header, encrypt, prefix), value) in enumerate(
-                    zip(columns, values, strict=True)
-                ):
+                for at, ((encode, header, encrypt, prefix), value) in enumerate(zip(columns, values, strict=True)):
                     start, end = end, end + 12
                     if value is None:
                         envelopes.append(None)

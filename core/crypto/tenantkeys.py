@@ -122,9 +122,7 @@ class TenantKeys(Secret):
         place = table, columns
         row = self._rows.get(place)
         if row is None:
-            row = self._rows[place] = RowSealer(
-                [self.sealer(table, column, kind) for column, kind in columns]
-            )
+            row = self._rows[place] = RowSealer([self.sealer(table, column, kind) for column, kind in columns])
         return row
 
     def _key(self, version: int | None) -> DataKey:
@@ -132,8 +130,7 @@ class TenantKeys(Secret):
         if key is None:
             what = "in use for this" if version is None else f"with version {version}"
             raise MissingKeyError(
-                f"Tenant {self.tenant_id} has no data key {what}. Load its keys again, "
-                "or finish its rotation.",
+                f"Tenant {self.tenant_id} has no data key {what}. Load its keys again, or finish its rotation.",
                 tenant_id=self.tenant_id,
                 version=version,
             )

@@ -98,9 +98,7 @@ def _decode(kind: Kind | None, plaintext: bytes) -> Any:
     content = unpad(plaintext)
     tag = content[0] if content else 0
     if kind is not None and tag != kind:
-        raise SealedValueError(
-            f"A sealed value is not of the kind {kind.name.lower()} that its column declares."
-        )
+        raise SealedValueError(f"A sealed value is not of the kind {kind.name.lower()} that its column declares.")
     read = _DECODERS.get(tag)
     if read is not None:
         try:

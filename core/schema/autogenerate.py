@@ -42,7 +42,7 @@ from core.schema.object import Key, SchemaObject
 from core.schema.operation import Add, Drop, Operation, Rename, Replace
 from core.schema.partition import Partitions
 
-__all__ = ["JINJA_ENV", "AutoMigrationManager", "SchemaDiffer", "SchemaSnapshot", "diffable", "object_changes"]
+__all__ = ["JINJA_ENV", "AutoMigrationManager", "SchemaDiffer", "SchemaSnapshot", "diffable", "install", "object_changes"]
 
 JINJA_ENV = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -319,11 +319,11 @@ class AutoMigrationManager(PiccoloAutoMigrationManager):
     async def get_alter_statements(self, app_config: AppConfig) -> list[AlterStatements]:
         """Everything that a new step of the app must say."""
         tables = in_dependency_order(app_config.table_classes)
-        shared = shared_objects(app_config.app_name)
-        return await self.changes(app_config, tables, shared)
+        bound = [item for table in tables for item in objects_of(table)]
+        return await self.changes(app_config, tables, [*shared_objects(app_config.app_name), *bound])
 
     async def changes(
-        self, app_config: AppConfig, tables: list[type[Table]], shared: Iterable[SchemaObject]
+        self, app_config: AppConfig, tables: list[type[Table]], objects: list[SchemaObject]
     ) -> list[AlterStatements]:
         """The same for a given part of the app."""
         managers = await self.get_migration_managers(app_config=app_config)
@@ -331,7 +331,6 @@ class AutoMigrationManager(PiccoloAutoMigrationManager):
             if isinstance(manager, MigrationManager):
                 manager.check()
         snapshot = SchemaSnapshot(managers)
-        objects = [*shared, *(item for table in tables for item in objects_of(table))]
         verify(objects)
         differ = SchemaDiffer(
             schema=[diffable(table) for table in tables],
@@ -341,3 +340,10 @@ class AutoMigrationManager(PiccoloAutoMigrationManager):
             objects_before=snapshot.objects(),
         )
         return differ.get_alter_statements()
+
+
+def install() -> None:
+    """Put ours in place of Piccolo's; ``piccolo_app.py`` calls it."""
+    from core.schema.runner import install as install_commands  # late: the commands need this module
+
+    install_commands()

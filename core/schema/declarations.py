@@ -64,14 +64,11 @@ def constraint_of(constraint: piccolo_constraints.Constraint) -> Constraint | No
 
 
 def objects_of(table_class: type[Table]) -> tuple[SchemaObject, ...]:
-    """Everything declared on a table, bound to it, in creation order."""
+    """Everything declared on a table, bound to it, in creation order. A function that only it uses may be among it."""
     declared = getattr(table_class, "schema_objects", ())
     declared = declared() if callable(declared) else declared
     ours = [ours for theirs in table_class._meta.constraints if (ours := constraint_of(theirs)) is not None]
     meta = table_class._meta
-    for item in declared:
-        if not type(item).of_table:
-            raise MigrationError(f"The {item} belongs to no table. Declare it with register_shared.")
     bound = [item.bind(meta.schema, meta.tablename) for item in (*declared, *ours)]
     verify(bound)
     return tuple(sort_objects(bound))

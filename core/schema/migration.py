@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import asyncpg
 from piccolo.apps.migrations.auto.migration_manager import AlterColumnCollection
@@ -160,10 +160,10 @@ class MigrationManager(PiccoloMigrationManager):
         if made is None or table is None or not table.populated:
             step.pieces += statements()
         elif isinstance(made, Index) and made.concurrently and not table.partitioned:
-            step.after.append(made.statement(concurrently=True))
+            step.after.append(made)
         elif isinstance(made, Constraint) and (unchecked := made.create_unchecked()) and not table.partitioned:
             step.pieces += unchecked
-            step.after += made.validate()
+            step.after.append(made)
         else:
             step.pieces += statements()
 

@@ -78,11 +78,11 @@ class SchemaObject(ABC):
     def drop(self) -> tuple[str, ...]:
         """The statements that undo ``create``, exactly."""
 
-    def replace(self, old: Self) -> tuple[str, ...] | None:  # noqa: ARG002
+    def replace(self, old: Self) -> tuple[str, ...] | None:
         """The statements that turn ``old`` into this in place, or None: drop the old and create the new."""
         return None
 
-    def rename(self, new: str) -> tuple[str, ...] | None:  # noqa: ARG002
+    def rename(self, new: str) -> tuple[str, ...] | None:
         """The statements that give it another name, or None when its kind has no such thing."""
         return None
 

@@ -84,7 +84,7 @@ class Replace:
             raise MigrationError(f"The {old} cannot be changed in place. Drop the old one and add the new one.")
         return statements
 
-    def creates(self, *, backwards: bool) -> SchemaObject | None:  # noqa: ARG002
+    def creates(self, *, backwards: bool) -> SchemaObject | None:
         return None
 
     def apply(self, objects: dict[Key, SchemaObject]) -> None:
@@ -114,7 +114,7 @@ class Rename:
     def backwards(self) -> tuple[str, ...]:
         return self.new.rename(self.old.title) or ()
 
-    def creates(self, *, backwards: bool) -> SchemaObject | None:  # noqa: ARG002
+    def creates(self, *, backwards: bool) -> SchemaObject | None:
         return None
 
     def apply(self, objects: dict[Key, SchemaObject]) -> None:

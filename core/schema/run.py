@@ -11,6 +11,7 @@ import asyncpg
 from core.errors import MigrationError
 from core.schema.lock import STEP_LOCK, engine
 from core.schema.step import Raw, Step
+from core.schema.unfinished import unfinished, whole
 from core.settings import settings
 
 __all__ = ["print_step", "run_after", "run_step", "terminated"]
@@ -42,11 +43,11 @@ async def run_step(connection: asyncpg.Connection[Any], step: Step) -> None:
     they follow the commit; a crash between leaves them to the next ``forwards``, which finishes what is unfinished.
     """
     if not step.pieces:
-        await run_after(connection, step.after)
+        await run_after(connection, await unfinished(connection, step.after))
         await attempt(step)
     else:
         await attempt(step)
-        await run_after(connection, step.after)
+        await run_after(connection, await unfinished(connection, step.after))
 
 
 async def attempt(step: Step) -> None:
@@ -143,5 +144,5 @@ def print_step(step: Step, description: str) -> None:
         print(f"-- Python runs here: {piece.name}" if isinstance(piece, Raw) else terminated(piece))
     print(terminated(step.bookkeeping))
     print("commit;")
-    for statement in step.after:
-        print(terminated(statement))
+    for item in step.after:
+        print("\n".join(map(terminated, whole(item))))

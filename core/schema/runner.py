@@ -159,7 +159,8 @@ async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connec
     # All are loaded before the first runs: a step that is refused stops the others too.
     managers = {name: await load(modules[name]) for name in sorted(modules)}
 
-    left = await unfinished(connection, [m for name in already_ran if (m := managers.get(name)) is not None])
+    ran = [manager for name in already_ran if (manager := managers.get(name)) is not None]
+    left = await unfinished(connection, autogenerate.SchemaSnapshot(list(ran)).objects())
     if left:
         say(self, f"Finishing {len(left)} statement(s) that an earlier run left behind")
         if self.preview:

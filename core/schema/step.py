@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.schema.constraint import Constraint
+from core.schema.index import Index
 from core.schema.quoting import quote_literal
 
 __all__ = ["Raw", "Step"]
@@ -24,13 +26,13 @@ class Raw:
 
 @dataclass
 class Step:
-    """``pieces`` run in one transaction with the bookkeeping row; ``after`` outside of any, and may be run again."""
+    """``pieces`` run in one transaction with the bookkeeping row; ``after`` outside of any: indexes are built, constraints validated."""
 
     migration_id: str
     app_name: str
     backwards: bool = False
     pieces: list[str | Raw] = field(default_factory=list)
-    after: list[str] = field(default_factory=list)
+    after: list[Index | Constraint] = field(default_factory=list)
 
     @property
     def bookkeeping(self) -> str:

@@ -140,7 +140,7 @@ LETTERS = {"đ": "d", "ð": "d", "ħ": "h", "ı": "i", "ł": "l", "ø": "o", "ŧ
 
 
 def fold(text):
-    text = unicodedata.normalize("NFKC", text.replace("\u00b4", "'")).casefold()
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFC", text).replace("\u00b4", "'")).casefold()
     text = REMOVED.sub("", unicodedata.normalize("NFKD", text).casefold())
     text = "".join(LETTERS.get(character, character) for character in text)
     text = re.sub("[\u2018\u2019\u201b\u02bc\u2032`]", "'", text)

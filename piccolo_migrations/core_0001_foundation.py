@@ -1,0 +1,576 @@
+from core.schema.migration import MigrationManager
+
+ID = "2026-01-01T00:00:00:000001"
+VERSION = "1.38.0"
+DESCRIPTION = "foundation"
+
+
+async def forwards():
+    manager = MigrationManager(
+        migration_id=ID, app_name="core", description=DESCRIPTION
+    )
+
+    manager.add_role(name="app_runtime")
+
+    manager.add_role(name="app_auditor", application=False)
+
+    manager.add_namespace(name="charthold")
+
+    manager.add_schema_grant(schema="public", to="app_runtime")
+
+    manager.add_schema_grant(schema="public", to="app_auditor")
+
+    manager.add_schema_grant(schema="charthold", to="app_runtime")
+
+    manager.add_schema_grant(schema="charthold", to="app_auditor")
+
+    manager.add_domain(
+        name="charthold.envelope",
+        type="bytea",
+        check="""case
+    when octet_length(value) < 49 then false
+    else get_byte(value, 0) = 1
+        and get_byte(value, 1) < 128
+        and (octet_length(value) - 33) % case
+            when octet_length(value) <= 97 then 16
+            when octet_length(value) <= 1057 then 64
+            else 1024
+        end = 0
+end""",
+    )
+
+    manager.add_function(
+        name="charthold.actor_facilities",
+        source="""-- The facilities that the open scope's user is bound to; null means all of the tenant's.
+create function charthold.actor_facilities() returns uuid[]
+    language sql stable parallel restricted
+as $$
+    select nullif(pg_catalog.split_part(pg_catalog.substr(charthold.scope(), 83), '|', 1), '')::pg_catalog.uuid[]
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.actor_id",
+        source="""-- The user of the open scope.
+create function charthold.actor_id() returns uuid
+    language sql stable parallel restricted
+as $$
+    select pg_catalog.substr(charthold.scope(), 47, 36)::pg_catalog.uuid
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.actor_role",
+        source="""-- The role of the open scope's user, as it is now.
+create function charthold.actor_role() returns text
+    language sql stable parallel restricted
+as $$
+    select pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 1, 9))
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.actor_role_everywhere",
+        source="""-- The role of a user who is not bound to facilities. A bound user's ends in an asterisk and equals no role, so a policy
+-- that asks this first answers for the common case with one check.
+create function charthold.actor_role_everywhere() returns text
+    language sql stable parallel restricted
+as $$
+    select pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 1, 10))
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.ensure_partitions",
+        signature="(integer)",
+        source="""-- Makes the audit log's partitions for this month and the months ahead, and returns the names of the new ones.
+--
+-- A month without a partition may have records in the default partition. They move into the new one, all of them, while
+-- both stand apart from the log: a partition that is attached is append-only, and shows its rows to nobody.
+create function charthold.ensure_partitions(ahead integer) returns setof text
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    starts date;
+    part text;
+    first_moment timestamptz;
+    next_moment timestamptz;
+    stray boolean;
+begin
+    for starts in
+        select m::date from generate_series(
+            date_trunc('month', clock_timestamp() at time zone 'UTC'),
+            date_trunc('month', clock_timestamp() at time zone 'UTC') + make_interval(months => ahead),
+            interval '1 month'
+        ) as m
+    loop
+        part := 'user_action_audit_log_' || to_char(starts, 'YYYY_MM');
+        continue when to_regclass('public.' || quote_ident(part)) is not null;
+        first_moment := starts::timestamp at time zone 'UTC';
+        next_moment := (starts + interval '1 month') at time zone 'UTC';
+
+        execute format(
+            'create table public.%I (like public.user_action_audit_log including defaults including constraints)', part
+        );
+        -- Writers wait while rows move; without rows to move nobody waits.
+        alter table public.user_action_audit_log_default no force row level security;
+        select exists (
+            select from public.user_action_audit_log_default
+            where occurred_at >= first_moment and occurred_at < next_moment
+        ) into stray;
+        if stray then
+            alter table public.user_action_audit_log detach partition public.user_action_audit_log_default;
+            execute format(
+                'with moved as (delete from public.user_action_audit_log_default'
+                ' where occurred_at >= $1 and occurred_at < $2 returning *)'
+                ' insert into public.%I select * from moved', part
+            ) using first_moment, next_moment;
+        end if;
+        execute format('alter table public.%I enable row level security', part);
+        execute format('alter table public.%I force row level security', part);
+        execute format(
+            'alter table public.user_action_audit_log attach partition public.%I for values from (%L) to (%L)',
+            part, first_moment, next_moment
+        );
+        if stray then
+            alter table public.user_action_audit_log attach partition public.user_action_audit_log_default default;
+        end if;
+        alter table public.user_action_audit_log_default force row level security;
+        return next part;
+    end loop;
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.find_principal",
+        signature="(uuid, text)",
+        source="""-- An active user of the tenant with that role, for commands that run without a named actor.
+--
+-- Threat: it answers before a scope exists, so it would tell a stranger who works at a clinic. Only the owner may call it.
+create function charthold.find_principal(tenant uuid, wanted text) returns uuid
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select p.user_id from charthold.principal as p
+        where p.tenant_id = tenant and p.role = wanted
+        order by p.user_id limit 1
+    );
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.find_tenant",
+        signature="(text)",
+        source="""-- The id and status of the tenant with that slug: what a login page needs before a scope can exist, and no more.
+create function charthold.find_tenant(wanted text) returns table (tenant_id uuid, status text)
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query select d.tenant_id, d.status from charthold.tenant_directory as d where d.slug = wanted;
+end
+$$""",
+        execute_to=("app_runtime",),
+    )
+
+    manager.add_function(
+        name="charthold.follow_tenant",
+        source="""-- Keeps charthold.tenant_directory, where scope() and find_tenant() look, in step with public.tenant.
+-- They cannot read public.tenant itself: its policies call scope().
+create function charthold.follow_tenant() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'DELETE' then
+        delete from charthold.tenant_directory where tenant_id = old.id;
+        return null;
+    end if;
+    insert into charthold.tenant_directory (tenant_id, slug, status) values (new.id, new.slug, new.status)
+    on conflict (tenant_id) do update set slug = excluded.slug, status = excluded.status;
+    return null;
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.follow_user",
+        source="""-- Keeps charthold.principal, where scope() looks, in step with public.app_user: only active users are principals.
+create function charthold.follow_user() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op <> 'INSERT' then
+        delete from charthold.principal where tenant_id = old.tenant_id and user_id = old.id;
+    end if;
+    if tg_op <> 'DELETE' and new.status = 'active' then
+        insert into charthold.principal (tenant_id, user_id, role, facility_scope)
+        values (new.tenant_id, new.id, new.role, new.facility_scope)
+        on conflict (tenant_id, user_id) do update
+        set role = excluded.role, facility_scope = excluded.facility_scope;
+    end if;
+    return null;
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.npi_is_valid",
+        signature="(text)",
+        source="""-- A National Provider Identifier: ten digits whose Luhn sum, after the prefix 80840, is right (45 CFR 162.406).
+-- The prefix adds 24; the second, fourth ... digit from the right is doubled and its digits added.
+create function charthold.npi_is_valid(npi text) returns boolean
+    language sql immutable strict parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when npi ~ '^[0-9]{10}$' then (
+        24
+        + (get_byte(npi::bytea, 0) - 48) * 2 / 10 + (get_byte(npi::bytea, 0) - 48) * 2 % 10 + get_byte(npi::bytea, 1) - 48
+        + (get_byte(npi::bytea, 2) - 48) * 2 / 10 + (get_byte(npi::bytea, 2) - 48) * 2 % 10 + get_byte(npi::bytea, 3) - 48
+        + (get_byte(npi::bytea, 4) - 48) * 2 / 10 + (get_byte(npi::bytea, 4) - 48) * 2 % 10 + get_byte(npi::bytea, 5) - 48
+        + (get_byte(npi::bytea, 6) - 48) * 2 / 10 + (get_byte(npi::bytea, 6) - 48) * 2 % 10 + get_byte(npi::bytea, 7) - 48
+        + (get_byte(npi::bytea, 8) - 48) * 2 / 10 + (get_byte(npi::bytea, 8) - 48) * 2 % 10 + get_byte(npi::bytea, 9) - 48
+    ) % 10 = 0 else false end
+$$""",
+        execute_to=("app_runtime",),
+    )
+
+    manager.add_function(
+        name="charthold.provision_tenant",
+        signature="(uuid, text, text, text, integer, boolean, uuid, text, text, uuid, bytea, text)",
+        source="""-- Makes a tenant, its first data key and its first admin, who is recorded as the actor of all three.
+--
+-- Threat: it writes before a scope exists, so it does exactly this and only for ids that are new: an id that exists
+-- is refused before anything is signed for it.
+create function charthold.provision_tenant(
+    tenant uuid, slug text, name text, time_zone text, retention_years int, trial boolean,
+    admin uuid, admin_email text, admin_name text, key_row uuid, wrapped_key bytea, kek text
+) returns void
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- The scope of the caller, if there is one, must not be swapped for another in the middle of a transaction.
+    if coalesce(current_setting('charthold.scope', true), '') <> '' then
+        raise exception using errcode = 'CH013', message = 'a tenant is provisioned outside of every scope';
+    end if;
+
+    -- A new tenant appears in the directory first, because scope() looks there. An id or a slug that is taken fails.
+    insert into charthold.tenant_directory (tenant_id, slug, status) values (tenant, slug, 'trial');
+    insert into charthold.principal (tenant_id, user_id, role) values (tenant, admin, 'system');
+    perform set_config('charthold.scope', charthold.sign(tenant, admin, 'provision'), true);
+
+    insert into public.tenant (id, slug, name, status, settings, branding, time_zone, retention_years)
+    values (
+        tenant, slug, name, case when trial then 'trial' else 'active' end, '{}', '{}', time_zone, retention_years
+    );
+    insert into public.app_user (id, tenant_id, email, full_name, role, status, mfa_enrolled, failed_logins)
+    values (admin, tenant, admin_email, admin_name, 'admin', 'active', false, 0);
+    -- From here the trigger on app_user has made the principal an admin.
+    insert into public.tenant_key (id, tenant_id, version, wrapped, kek, status)
+    values (key_row, tenant, 1, wrapped_key, kek, 'current');
+    perform set_config('charthold.scope', '', true);
+end
+$$""",
+        execute_to=("app_runtime",),
+    )
+
+    manager.add_function(
+        name="charthold.record",
+        signature="(text, text, uuid, jsonb, jsonb)",
+        source="""-- Records an action that no trigger sees: a login, an export, a key rotation. The kinds that triggers and reads write
+-- are refused, so that nobody can forge one.
+create function charthold.record(
+    action text, about_table text, about_record uuid, old_values jsonb, new_values jsonb
+) returns uuid
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+    made constant uuid := charthold.uuid7();
+begin
+    if action in ('insert', 'update', 'delete', 'read') then
+        raise exception using errcode = 'CH014', message = 'that kind of record is written by the database alone';
+    end if;
+    insert into public.user_action_audit_log (
+        id, tenant_id, user_id, action_type, table_name, record_id, old_values, new_values, request_id, source_ip, reason
+    )
+    values (
+        made, substr(s, 11, 36)::uuid, substr(s, 47, 36)::uuid, action, about_table, about_record,
+        old_values, new_values,
+        nullif(split_part(substr(s, 83), '|', 2), ''),
+        nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+        split_part(substr(s, 83), '|', 4)
+    );
+    return made;
+end
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.record_read",
+        signature="(text, uuid[], text[])",
+        source="""-- Records that rows of a table were shown, one record a row, and returns how many. The statement that shows them calls
+-- this; when it fails the statement fails, so nothing is shown that is not recorded.
+--
+-- Threat: it writes to the log as its owner. It writes one kind of record, about the caller and the caller's tenant.
+create function charthold.record_read(shown text, ids uuid[], opened text[]) returns bigint
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s text;
+    written bigint;
+begin
+    if ids is null then
+        return 0;
+    end if;
+    s := charthold.scope();
+    insert into public.user_action_audit_log (
+        tenant_id, user_id, action_type, table_name, record_id, changed_columns, request_id, source_ip, reason
+    )
+    select substr(s, 11, 36)::uuid, substr(s, 47, 36)::uuid, 'read', shown, row_id, opened,
+        nullif(split_part(substr(s, 83), '|', 2), ''),
+        nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+        split_part(substr(s, 83), '|', 4)
+    from unnest(ids) as row_id
+    where row_id is not null;
+    get diagnostics written = row_count;
+    return written;
+end
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.refuse_change",
+        source="""-- The audit log is append-only, for its owner too.
+create function charthold.refuse_change() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception using errcode = 'CH012', message = format('%I is append-only', tg_table_name);
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.refuse_truncate",
+        source="""-- TRUNCATE fires no row trigger, so it would remove rows without a record.
+create function charthold.refuse_truncate() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception using errcode = 'CH011',
+        message = format('%I is audited and cannot be truncated; delete its rows instead', tg_table_name);
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.scope",
+        source="""-- The verified context of this transaction, or an error.
+--
+-- Threat: anybody who can run SQL can set "charthold.scope". So nothing of it is believed before its HMAC holds under
+-- a key which only the owner of this function can read. The hashes of both codes are compared, not the codes, so that
+-- the time of the comparison tells nothing about the right one. The role is looked up, not carried: a user who is
+-- locked a moment ago is out now, whatever was signed before.
+--
+-- Returns role (9 characters) || '*' if bound to facilities, else ' ' || tenant (36) || actor (36) || facilities "|" request id "|" source ip "|" reason.
+-- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
+create function charthold.scope() returns text
+    language plpgsql stable parallel restricted security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    token constant text := current_setting('charthold.scope', true);
+    payload constant text := substr(token, 65);
+    answer text;
+begin
+    if token is null or token = '' then
+        raise exception using errcode = 'CH001', message = 'no scope is open in this transaction';
+    end if;
+
+    -- The key that the token names, if its code is right under that key.
+    perform from charthold.token_key as k
+    where k.id = substr(payload, 1, 8)
+        and (k.retired_at is null or k.retired_at > clock_timestamp())
+        and sha256(convert_to(substr(token, 1, 64), 'UTF8')) = sha256(convert_to(
+            encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(payload, 'UTF8'))), 'hex'), 'UTF8'
+        ));
+    if not found then
+        raise exception using errcode = 'CH002', message = 'the scope is not signed by a current key';
+    end if;
+    if substr(payload, 9, 10)::bigint <= extract(epoch from clock_timestamp()) then
+        raise exception using errcode = 'CH003', message = 'the scope has expired';
+    end if;
+    if substr(payload, 19, 10)::int not in (0, pg_backend_pid()) then
+        raise exception using errcode = 'CH004', message = 'the scope belongs to another connection';
+    end if;
+
+    -- What the actor may do now: in a suspended or closed tenant admins and auditors read, nobody else does anything.
+    select rpad(case when d.status in ('trial', 'active') then p.role else 'auditor' end, 9)
+            || case when p.facility_scope is null then ' ' else '*' end
+            || substr(payload, 29, 72) || coalesce(p.facility_scope::text, '') || '|' || substr(payload, 101)
+        into answer
+    from charthold.principal as p
+    join charthold.tenant_directory as d on d.tenant_id = p.tenant_id
+    where p.tenant_id = substr(payload, 29, 36)::uuid
+        and p.user_id = substr(payload, 65, 36)::uuid
+        and (d.status in ('trial', 'active') or p.role in ('admin', 'auditor'));
+    if answer is null then
+        raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant';
+    end if;
+    return answer;
+end
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.set_tenant_status",
+        signature="(uuid, uuid, text, text)",
+        source="""-- Suspends, closes or reopens a tenant. In a suspended tenant nobody may write, so only the owner can reopen it.
+create function charthold.set_tenant_status(tenant uuid, actor uuid, new_status text, reason text) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update charthold.tenant_directory set status = 'active' where tenant_id = tenant;
+    perform set_config('charthold.scope', charthold.sign(tenant, actor, reason), true);
+    update public.tenant set status = new_status where id = tenant;
+    update charthold.tenant_directory set status = new_status where tenant_id = tenant;
+    perform set_config('charthold.scope', '', true);
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.sign",
+        signature="(uuid, uuid, text)",
+        source="""-- A token for this backend and the next minute, for the functions that act before a scope can exist.
+--
+-- Threat: whoever can call this is everybody. No role but the owner may; provision and set_tenant_status do.
+create function charthold.sign(tenant uuid, actor uuid, reason text) returns text
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    k record;
+    payload text;
+begin
+    select * into k from charthold.token_key where retired_at is null order by created_at desc, id limit 1;
+    if not found then
+        raise exception using errcode = 'CH002', message = 'there is no token key';
+    end if;
+    payload := k.id
+        || lpad((extract(epoch from clock_timestamp())::bigint + 60)::text, 10, '0')
+        || lpad(pg_backend_pid()::text, 10, '0')
+        || tenant || actor || '||' || reason;
+    return encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(payload, 'UTF8'))), 'hex') || payload;
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.tenant_id",
+        source="""-- The tenant of the open scope. Policies call it as (select charthold.tenant_id()): once a statement, not once a row.
+create function charthold.tenant_id() returns uuid
+    language sql stable parallel restricted
+as $$
+    select pg_catalog.substr(charthold.scope(), 11, 36)::pg_catalog.uuid
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.touch",
+        source="""-- Moves updated_at, and keeps what a row is: its id, its tenant and its birth cannot be updated.
+create function charthold.touch() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if new.id is distinct from old.id or new.created_at is distinct from old.created_at then
+        raise exception using errcode = 'CH010', message = format('id and created_at of %I cannot be updated', tg_table_name);
+    end if;
+    new.updated_at := clock_timestamp();
+    return new;
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.touch_tenant_row",
+        source="""-- As charthold.touch, for the tables of tenants: a row cannot move to another tenant either.
+create function charthold.touch_tenant_row() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if new.tenant_id is distinct from old.tenant_id or new.id is distinct from old.id
+        or new.created_at is distinct from old.created_at
+    then
+        raise exception using errcode = 'CH010',
+            message = format('tenant_id, id and created_at of %I cannot be updated', tg_table_name);
+    end if;
+    new.updated_at := clock_timestamp();
+    return new;
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.uuid7",
+        source="""-- UUIDv7 (RFC 9562, section 5.7) for rows that the database makes itself; PostgreSQL has its own only from version 18.
+create function charthold.uuid7() returns uuid
+    language sql volatile parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select encode(
+        set_bit(set_bit(overlay(
+            uuid_send(gen_random_uuid())
+            placing substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+            from 1 for 6
+        ), 52, 1), 53, 1),
+        'hex'
+    )::uuid
+$$""",
+        execute_to=("app_runtime",),
+    )
+
+    manager.add_statement(
+        name="public keeps no temporary tables",
+        forwards="""do $$
+begin
+    execute format('revoke temporary on database %I from public', current_database());
+end
+$$""",
+        backwards="""do $$
+begin
+    execute format('grant temporary on database %I to public', current_database());
+end
+$$""",
+    )
+
+    manager.add_statement(
+        name="public keeps no schema",
+        forwards="revoke all on schema public from public",
+        backwards="grant usage on schema public to public",
+    )
+
+    return manager

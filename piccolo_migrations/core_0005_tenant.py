@@ -1,0 +1,448 @@
+from core.columns import CreatedAt
+from core.columns import RowId
+from core.columns import UpdatedAt
+from core.ids import uuid7
+from piccolo.columns.column_types import JSONB
+from piccolo.columns.column_types import SmallInt
+from piccolo.columns.column_types import Text
+from piccolo.columns.indexes import IndexMethod
+from core.schema.migration import MigrationManager
+
+ID = "2026-01-01T00:00:00:000005"
+VERSION = "1.38.0"
+DESCRIPTION = "tenant"
+
+
+async def forwards():
+    manager = MigrationManager(
+        migration_id=ID, app_name="core", description=DESCRIPTION
+    )
+
+    manager.add_table(
+        class_name="Tenant", tablename="tenant", schema=None, columns=None
+    )
+
+    manager.add_column(
+        table_class_name="Tenant",
+        tablename="tenant",
+        column_name="id",
+        db_column_name="id",
+        column_class_name="RowId",
+        column_class=RowId,
+        params={
+            "default": uuid7,
+            "null": False,
+            "primary_key": True,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Tenant",
+        tablename="tenant",
+        column_name="created_at",
+        db_column_name="created_at",
+        column_class_name="CreatedAt",
+        column_class=CreatedAt,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Tenant",
+        tablename="tenant",
+        column_name="updated_at",
+        db_column_name="updated_at",
+        column_class_name="UpdatedAt",
+        column_class=UpdatedAt,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Tenant",
+        tablename="tenant",
+        column_name="slug",
+        db_column_name="slug",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Tenant",
+        tablename="tenant",
+        column_name="name",
+        db_column_name="name",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Tenant",
+        tablename="tenant",
+        column_name="status",
+        db_column_name="status",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": "trial",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Tenant",
+        tablename="tenant",
+        column_name="settings",
+        db_column_name="settings",
+        column_class_name="JSONB",
+        column_class=JSONB,
+        params={
+            "default": "{}",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Tenant",
+        tablename="tenant",
+        column_name="branding",
+        db_column_name="branding",
+        column_class_name="JSONB",
+        column_class=JSONB,
+        params={
+            "default": "{}",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Tenant",
+        tablename="tenant",
+        column_name="time_zone",
+        db_column_name="time_zone",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": "UTC",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Tenant",
+        tablename="tenant",
+        column_name="retention_years",
+        db_column_name="retention_years",
+        column_class_name="SmallInt",
+        column_class=SmallInt,
+        params={
+            "default": 6,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_function(
+        name="charthold.capture_tenant",
+        source="""-- Records what happens to public.tenant. See core/audit/capture.py.
+create function charthold.capture_tenant() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+    before jsonb := '{}';
+    after jsonb := '{}';
+    changed text[] := '{}';
+begin
+    if tg_op = 'INSERT' then
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason)
+        select r."id", 'insert', 'tenant', r.id, jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"),
+            substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4)
+        from new_rows as r;
+    elsif tg_op = 'DELETE' then
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason)
+        select r."id", 'delete', 'tenant', r.id, jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"),
+            substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4)
+        from old_rows as r;
+    else
+        if old."slug" is distinct from new."slug" then
+            before := before || jsonb_build_object('slug', old."slug");
+            after := after || jsonb_build_object('slug', new."slug");
+            changed := changed || 'slug'::text;
+        end if;
+        if old."name" is distinct from new."name" then
+            before := before || jsonb_build_object('name', old."name");
+            after := after || jsonb_build_object('name', new."name");
+            changed := changed || 'name'::text;
+        end if;
+        if old."status" is distinct from new."status" then
+            before := before || jsonb_build_object('status', old."status");
+            after := after || jsonb_build_object('status', new."status");
+            changed := changed || 'status'::text;
+        end if;
+        if old."settings" is distinct from new."settings" then
+            before := before || jsonb_build_object('settings', old."settings");
+            after := after || jsonb_build_object('settings', new."settings");
+            changed := changed || 'settings'::text;
+        end if;
+        if old."branding" is distinct from new."branding" then
+            before := before || jsonb_build_object('branding', old."branding");
+            after := after || jsonb_build_object('branding', new."branding");
+            changed := changed || 'branding'::text;
+        end if;
+        if old."time_zone" is distinct from new."time_zone" then
+            before := before || jsonb_build_object('time_zone', old."time_zone");
+            after := after || jsonb_build_object('time_zone', new."time_zone");
+            changed := changed || 'time_zone'::text;
+        end if;
+        if old."retention_years" is distinct from new."retention_years" then
+            before := before || jsonb_build_object('retention_years', old."retention_years");
+            after := after || jsonb_build_object('retention_years', new."retention_years");
+            changed := changed || 'retention_years'::text;
+        end if;
+        if changed = '{}' then
+            return null;
+        end if;
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason)
+        values (new."id", 'update', 'tenant', new.id, before, after, changed,
+            substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4));
+    end if;
+    return null;
+end
+$$""",
+    )
+
+    manager.add_primary_key(table="tenant", name="tenant_pkey", columns=("id",))
+
+    manager.add_unique(table="tenant", name="tenant_slug_key", columns=("slug",))
+
+    manager.add_check(
+        table="tenant",
+        name="tenant_branding_object",
+        condition="jsonb_typeof(branding) = 'object'",
+    )
+
+    manager.add_check(
+        table="tenant", name="tenant_name_given", condition="btrim(name) <> ''"
+    )
+
+    manager.add_check(
+        table="tenant",
+        name="tenant_retention_years_least",
+        condition="retention_years >= 6",
+    )
+
+    manager.add_check(
+        table="tenant",
+        name="tenant_settings_object",
+        condition="jsonb_typeof(settings) = 'object'",
+    )
+
+    manager.add_check(
+        table="tenant",
+        name="tenant_slug_form",
+        condition="slug ~ '^[a-z][a-z0-9-]{1,62}$'",
+    )
+
+    manager.add_check(
+        table="tenant",
+        name="tenant_status_known",
+        condition="status in ('trial', 'active', 'suspended', 'closed')",
+    )
+
+    manager.add_check(
+        table="tenant",
+        name="tenant_time_zone_form",
+        condition="time_zone ~ '^[A-Za-z][A-Za-z0-9_+/-]{1,63}$'",
+    )
+
+    manager.add_trigger(
+        table="tenant",
+        name="audit_delete",
+        timing="after",
+        events=("delete",),
+        level="statement",
+        function="charthold.capture_tenant",
+        old_table="old_rows",
+    )
+
+    manager.add_trigger(
+        table="tenant",
+        name="audit_insert",
+        timing="after",
+        events=("insert",),
+        level="statement",
+        function="charthold.capture_tenant",
+        new_table="new_rows",
+    )
+
+    manager.add_trigger(
+        table="tenant",
+        name="audit_truncate",
+        timing="before",
+        events=("truncate",),
+        level="statement",
+        function="charthold.refuse_truncate",
+    )
+
+    manager.add_trigger(
+        table="tenant",
+        name="audit_update",
+        timing="after",
+        events=("update",),
+        function="charthold.capture_tenant",
+    )
+
+    manager.add_trigger(
+        table="tenant",
+        name="follow",
+        timing="after",
+        events=("insert", "update", "delete"),
+        function="charthold.follow_tenant",
+    )
+
+    manager.add_trigger(
+        table="tenant",
+        name="keep_identity",
+        timing="before",
+        events=("update",),
+        function="charthold.touch",
+    )
+
+    manager.add_row_security(table="tenant")
+
+    manager.add_policy(
+        table="tenant",
+        name="insert_by_role",
+        command="insert",
+        check="(select charthold.actor_role()) in ('system')",
+    )
+
+    manager.add_policy(
+        table="tenant", name="select_by_role", command="select", using="true"
+    )
+
+    manager.add_policy(
+        table="tenant",
+        name="tenant_isolation",
+        using="id = (select charthold.tenant_id())",
+        check="id = (select charthold.tenant_id())",
+        restrictive=True,
+    )
+
+    manager.add_policy(
+        table="tenant",
+        name="update_by_role",
+        command="update",
+        using="(select charthold.actor_role()) in ('admin', 'system')",
+        check="(select charthold.actor_role()) in ('admin', 'system')",
+    )
+
+    manager.add_grant(
+        table="tenant", privileges=("select", "update"), to="app_runtime"
+    )
+
+    return manager

@@ -1,0 +1,292 @@
+from core.columns import CreatedAt
+from core.columns import RowId
+from core.columns import TenantId
+from core.columns import UpdatedAt
+from core.ids import uuid7
+from piccolo.columns.column_types import BigInt
+from piccolo.columns.column_types import Bytea
+from piccolo.columns.column_types import Text
+from piccolo.columns.column_types import Timestamptz
+from piccolo.columns.indexes import IndexMethod
+from core.schema.migration import MigrationManager
+
+ID = "2026-01-01T00:00:00:000007"
+VERSION = "1.38.0"
+DESCRIPTION = "audit_seal"
+
+
+async def forwards():
+    manager = MigrationManager(
+        migration_id=ID, app_name="core", description=DESCRIPTION
+    )
+
+    manager.add_table(
+        class_name="AuditSeal", tablename="audit_seal", schema=None, columns=None
+    )
+
+    manager.add_column(
+        table_class_name="AuditSeal",
+        tablename="audit_seal",
+        column_name="id",
+        db_column_name="id",
+        column_class_name="RowId",
+        column_class=RowId,
+        params={
+            "default": uuid7,
+            "null": False,
+            "primary_key": True,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="AuditSeal",
+        tablename="audit_seal",
+        column_name="tenant_id",
+        db_column_name="tenant_id",
+        column_class_name="TenantId",
+        column_class=TenantId,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="AuditSeal",
+        tablename="audit_seal",
+        column_name="created_at",
+        db_column_name="created_at",
+        column_class_name="CreatedAt",
+        column_class=CreatedAt,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="AuditSeal",
+        tablename="audit_seal",
+        column_name="updated_at",
+        db_column_name="updated_at",
+        column_class_name="UpdatedAt",
+        column_class=UpdatedAt,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="AuditSeal",
+        tablename="audit_seal",
+        column_name="tree_size",
+        db_column_name="tree_size",
+        column_class_name="BigInt",
+        column_class=BigInt,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="AuditSeal",
+        tablename="audit_seal",
+        column_name="root_hash",
+        db_column_name="root_hash",
+        column_class_name="Bytea",
+        column_class=Bytea,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="AuditSeal",
+        tablename="audit_seal",
+        column_name="sealed_at",
+        db_column_name="sealed_at",
+        column_class_name="Timestamptz",
+        column_class=Timestamptz,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="AuditSeal",
+        tablename="audit_seal",
+        column_name="key_id",
+        db_column_name="key_id",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="AuditSeal",
+        tablename="audit_seal",
+        column_name="signature",
+        db_column_name="signature",
+        column_class_name="Bytea",
+        column_class=Bytea,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_storage_parameters(
+        table="audit_seal", parameters={"fillfactor": "80"}
+    )
+
+    manager.add_primary_key(
+        table="audit_seal", name="audit_seal_pkey", columns=("tenant_id", "id")
+    )
+
+    manager.add_unique(
+        table="audit_seal",
+        name="audit_seal_tree_size_key",
+        columns=("tenant_id", "tree_size"),
+    )
+
+    manager.add_check(
+        table="audit_seal",
+        name="audit_seal_root_hash_length",
+        condition="octet_length(root_hash) = 32",
+    )
+
+    manager.add_check(
+        table="audit_seal",
+        name="audit_seal_signature_length",
+        condition="octet_length(signature) = 64",
+    )
+
+    manager.add_check(
+        table="audit_seal",
+        name="audit_seal_tree_size_positive",
+        condition="tree_size > 0",
+    )
+
+    manager.add_references(
+        table="audit_seal",
+        name="audit_seal_tenant_id_fkey",
+        columns=("tenant_id",),
+        to_table="tenant",
+        to_columns=("id",),
+    )
+
+    manager.add_trigger(
+        table="audit_seal",
+        name="keep_identity",
+        timing="before",
+        events=("update",),
+        function="charthold.touch_tenant_row",
+    )
+
+    manager.add_row_security(table="audit_seal")
+
+    manager.add_policy(
+        table="audit_seal",
+        name="insert_by_role",
+        command="insert",
+        check="(select charthold.actor_role()) in ('admin', 'auditor', 'system')",
+    )
+
+    manager.add_policy(
+        table="audit_seal",
+        name="select_by_role",
+        command="select",
+        using="(select charthold.actor_role()) in ('admin', 'auditor', 'system')",
+    )
+
+    manager.add_policy(
+        table="audit_seal",
+        name="tenant_isolation",
+        using="tenant_id = (select charthold.tenant_id())",
+        check="tenant_id = (select charthold.tenant_id())",
+        restrictive=True,
+    )
+
+    manager.add_grant(
+        table="audit_seal", privileges=("select", "insert"), to="app_runtime"
+    )
+
+    return manager

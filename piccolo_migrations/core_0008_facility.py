@@ -1,0 +1,577 @@
+from core.columns import CreatedAt
+from core.columns import RowId
+from core.columns import TenantId
+from core.columns import UpdatedAt
+from core.ids import uuid7
+from piccolo.columns.column_types import Integer
+from piccolo.columns.column_types import JSONB
+from piccolo.columns.column_types import Text
+from piccolo.columns.indexes import IndexMethod
+from core.schema.migration import MigrationManager
+
+ID = "2026-01-01T00:00:00:000008"
+VERSION = "1.38.0"
+DESCRIPTION = "facility"
+
+
+async def forwards():
+    manager = MigrationManager(
+        migration_id=ID, app_name="core", description=DESCRIPTION
+    )
+
+    manager.add_table(
+        class_name="Facility", tablename="facility", schema=None, columns=None
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="id",
+        db_column_name="id",
+        column_class_name="RowId",
+        column_class=RowId,
+        params={
+            "default": uuid7,
+            "null": False,
+            "primary_key": True,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="tenant_id",
+        db_column_name="tenant_id",
+        column_class_name="TenantId",
+        column_class=TenantId,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="created_at",
+        db_column_name="created_at",
+        column_class_name="CreatedAt",
+        column_class=CreatedAt,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="updated_at",
+        db_column_name="updated_at",
+        column_class_name="UpdatedAt",
+        column_class=UpdatedAt,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="name",
+        db_column_name="name",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="kind",
+        db_column_name="kind",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": "clinic",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="npi",
+        db_column_name="npi",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": None,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="address",
+        db_column_name="address",
+        column_class_name="JSONB",
+        column_class=JSONB,
+        params={
+            "default": "{}",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="phone",
+        db_column_name="phone",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": None,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="time_zone",
+        db_column_name="time_zone",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": "UTC",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="license_number",
+        db_column_name="license_number",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": None,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="capacity",
+        db_column_name="capacity",
+        column_class_name="Integer",
+        column_class=Integer,
+        params={
+            "default": None,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="settings",
+        db_column_name="settings",
+        column_class_name="JSONB",
+        column_class=JSONB,
+        params={
+            "default": "{}",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Facility",
+        tablename="facility",
+        column_name="status",
+        db_column_name="status",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": "active",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_function(
+        name="charthold.capture_facility",
+        source="""-- Records what happens to public.facility. See core/audit/capture.py.
+create function charthold.capture_facility() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+    before jsonb := '{}';
+    after jsonb := '{}';
+    changed text[] := '{}';
+begin
+    if tg_op = 'INSERT' then
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason)
+        select r."tenant_id", 'insert', 'facility', r.id, jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
+            substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4)
+        from new_rows as r;
+    elsif tg_op = 'DELETE' then
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason)
+        select r."tenant_id", 'delete', 'facility', r.id, jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
+            substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4)
+        from old_rows as r;
+    else
+        if old."name" is distinct from new."name" then
+            before := before || jsonb_build_object('name', old."name");
+            after := after || jsonb_build_object('name', new."name");
+            changed := changed || 'name'::text;
+        end if;
+        if old."kind" is distinct from new."kind" then
+            before := before || jsonb_build_object('kind', old."kind");
+            after := after || jsonb_build_object('kind', new."kind");
+            changed := changed || 'kind'::text;
+        end if;
+        if old."npi" is distinct from new."npi" then
+            before := before || jsonb_build_object('npi', old."npi");
+            after := after || jsonb_build_object('npi', new."npi");
+            changed := changed || 'npi'::text;
+        end if;
+        if old."address" is distinct from new."address" then
+            before := before || jsonb_build_object('address', old."address");
+            after := after || jsonb_build_object('address', new."address");
+            changed := changed || 'address'::text;
+        end if;
+        if old."phone" is distinct from new."phone" then
+            before := before || jsonb_build_object('phone', old."phone");
+            after := after || jsonb_build_object('phone', new."phone");
+            changed := changed || 'phone'::text;
+        end if;
+        if old."time_zone" is distinct from new."time_zone" then
+            before := before || jsonb_build_object('time_zone', old."time_zone");
+            after := after || jsonb_build_object('time_zone', new."time_zone");
+            changed := changed || 'time_zone'::text;
+        end if;
+        if old."license_number" is distinct from new."license_number" then
+            before := before || jsonb_build_object('license_number', old."license_number");
+            after := after || jsonb_build_object('license_number', new."license_number");
+            changed := changed || 'license_number'::text;
+        end if;
+        if old."capacity" is distinct from new."capacity" then
+            before := before || jsonb_build_object('capacity', old."capacity");
+            after := after || jsonb_build_object('capacity', new."capacity");
+            changed := changed || 'capacity'::text;
+        end if;
+        if old."settings" is distinct from new."settings" then
+            before := before || jsonb_build_object('settings', old."settings");
+            after := after || jsonb_build_object('settings', new."settings");
+            changed := changed || 'settings'::text;
+        end if;
+        if old."status" is distinct from new."status" then
+            before := before || jsonb_build_object('status', old."status");
+            after := after || jsonb_build_object('status', new."status");
+            changed := changed || 'status'::text;
+        end if;
+        if changed = '{}' then
+            return null;
+        end if;
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason)
+        values (new."tenant_id", 'update', 'facility', new.id, before, after, changed,
+            substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4));
+    end if;
+    return null;
+end
+$$""",
+    )
+
+    manager.add_storage_parameters(
+        table="facility", parameters={"fillfactor": "80"}
+    )
+
+    manager.add_primary_key(
+        table="facility", name="facility_pkey", columns=("tenant_id", "id")
+    )
+
+    manager.add_check(
+        table="facility",
+        name="facility_address_object",
+        condition="jsonb_typeof(address) = 'object'",
+    )
+
+    manager.add_check(
+        table="facility",
+        name="facility_capacity_positive",
+        condition="capacity > 0",
+    )
+
+    manager.add_check(
+        table="facility",
+        name="facility_kind_known",
+        condition="kind in ('hospital', 'clinic', 'practice', 'laboratory', 'pharmacy', 'imaging', 'home_health', 'other')",
+    )
+
+    manager.add_check(
+        table="facility",
+        name="facility_name_given",
+        condition="btrim(name) <> ''",
+    )
+
+    manager.add_check(
+        table="facility",
+        name="facility_npi_valid",
+        condition="charthold.npi_is_valid(npi)",
+    )
+
+    manager.add_check(
+        table="facility",
+        name="facility_settings_object",
+        condition="jsonb_typeof(settings) = 'object'",
+    )
+
+    manager.add_check(
+        table="facility",
+        name="facility_status_known",
+        condition="status in ('active', 'inactive')",
+    )
+
+    manager.add_check(
+        table="facility",
+        name="facility_time_zone_form",
+        condition="time_zone ~ '^[A-Za-z][A-Za-z0-9_+/-]{1,63}$'",
+    )
+
+    manager.add_index(
+        table="facility",
+        name="facility_active_name_key",
+        columns=("tenant_id", "name"),
+        unique=True,
+        where="status = 'active'",
+    )
+
+    manager.add_references(
+        table="facility",
+        name="facility_tenant_id_fkey",
+        columns=("tenant_id",),
+        to_table="tenant",
+        to_columns=("id",),
+    )
+
+    manager.add_trigger(
+        table="facility",
+        name="audit_delete",
+        timing="after",
+        events=("delete",),
+        level="statement",
+        function="charthold.capture_facility",
+        old_table="old_rows",
+    )
+
+    manager.add_trigger(
+        table="facility",
+        name="audit_insert",
+        timing="after",
+        events=("insert",),
+        level="statement",
+        function="charthold.capture_facility",
+        new_table="new_rows",
+    )
+
+    manager.add_trigger(
+        table="facility",
+        name="audit_truncate",
+        timing="before",
+        events=("truncate",),
+        level="statement",
+        function="charthold.refuse_truncate",
+    )
+
+    manager.add_trigger(
+        table="facility",
+        name="audit_update",
+        timing="after",
+        events=("update",),
+        function="charthold.capture_facility",
+    )
+
+    manager.add_trigger(
+        table="facility",
+        name="keep_identity",
+        timing="before",
+        events=("update",),
+        function="charthold.touch_tenant_row",
+    )
+
+    manager.add_row_security(table="facility")
+
+    manager.add_policy(
+        table="facility",
+        name="delete_by_role",
+        command="delete",
+        using="(select charthold.actor_role()) in ('admin', 'system')",
+    )
+
+    manager.add_policy(
+        table="facility",
+        name="insert_by_role",
+        command="insert",
+        check="(select charthold.actor_role()) in ('admin', 'system')",
+    )
+
+    manager.add_policy(
+        table="facility", name="select_by_role", command="select", using="true"
+    )
+
+    manager.add_policy(
+        table="facility",
+        name="tenant_isolation",
+        using="tenant_id = (select charthold.tenant_id())",
+        check="tenant_id = (select charthold.tenant_id())",
+        restrictive=True,
+    )
+
+    manager.add_policy(
+        table="facility",
+        name="update_by_role",
+        command="update",
+        using="(select charthold.actor_role()) in ('admin', 'system')",
+        check="(select charthold.actor_role()) in ('admin', 'system')",
+    )
+
+    manager.add_grant(
+        table="facility",
+        privileges=("select", "insert", "update", "delete"),
+        to="app_runtime",
+    )
+
+    return manager

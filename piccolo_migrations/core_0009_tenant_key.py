@@ -1,0 +1,385 @@
+from core.columns import CreatedAt
+from core.columns import RowId
+from core.columns import TenantId
+from core.columns import UpdatedAt
+from core.ids import uuid7
+from piccolo.columns.column_types import Bytea
+from piccolo.columns.column_types import Integer
+from piccolo.columns.column_types import Text
+from piccolo.columns.indexes import IndexMethod
+from core.schema.migration import MigrationManager
+
+ID = "2026-01-01T00:00:00:000009"
+VERSION = "1.38.0"
+DESCRIPTION = "tenant_key"
+
+
+async def forwards():
+    manager = MigrationManager(
+        migration_id=ID, app_name="core", description=DESCRIPTION
+    )
+
+    manager.add_table(
+        class_name="TenantKey", tablename="tenant_key", schema=None, columns=None
+    )
+
+    manager.add_column(
+        table_class_name="TenantKey",
+        tablename="tenant_key",
+        column_name="id",
+        db_column_name="id",
+        column_class_name="RowId",
+        column_class=RowId,
+        params={
+            "default": uuid7,
+            "null": False,
+            "primary_key": True,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="TenantKey",
+        tablename="tenant_key",
+        column_name="tenant_id",
+        db_column_name="tenant_id",
+        column_class_name="TenantId",
+        column_class=TenantId,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="TenantKey",
+        tablename="tenant_key",
+        column_name="created_at",
+        db_column_name="created_at",
+        column_class_name="CreatedAt",
+        column_class=CreatedAt,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="TenantKey",
+        tablename="tenant_key",
+        column_name="updated_at",
+        db_column_name="updated_at",
+        column_class_name="UpdatedAt",
+        column_class=UpdatedAt,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="TenantKey",
+        tablename="tenant_key",
+        column_name="version",
+        db_column_name="version",
+        column_class_name="Integer",
+        column_class=Integer,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="TenantKey",
+        tablename="tenant_key",
+        column_name="wrapped",
+        db_column_name="wrapped",
+        column_class_name="Bytea",
+        column_class=Bytea,
+        params={
+            "default": None,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="TenantKey",
+        tablename="tenant_key",
+        column_name="kek",
+        db_column_name="kek",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": "",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="TenantKey",
+        tablename="tenant_key",
+        column_name="status",
+        db_column_name="status",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": "current",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_function(
+        name="charthold.capture_tenant_key",
+        source="""-- Records what happens to public.tenant_key. See core/audit/capture.py.
+create function charthold.capture_tenant_key() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+    before jsonb := '{}';
+    after jsonb := '{}';
+    changed text[] := '{}';
+begin
+    if tg_op = 'INSERT' then
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason)
+        select r."tenant_id", 'insert', 'tenant_key', r.id, jsonb_build_object('version', r."version", 'kek', r."kek", 'status', r."status"),
+            substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4)
+        from new_rows as r;
+    elsif tg_op = 'DELETE' then
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason)
+        select r."tenant_id", 'delete', 'tenant_key', r.id, jsonb_build_object('version', r."version", 'kek', r."kek", 'status', r."status"),
+            substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4)
+        from old_rows as r;
+    else
+        if old."version" is distinct from new."version" then
+            before := before || jsonb_build_object('version', old."version");
+            after := after || jsonb_build_object('version', new."version");
+            changed := changed || 'version'::text;
+        end if;
+        if old."kek" is distinct from new."kek" then
+            before := before || jsonb_build_object('kek', old."kek");
+            after := after || jsonb_build_object('kek', new."kek");
+            changed := changed || 'kek'::text;
+        end if;
+        if old."status" is distinct from new."status" then
+            before := before || jsonb_build_object('status', old."status");
+            after := after || jsonb_build_object('status', new."status");
+            changed := changed || 'status'::text;
+        end if;
+        if changed = '{}' then
+            return null;
+        end if;
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason)
+        values (new."tenant_id", 'update', 'tenant_key', new.id, before, after, changed,
+            substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4));
+    end if;
+    return null;
+end
+$$""",
+    )
+
+    manager.add_storage_parameters(
+        table="tenant_key", parameters={"fillfactor": "80"}
+    )
+
+    manager.add_primary_key(
+        table="tenant_key", name="tenant_key_pkey", columns=("tenant_id", "id")
+    )
+
+    manager.add_unique(
+        table="tenant_key",
+        name="tenant_key_version_key",
+        columns=("tenant_id", "version"),
+    )
+
+    manager.add_check(
+        table="tenant_key",
+        name="tenant_key_shredded_is_empty",
+        condition="(status = 'shredded') = (wrapped is null)",
+    )
+
+    manager.add_check(
+        table="tenant_key",
+        name="tenant_key_status_known",
+        condition="status in ('next', 'current', 'previous', 'retired', 'shredded')",
+    )
+
+    manager.add_check(
+        table="tenant_key",
+        name="tenant_key_version_positive",
+        condition="version > 0",
+    )
+
+    manager.add_index(
+        table="tenant_key",
+        name="tenant_key_one_current",
+        columns=("tenant_id",),
+        unique=True,
+        where="status = 'current'",
+    )
+
+    manager.add_references(
+        table="tenant_key",
+        name="tenant_key_tenant_id_fkey",
+        columns=("tenant_id",),
+        to_table="tenant",
+        to_columns=("id",),
+    )
+
+    manager.add_trigger(
+        table="tenant_key",
+        name="audit_delete",
+        timing="after",
+        events=("delete",),
+        level="statement",
+        function="charthold.capture_tenant_key",
+        old_table="old_rows",
+    )
+
+    manager.add_trigger(
+        table="tenant_key",
+        name="audit_insert",
+        timing="after",
+        events=("insert",),
+        level="statement",
+        function="charthold.capture_tenant_key",
+        new_table="new_rows",
+    )
+
+    manager.add_trigger(
+        table="tenant_key",
+        name="audit_truncate",
+        timing="before",
+        events=("truncate",),
+        level="statement",
+        function="charthold.refuse_truncate",
+    )
+
+    manager.add_trigger(
+        table="tenant_key",
+        name="audit_update",
+        timing="after",
+        events=("update",),
+        function="charthold.capture_tenant_key",
+    )
+
+    manager.add_trigger(
+        table="tenant_key",
+        name="keep_identity",
+        timing="before",
+        events=("update",),
+        function="charthold.touch_tenant_row",
+    )
+
+    manager.add_row_security(table="tenant_key")
+
+    manager.add_policy(
+        table="tenant_key",
+        name="insert_by_role",
+        command="insert",
+        check="(select charthold.actor_role()) in ('admin', 'system')",
+    )
+
+    manager.add_policy(
+        table="tenant_key", name="select_by_role", command="select", using="true"
+    )
+
+    manager.add_policy(
+        table="tenant_key",
+        name="tenant_isolation",
+        using="tenant_id = (select charthold.tenant_id())",
+        check="tenant_id = (select charthold.tenant_id())",
+        restrictive=True,
+    )
+
+    manager.add_policy(
+        table="tenant_key",
+        name="update_by_role",
+        command="update",
+        using="(select charthold.actor_role()) in ('admin', 'system')",
+        check="(select charthold.actor_role()) in ('admin', 'system')",
+    )
+
+    manager.add_grant(
+        table="tenant_key",
+        privileges=("select", "insert", "update"),
+        to="app_runtime",
+    )
+
+    return manager

@@ -1,0 +1,1045 @@
+from core.columns import BlindIndex
+from core.columns import CreatedAt
+from core.columns import EncryptedDate
+from core.columns import EncryptedJSON
+from core.columns import EncryptedText
+from core.columns import RowId
+from core.columns import TenantForeignKey
+from core.columns import TenantId
+from core.columns import UpdatedAt
+from core.ids import uuid7
+from piccolo.columns.base import OnDelete
+from piccolo.columns.base import OnUpdate
+from piccolo.columns.column_types import Date
+from piccolo.columns.column_types import Text
+from piccolo.columns.indexes import IndexMethod
+from piccolo.table import Table
+from core.schema.migration import MigrationManager
+
+
+class Facility(Table, tablename="facility", schema=None):
+    id = RowId(
+        default=uuid7,
+        null=False,
+        primary_key=True,
+        unique=False,
+        index=False,
+        index_method=IndexMethod.btree,
+        choices=None,
+        db_column_name=None,
+        secret=False,
+    )
+
+
+class User(Table, tablename="app_user", schema=None):
+    id = RowId(
+        default=uuid7,
+        null=False,
+        primary_key=True,
+        unique=False,
+        index=False,
+        index_method=IndexMethod.btree,
+        choices=None,
+        db_column_name=None,
+        secret=False,
+    )
+
+
+ID = "2026-01-01T00:00:00:000010"
+VERSION = "1.38.0"
+DESCRIPTION = "client"
+
+
+async def forwards():
+    manager = MigrationManager(
+        migration_id=ID, app_name="core", description=DESCRIPTION
+    )
+
+    manager.add_table(
+        class_name="Client", tablename="client", schema=None, columns=None
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="id",
+        db_column_name="id",
+        column_class_name="RowId",
+        column_class=RowId,
+        params={
+            "default": uuid7,
+            "null": False,
+            "primary_key": True,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="tenant_id",
+        db_column_name="tenant_id",
+        column_class_name="TenantId",
+        column_class=TenantId,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="created_at",
+        db_column_name="created_at",
+        column_class_name="CreatedAt",
+        column_class=CreatedAt,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="updated_at",
+        db_column_name="updated_at",
+        column_class_name="UpdatedAt",
+        column_class=UpdatedAt,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="facility_id",
+        db_column_name="facility_id",
+        column_class_name="TenantForeignKey",
+        column_class=TenantForeignKey,
+        params={
+            "references": Facility,
+            "on_delete": OnDelete.restrict,
+            "on_update": OnUpdate.no_action,
+            "target_column": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="user_id",
+        db_column_name="user_id",
+        column_class_name="TenantForeignKey",
+        column_class=TenantForeignKey,
+        params={
+            "references": User,
+            "on_delete": OnDelete.restrict,
+            "on_update": OnUpdate.no_action,
+            "target_column": None,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="status",
+        db_column_name="status",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": "active",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="first_name",
+        db_column_name="first_name",
+        column_class_name="EncryptedText",
+        column_class=EncryptedText,
+        params={
+            "default": None,
+            "identifier": "name",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="last_name",
+        db_column_name="last_name",
+        column_class_name="EncryptedText",
+        column_class=EncryptedText,
+        params={
+            "default": None,
+            "identifier": "name",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="date_of_birth",
+        db_column_name="date_of_birth",
+        column_class_name="EncryptedDate",
+        column_class=EncryptedDate,
+        params={
+            "default": None,
+            "identifier": "date",
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="ssn",
+        db_column_name="ssn",
+        column_class_name="EncryptedText",
+        column_class=EncryptedText,
+        params={
+            "default": None,
+            "identifier": "ssn",
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="mrn",
+        db_column_name="mrn",
+        column_class_name="EncryptedText",
+        column_class=EncryptedText,
+        params={
+            "default": None,
+            "identifier": "mrn",
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="email",
+        db_column_name="email",
+        column_class_name="EncryptedText",
+        column_class=EncryptedText,
+        params={
+            "default": None,
+            "identifier": "email",
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="phone",
+        db_column_name="phone",
+        column_class_name="EncryptedText",
+        column_class=EncryptedText,
+        params={
+            "default": None,
+            "identifier": "telephone",
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="address",
+        db_column_name="address",
+        column_class_name="EncryptedJSON",
+        column_class=EncryptedJSON,
+        params={
+            "default": None,
+            "identifier": "geography",
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="insurance_member_id",
+        db_column_name="insurance_member_id",
+        column_class_name="EncryptedText",
+        column_class=EncryptedText,
+        params={
+            "default": None,
+            "identifier": "health_plan",
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="emergency_contact",
+        db_column_name="emergency_contact",
+        column_class_name="EncryptedJSON",
+        column_class=EncryptedJSON,
+        params={
+            "default": None,
+            "identifier": "name",
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="notes",
+        db_column_name="notes",
+        column_class_name="EncryptedText",
+        column_class=EncryptedText,
+        params={
+            "default": None,
+            "identifier": "other",
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="admitted_on",
+        db_column_name="admitted_on",
+        column_class_name="Date",
+        column_class=Date,
+        params={
+            "default": None,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="discharged_on",
+        db_column_name="discharged_on",
+        column_class_name="Date",
+        column_class=Date,
+        params={
+            "default": None,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="last_name_folded",
+        db_column_name="last_name_folded",
+        column_class_name="BlindIndex",
+        column_class=BlindIndex,
+        params={
+            "default": None,
+            "of": ["last_name"],
+            "kind": "folded",
+            "length": None,
+            "parts": [],
+            "bits": 64,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="last_name_prefix",
+        db_column_name="last_name_prefix",
+        column_class_name="BlindIndex",
+        column_class=BlindIndex,
+        params={
+            "default": None,
+            "of": ["last_name"],
+            "kind": "prefix",
+            "length": 3,
+            "parts": [],
+            "bits": 64,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="date_of_birth_exact",
+        db_column_name="date_of_birth_exact",
+        column_class_name="BlindIndex",
+        column_class=BlindIndex,
+        params={
+            "default": None,
+            "of": ["date_of_birth"],
+            "kind": "exact",
+            "length": None,
+            "parts": [],
+            "bits": 64,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="ssn_exact",
+        db_column_name="ssn_exact",
+        column_class_name="BlindIndex",
+        column_class=BlindIndex,
+        params={
+            "default": None,
+            "of": ["ssn"],
+            "kind": "exact",
+            "length": None,
+            "parts": [],
+            "bits": 64,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="ssn_last_four",
+        db_column_name="ssn_last_four",
+        column_class_name="BlindIndex",
+        column_class=BlindIndex,
+        params={
+            "default": None,
+            "of": ["ssn"],
+            "kind": "last",
+            "length": 4,
+            "parts": [],
+            "bits": 64,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="mrn_exact",
+        db_column_name="mrn_exact",
+        column_class_name="BlindIndex",
+        column_class=BlindIndex,
+        params={
+            "default": None,
+            "of": ["mrn"],
+            "kind": "exact",
+            "length": None,
+            "parts": [],
+            "bits": 64,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="email_folded",
+        db_column_name="email_folded",
+        column_class_name="BlindIndex",
+        column_class=BlindIndex,
+        params={
+            "default": None,
+            "of": ["email"],
+            "kind": "folded",
+            "length": None,
+            "parts": [],
+            "bits": 64,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_column(
+        table_class_name="Client",
+        tablename="client",
+        column_name="phone_last_four",
+        db_column_name="phone_last_four",
+        column_class_name="BlindIndex",
+        column_class=BlindIndex,
+        params={
+            "default": None,
+            "of": ["phone"],
+            "kind": "last",
+            "length": 4,
+            "parts": [],
+            "bits": 64,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
+    manager.add_function(
+        name="charthold.capture_client",
+        source="""-- Records what happens to public.client. See core/audit/capture.py.
+create function charthold.capture_client() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+    before jsonb := '{}';
+    after jsonb := '{}';
+    changed text[] := '{}';
+begin
+    if tg_op = 'INSERT' then
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason)
+        select r."tenant_id", 'insert', 'client', r.id, jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"),
+            substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4)
+        from new_rows as r;
+    elsif tg_op = 'DELETE' then
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason)
+        select r."tenant_id", 'delete', 'client', r.id, jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"),
+            substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4)
+        from old_rows as r;
+    else
+        if old."facility_id" is distinct from new."facility_id" then
+            before := before || jsonb_build_object('facility_id', old."facility_id");
+            after := after || jsonb_build_object('facility_id', new."facility_id");
+            changed := changed || 'facility_id'::text;
+        end if;
+        if old."user_id" is distinct from new."user_id" then
+            before := before || jsonb_build_object('user_id', old."user_id");
+            after := after || jsonb_build_object('user_id', new."user_id");
+            changed := changed || 'user_id'::text;
+        end if;
+        if old."status" is distinct from new."status" then
+            before := before || jsonb_build_object('status', old."status");
+            after := after || jsonb_build_object('status', new."status");
+            changed := changed || 'status'::text;
+        end if;
+        if old."first_name" is distinct from new."first_name" then
+            before := before || jsonb_build_object('first_name', old."first_name");
+            after := after || jsonb_build_object('first_name', new."first_name");
+            changed := changed || 'first_name'::text;
+        end if;
+        if old."last_name" is distinct from new."last_name" then
+            before := before || jsonb_build_object('last_name', old."last_name");
+            after := after || jsonb_build_object('last_name', new."last_name");
+            changed := changed || 'last_name'::text;
+        end if;
+        if old."date_of_birth" is distinct from new."date_of_birth" then
+            before := before || jsonb_build_object('date_of_birth', old."date_of_birth");
+            after := after || jsonb_build_object('date_of_birth', new."date_of_birth");
+            changed := changed || 'date_of_birth'::text;
+        end if;
+        if old."ssn" is distinct from new."ssn" then
+            before := before || jsonb_build_object('ssn', old."ssn");
+            after := after || jsonb_build_object('ssn', new."ssn");
+            changed := changed || 'ssn'::text;
+        end if;
+        if old."mrn" is distinct from new."mrn" then
+            before := before || jsonb_build_object('mrn', old."mrn");
+            after := after || jsonb_build_object('mrn', new."mrn");
+            changed := changed || 'mrn'::text;
+        end if;
+        if old."email" is distinct from new."email" then
+            before := before || jsonb_build_object('email', old."email");
+            after := after || jsonb_build_object('email', new."email");
+            changed := changed || 'email'::text;
+        end if;
+        if old."phone" is distinct from new."phone" then
+            before := before || jsonb_build_object('phone', old."phone");
+            after := after || jsonb_build_object('phone', new."phone");
+            changed := changed || 'phone'::text;
+        end if;
+        if old."address" is distinct from new."address" then
+            before := before || jsonb_build_object('address', old."address");
+            after := after || jsonb_build_object('address', new."address");
+            changed := changed || 'address'::text;
+        end if;
+        if old."insurance_member_id" is distinct from new."insurance_member_id" then
+            before := before || jsonb_build_object('insurance_member_id', old."insurance_member_id");
+            after := after || jsonb_build_object('insurance_member_id', new."insurance_member_id");
+            changed := changed || 'insurance_member_id'::text;
+        end if;
+        if old."emergency_contact" is distinct from new."emergency_contact" then
+            before := before || jsonb_build_object('emergency_contact', old."emergency_contact");
+            after := after || jsonb_build_object('emergency_contact', new."emergency_contact");
+            changed := changed || 'emergency_contact'::text;
+        end if;
+        if old."notes" is distinct from new."notes" then
+            before := before || jsonb_build_object('notes', old."notes");
+            after := after || jsonb_build_object('notes', new."notes");
+            changed := changed || 'notes'::text;
+        end if;
+        if old."admitted_on" is distinct from new."admitted_on" then
+            before := before || jsonb_build_object('admitted_on', old."admitted_on");
+            after := after || jsonb_build_object('admitted_on', new."admitted_on");
+            changed := changed || 'admitted_on'::text;
+        end if;
+        if old."discharged_on" is distinct from new."discharged_on" then
+            before := before || jsonb_build_object('discharged_on', old."discharged_on");
+            after := after || jsonb_build_object('discharged_on', new."discharged_on");
+            changed := changed || 'discharged_on'::text;
+        end if;
+        if changed = '{}' then
+            return null;
+        end if;
+        insert into public.user_action_audit_log
+            (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason)
+        values (new."tenant_id", 'update', 'client', new.id, before, after, changed,
+            substr(s, 47, 36)::uuid,
+            nullif(split_part(substr(s, 83), '|', 2), ''),
+            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
+            split_part(substr(s, 83), '|', 4));
+    end if;
+    return null;
+end
+$$""",
+    )
+
+    manager.add_storage_parameters(
+        table="client", parameters={"fillfactor": "80"}
+    )
+
+    manager.add_primary_key(
+        table="client", name="client_pkey", columns=("tenant_id", "id")
+    )
+
+    manager.add_check(
+        table="client",
+        name="client_dates_in_order",
+        condition="discharged_on >= admitted_on",
+    )
+
+    manager.add_check(
+        table="client",
+        name="client_discharged_has_date",
+        condition="(status = 'discharged') <= (discharged_on is not null)",
+    )
+
+    manager.add_check(
+        table="client",
+        name="client_status_known",
+        condition="status in ('referred', 'active', 'on_hold', 'discharged', 'deceased')",
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_active_by_facility",
+        columns=("tenant_id", "facility_id", "created_at desc"),
+        where="status = 'active'",
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_by_date_of_birth_exact",
+        columns=("tenant_id", "date_of_birth_exact"),
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_by_email_folded",
+        columns=("tenant_id", "email_folded"),
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_by_facility_id",
+        columns=("tenant_id", "facility_id"),
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_by_last_name_folded",
+        columns=("tenant_id", "last_name_folded"),
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_by_last_name_prefix",
+        columns=("tenant_id", "last_name_prefix"),
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_by_phone_last_four",
+        columns=("tenant_id", "phone_last_four"),
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_by_ssn_exact",
+        columns=("tenant_id", "ssn_exact"),
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_by_ssn_last_four",
+        columns=("tenant_id", "ssn_last_four"),
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_by_status_and_facility",
+        columns=("tenant_id", "status", "facility_id"),
+    )
+
+    manager.add_index(
+        table="client", name="client_by_user_id", columns=("tenant_id", "user_id")
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_mrn_key",
+        columns=("tenant_id", "mrn_exact"),
+        unique=True,
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_newest_first",
+        columns=("tenant_id", "created_at desc"),
+    )
+
+    manager.add_references(
+        table="client",
+        name="client_facility_id_fkey",
+        columns=("tenant_id", "facility_id"),
+        to_table="facility",
+        to_columns=("tenant_id", "id"),
+    )
+
+    manager.add_references(
+        table="client",
+        name="client_user_id_fkey",
+        columns=("tenant_id", "user_id"),
+        to_table="app_user",
+        to_columns=("tenant_id", "id"),
+    )
+
+    manager.add_trigger(
+        table="client",
+        name="audit_delete",
+        timing="after",
+        events=("delete",),
+        level="statement",
+        function="charthold.capture_client",
+        old_table="old_rows",
+    )
+
+    manager.add_trigger(
+        table="client",
+        name="audit_insert",
+        timing="after",
+        events=("insert",),
+        level="statement",
+        function="charthold.capture_client",
+        new_table="new_rows",
+    )
+
+    manager.add_trigger(
+        table="client",
+        name="audit_truncate",
+        timing="before",
+        events=("truncate",),
+        level="statement",
+        function="charthold.refuse_truncate",
+    )
+
+    manager.add_trigger(
+        table="client",
+        name="audit_update",
+        timing="after",
+        events=("update",),
+        function="charthold.capture_client",
+    )
+
+    manager.add_trigger(
+        table="client",
+        name="keep_identity",
+        timing="before",
+        events=("update",),
+        function="charthold.touch_tenant_row",
+    )
+
+    manager.add_row_security(table="client")
+
+    manager.add_policy(
+        table="client",
+        name="delete_by_role",
+        command="delete",
+        using="(select charthold.actor_role_everywhere()) in ('admin', 'system') or ((select charthold.actor_role()) in ('admin', 'system') and facility_id = any ((select charthold.actor_facilities())::uuid[]))",
+    )
+
+    manager.add_policy(
+        table="client",
+        name="insert_by_role",
+        command="insert",
+        check="(select charthold.actor_role_everywhere()) in ('admin', 'clinician', 'system') or ((select charthold.actor_role()) in ('admin', 'clinician', 'system') and facility_id = any ((select charthold.actor_facilities())::uuid[]))",
+    )
+
+    manager.add_policy(
+        table="client",
+        name="select_by_role",
+        command="select",
+        using="(select charthold.actor_role_everywhere()) in ('admin', 'clinician', 'billing', 'auditor', 'system') or ((select charthold.actor_role()) in ('admin', 'clinician', 'billing', 'auditor', 'system') and facility_id = any ((select charthold.actor_facilities())::uuid[]))",
+    )
+
+    manager.add_policy(
+        table="client",
+        name="tenant_isolation",
+        using="tenant_id = (select charthold.tenant_id())",
+        check="tenant_id = (select charthold.tenant_id())",
+        restrictive=True,
+    )
+
+    manager.add_policy(
+        table="client",
+        name="update_by_role",
+        command="update",
+        using="(select charthold.actor_role_everywhere()) in ('admin', 'clinician', 'billing', 'system') or ((select charthold.actor_role()) in ('admin', 'clinician', 'billing', 'system') and facility_id = any ((select charthold.actor_facilities())::uuid[]))",
+        check="(select charthold.actor_role_everywhere()) in ('admin', 'clinician', 'billing', 'system') or ((select charthold.actor_role()) in ('admin', 'clinician', 'billing', 'system') and facility_id = any ((select charthold.actor_facilities())::uuid[]))",
+    )
+
+    manager.add_grant(
+        table="client",
+        privileges=("select", "insert", "update", "delete"),
+        to="app_runtime",
+    )
+
+    return manager

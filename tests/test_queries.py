@@ -1,0 +1,330 @@
+"""Everything in Piccolo that reads or writes works on encrypted columns, or refuses with a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date
+from typing import Any
+
+import asyncpg
+import pytest
+from piccolo.query.functions import Upper
+
+from core import ProtectedQueryError, ScopeError, transaction
+from core.engine import ChartholdEngine
+from core.tables import Client, Facility, Tenant, User, UserActionAuditLog
+from tests.conftest import Clinic
+
+BORN = date(1990, 7, 1)
+
+
+def someone(clinic: Clinic, last_name: str, **values: Any) -> Client:
+    return Client(facility_id=clinic.facility, first_name="Bo", last_name=last_name, date_of_birth=BORN, **values)
+
+
+async def reads(owner: asyncpg.Connection, row: Any) -> int:
+    return await owner.fetchval(
+        "select count(*) from user_action_audit_log where action_type = 'read' and record_id = $1", row
+    )
+
+
+async def test_a_client_is_saved_found_changed_and_removed(lakeside: Clinic) -> None:
+    async with lakeside.as_clinician():
+        new = someone(lakeside, "Öz Kaya", ssn="123-45-6789", address={"city": "Ulm"})
+        assert await new.save() == [{"id": new.id}]
+        assert new.tenant_id == lakeside.tenant
+        found = await Client.objects().get(Client.last_name == "  oz  KAYA ")
+        assert found == new
+        assert (found.ssn, found.address, found.date_of_birth) == ("123-45-6789", {"city": "Ulm"}, BORN)
+        found.phone = "030 1234567"
+        await found.save()
+        await new.refresh()
+        assert new.phone == "030 1234567"
+        await new.update_self({Client.notes: "likes tea"})
+        assert new.notes == "likes tea"
+    async with lakeside.as_admin():
+        await found.remove()
+        assert not await Client.exists().where(Client.last_name == "Öz Kaya")
+
+
+async def test_select_opens_any_columns_under_any_name(lakeside: Clinic) -> None:
+    async with lakeside.as_clinician():
+        rows = await Client.select(
+            Client.last_name.as_alias("surname"), Client.status, Client.notes, Client.facility_id.name
+        ).where(Client.id == lakeside.client)
+        assert rows == [
+            {"surname": "Nguyen", "status": "active", "notes": "afraid of needles", "facility_id.name": "Main street"}
+        ]
+        everything = await Client.select().where(Client.id == lakeside.client).first()
+        assert "last_name_folded" not in everything
+        assert everything["email"] == "ana.nguyen@mail.example"
+        assert await Client.select(Client.first_name).where(Client.id == lakeside.client).output(as_list=True) == ["Ana"]
+        as_json = await Client.select(Client.address).where(Client.id == lakeside.client).output(as_json=True)
+        assert "Somerville" in as_json
+        nested = await Client.select(Client.first_name, Client.facility_id.name).output(nested=True).first()
+        assert nested["facility_id"] == {"name": "Main street"}
+
+
+async def test_objects_prefetch_and_get_related_open_what_they_load(lakeside: Clinic) -> None:
+    async with lakeside.as_clinician():
+        client = await Client.objects(Client.facility_id, Client.user_id).get(Client.id == lakeside.client)
+        assert client.facility_id.name == "Main street"
+        assert client.user_id.email == "clinician@lakeside.example"
+        assert client.last_name == "Nguyen"
+        plain = await Client.objects().get(Client.id == lakeside.client)
+        assert (await plain.get_related(Client.facility_id)).name == "Main street"
+
+
+async def test_searches_use_the_blind_indexes(lakeside: Clinic) -> None:
+    async with lakeside.as_clinician():
+        for condition in (
+            Client.last_name == "NGUYEN",
+            Client.last_name.is_in(["nguyen", "nobody"]),
+            Client.last_name.starts_with("ngu"),
+            Client.date_of_birth == date(1980, 2, 29),
+            Client.ssn == "999-17-5017",
+            Client.ssn.ends_with("5017"),
+            Client.phone.ends_with("0100"),
+            Client.email == "Ana.Nguyen@mail.example",
+            (Client.last_name == "nguyen") & (Client.date_of_birth == date(1980, 2, 29)) & (Client.status == "active"),
+            (Client.last_name == "nobody") | (Client.ssn.ends_with("5017")),
+        ):
+            assert await Client.select(Client.id).where(condition) == [{"id": lakeside.client}], condition
+        assert await Client.count().where(Client.last_name == "nobody") == 0
+        assert await Client.count().where(Client.ssn.is_null()) == await Client.count() - 1
+        assert lakeside.client not in await Client.select(Client.id).where(Client.last_name != "nguyen").output(
+            as_list=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: Client.select().order_by(Client.last_name), "order by it"),
+        (lambda: Client.objects().order_by(Client.date_of_birth), "order by it"),
+        (lambda: Client.select(Client.last_name).group_by(Client.last_name), "group it"),
+        (lambda: Client.select(Client.last_name).distinct(), "tell equal values apart"),
+        (lambda: Client.select(Upper(Client.last_name)), "compute with it"),
+        (lambda: Client.select().where(Client.first_name == "Ana"), 'BlindIndex("first_name", kind="folded")'),
+        (lambda: Client.select().where(Client.notes.starts_with("afr")), 'kind="prefix", length=3'),
+        (lambda: Client.update({Client.tenant_id: None}).where(Client.status == "active"), "cannot be set"),
+        (lambda: Client.update({Client.last_name_folded: b""}).where(Client.status == "active"), "cannot be set"),
+        (lambda: Client.select().where(Client.facility_id.is_in(Client.select(Client.last_name))), "cannot return"),
+        (lambda: Client.count(distinct=[Client.last_name]), "tell equal values apart"),
+    ],
+)
+async def test_what_ciphertext_cannot_do_is_refused_with_what_to_write(lakeside: Clinic, build: Any, says: str) -> None:
+    async with lakeside.as_clinician():
+        with pytest.raises(ProtectedQueryError) as refused:
+            await build()
+    assert says in str(refused.value)
+
+
+def test_ranges_and_patterns_are_refused_when_they_are_written() -> None:
+    with pytest.raises(ProtectedQueryError, match="compare its values"):
+        Client.date_of_birth > BORN  # noqa: B015
+    with pytest.raises(ProtectedQueryError, match="match patterns"):
+        Client.last_name.like("Ng%")
+
+
+async def test_many_rows_are_inserted_in_one_statement_and_updated_each_under_its_own_envelope(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    async with lakeside.as_clinician():
+        rows = [someone(lakeside, f"Many {n}", mrn=f"many-{n}") for n in range(1_000)]
+        assert len(await Client.insert(*rows)) == 1_000
+        await Client.update({Client.notes: "the same", Client.status: "on_hold"}).where(
+            Client.date_of_birth == BORN, Client.last_name.is_in([f"many {n}" for n in range(50)])
+        )
+        assert await Client.count().where(Client.status == "on_hold") == 50
+        noted = await Client.select(Client.notes).where(Client.last_name == "many 7").first()
+        assert noted == {"notes": "the same"}
+    sealed = await owner.fetch("select notes from client where status = 'on_hold'")
+    assert len({row["notes"] for row in sealed}) == 50
+
+
+async def test_insert_updates_on_conflict_by_id_and_refuses_to_move_an_envelope(lakeside: Clinic) -> None:
+    async with lakeside.as_clinician():
+        new = someone(lakeside, "Conflict", mrn="conflict")
+        await new.save()
+        new.last_name = "Solved"
+        await Client.insert(new).on_conflict(Client.id, "DO UPDATE", [Client.last_name])
+        assert (await Client.objects().get(Client.mrn == "conflict")).last_name == "Solved"
+        assert await Client.exists().where(Client.last_name == "solved")
+        with pytest.raises(ProtectedQueryError, match="another row"):
+            await Client.insert(someone(lakeside, "X", mrn="conflict")).on_conflict(
+                Client.mrn, "DO UPDATE", [Client.last_name]
+            )
+        twin = User(email="clinician@lakeside.example", full_name="Twin")
+    async with lakeside.as_admin():
+        assert await User.insert(twin).on_conflict(User.email, "DO NOTHING") == []
+        await User.insert(twin).on_conflict(User.email, "DO UPDATE", [User.full_name])
+        assert (await User.objects().get(User.email == twin.email)).full_name == "Twin"
+
+
+async def test_get_or_create_returning_and_freeze(lakeside: Clinic, hillside: Clinic) -> None:
+    async with lakeside.as_clinician():
+        defaults = {Client.facility_id: lakeside.facility, Client.first_name: "Q", Client.date_of_birth: BORN}
+        made = await Client.objects().get_or_create(Client.last_name == "Zed", defaults=defaults)
+        again = await Client.objects().get_or_create(Client.last_name == "Zed", defaults=defaults)
+        assert (made._was_created, again._was_created, made.id) == (True, False, again.id)
+        returned = (
+            await Client.update({Client.phone: "1"}).where(Client.id == made.id).returning(Client.phone, Client.last_name)
+        )
+        assert returned == [{"phone": "1", "last_name": "Zed"}]
+        frozen = Client.select(Client.last_name, Client.tenant_id).where(Client.mrn.is_not_null()).limit(1).freeze()
+        assert (await frozen.run())[0]["tenant_id"] == lakeside.tenant
+    async with hillside.as_clinician():
+        # What was compiled under one tenant runs under another: nothing of the first is in it.
+        assert await frozen.run() == [{"last_name": "Nguyen", "tenant_id": hillside.tenant}]
+
+
+async def test_batches_are_opened_and_recorded_one_by_one(lakeside: Clinic, owner: asyncpg.Connection) -> None:
+    async with lakeside.as_clinician():
+        await Client.insert(*[someone(lakeside, f"Batch {n}", mrn=f"batch-{n}") for n in range(25)])
+        seen = []
+        ids = await Client.select(Client.id).where(Client.last_name.starts_with("bat")).output(as_list=True)
+        query = Client.select(Client.id, Client.last_name).where(Client.last_name.starts_with("bat"))
+        async with await query.batch(batch_size=10) as batch:
+            async for rows in batch:
+                seen += rows
+                break
+    assert len(seen) == 10
+    assert {row["last_name"][:5] for row in seen} == {"Batch"}
+    assert [await reads(owner, row["id"]) for row in seen] == [1] * 10
+    unseen = set(ids) - {row["id"] for row in seen}
+    assert {await reads(owner, row) for row in unseen} == {0}
+
+
+async def test_every_row_whose_phi_is_shown_is_recorded_and_no_other(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    async def recorded(query: Any) -> int:
+        before = await reads(owner, lakeside.client)
+        await query
+        return await reads(owner, lakeside.client) - before
+
+    me = Client.id == lakeside.client
+    async with lakeside.as_clinician():
+        assert await recorded(Client.select(Client.status).where(me)) == 0
+        assert await recorded(Client.count().where(me)) == 0
+        assert await recorded(Client.select(Client.last_name).where(me)) == 1
+        assert await recorded(Client.objects().where(me)) == 1
+        assert await recorded(Client.objects().get(me)) == 1
+        assert await recorded(Client.objects(Client.facility_id).where(me)) == 1
+        assert await recorded(Client.objects().where(me).first().refresh if False else Client.select().where(me)) == 1
+        assert await recorded(Client.update({Client.notes: "n"}).where(me).returning(Client.notes)) == 1
+        assert await recorded(Client.select(Client.last_name).where(me).freeze().run()) == 1
+    last = await owner.fetchrow(
+        "select * from user_action_audit_log where action_type = 'read' and record_id = $1 order by id desc limit 1",
+        lakeside.client,
+    )
+    assert (last["table_name"], last["changed_columns"], last["user_id"]) == (
+        "client",
+        ["last_name"],
+        lakeside.clinician,
+    )
+
+
+async def test_what_was_shown_in_a_transaction_that_rolls_back_stays_recorded(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    before = await reads(owner, lakeside.client)
+    async with lakeside.as_clinician():
+        with pytest.raises(ZeroDivisionError):
+            async with transaction():
+                await Client.select(Client.last_name).where(Client.id == lakeside.client)
+                raise ZeroDivisionError
+        assert await reads(owner, lakeside.client) == before + 1
+        async with transaction():
+            with pytest.raises(ZeroDivisionError):
+                async with transaction():
+                    await Client.select(Client.last_name).where(Client.id == lakeside.client)
+                    raise ZeroDivisionError
+        assert await reads(owner, lakeside.client) == before + 2
+
+
+async def test_raw_sql_keeps_to_the_scope_and_its_envelopes_stay_closed(lakeside: Clinic, hillside: Clinic) -> None:
+    async with lakeside.as_clinician():
+        rows = await Client.raw("select id, last_name from client where id in ({}, {})", lakeside.client, hillside.client)
+        assert [row["id"] for row in rows] == [lakeside.client]
+        assert isinstance(rows[0]["last_name"], bytes)
+
+
+async def test_rows_and_errors_print_no_values(lakeside: Clinic) -> None:
+    async with lakeside.as_clinician():
+        client = await Client.objects().get(Client.id == lakeside.client)
+        assert "Nguyen" not in f"{client!r} {client!s}"
+        assert "Nguyen" not in str(Client.insert(someone(lakeside, "Nguyen")))
+        with pytest.raises(asyncpg.CheckViolationError) as refused:
+            await someone(lakeside, "Nguyen", status="Nguyen").save()
+        assert "Nguyen" not in f"{refused.value!r} {refused.value} {vars(refused.value)}"
+        with pytest.raises(asyncpg.PostgresError) as refused:
+            await Client.select(Client.id).where(Client.admitted_on == "Nguyen")
+        assert "Nguyen" not in f"{refused.value!r} {refused.value} {vars(refused.value)}"
+
+
+async def test_plaintext_cannot_be_stored_by_hand(lakeside: Clinic) -> None:
+    async with lakeside.as_clinician():
+        with pytest.raises(asyncpg.CheckViolationError):
+            await Client.raw("update client set notes = 'plain words'::bytea where id = {}", lakeside.client)
+
+
+async def test_an_envelope_that_was_moved_to_another_row_does_not_open(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    async with lakeside.as_clinician():
+        other = someone(lakeside, "Other", notes="hers")
+        await other.save()
+        await Client.raw(
+            "update client set notes = (select notes from client where id = {}) where id = {}",
+            other.id,
+            lakeside.client,
+        )
+        with pytest.raises(Exception, match="does not open"):
+            await Client.select(Client.notes).where(Client.id == lakeside.client)
+        await Client.update({Client.notes: "afraid of needles"}).where(Client.id == lakeside.client)
+
+
+async def test_gather_works_inside_a_scope_and_is_refused_inside_a_transaction(lakeside: Clinic) -> None:
+    async with lakeside.as_clinician():
+        counts = await asyncio.gather(*[Client.count() for _ in range(20)])
+        assert len(set(counts)) == 1
+        async with transaction():
+            with pytest.raises(ScopeError, match="task that opened it"):
+                await asyncio.gather(Client.count(), Client.count())
+            assert await Client.count() == counts[0]
+
+
+async def test_a_transaction_is_all_or_nothing_and_a_nested_one_is_a_savepoint(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        with pytest.raises(ZeroDivisionError):
+            async with transaction():
+                await Facility(name="Never").save()
+                raise ZeroDivisionError
+        assert not await Facility.exists().where(Facility.name == "Never")
+        async with transaction():
+            await Facility(name="Outer").save()
+            with pytest.raises(asyncpg.UniqueViolationError):
+                async with transaction():
+                    await Facility(name="Inner").save()
+                    await Facility(name="Outer").save()
+            await Facility(name="After").save()
+        kept = await Facility.select(Facility.name).where(Facility.name.is_in(["Outer", "Inner", "After"])).output(
+            as_list=True
+        )
+        assert sorted(kept) == ["After", "Outer"]
+
+
+async def test_a_tenant_sees_itself_only(lakeside: Clinic, hillside: Clinic) -> None:
+    async with lakeside.as_admin():
+        assert await Tenant.select(Tenant.slug).output(as_list=True) == ["lakeside"]
+        await Tenant.update({Tenant.name: "Lakeside Clinic"}).where(Tenant.slug.is_in(["lakeside", "hillside"]))
+    async with hillside.as_admin():
+        assert await Tenant.select(Tenant.name).output(as_list=True) == ["Hillside"]
+
+
+async def test_the_log_answers_through_the_orm(lakeside: Clinic, database: ChartholdEngine) -> None:
+    async with lakeside.as_admin():
+        mine = await UserActionAuditLog.count().where(UserActionAuditLog.user_id == lakeside.admin)
+        assert mine > 0
