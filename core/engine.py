@@ -14,7 +14,7 @@ import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 from uuid import UUID
 
 import asyncpg
@@ -122,7 +122,7 @@ class Transaction(PostgresTransaction):
         exception_type: type[BaseException] | None,
         exception: BaseException | None,
         trace: TracebackType | None,
-    ) -> bool:
+    ) -> Literal[False]:
         if self._savepoint is not None:
             parent = cast("Transaction", self._parent)
             if exception:
@@ -215,7 +215,9 @@ class ChartholdEngine(PostgresEngine):
                 )
                 return owned
             relaxed = {} if self.settings.durable_reads else {"charthold.relaxed_reads": "on"}
-            connection = await asyncpg.connect(**arguments, server_settings={**SESSION, "role": role, **relaxed})
+            connection: asyncpg.Connection[Any] = await asyncpg.connect(
+                **arguments, server_settings={**SESSION, "role": role, **relaxed}
+            )
         except asyncpg.InvalidParameterValueError:
             raise ConfigurationError(
                 f"The role {role} does not exist yet. Run: piccolo migrations forwards core"
@@ -230,7 +232,7 @@ class ChartholdEngine(PostgresEngine):
             where = "the embedded server" if self.settings.embedded else "the server that DATABASE_URL names"
             raise ConfigurationError(f"No connection to {where}: {error.strerror or error}. Is it running?") from None
         # Who are we, really: the role in force must be one that the policies bind.
-        refused = await connection.fetchval(
+        refused: bool = await connection.fetchval(
             "select rolsuper or rolbypassrls or exists ("
             " select from pg_catalog.pg_class where oid = to_regclass('public.client') and relowner = r.oid)"
             " from pg_catalog.pg_roles as r where rolname = current_user"

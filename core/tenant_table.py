@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from piccolo.columns import Column, ForeignKey
 from piccolo.columns.defaults.base import Default
-from piccolo.query.methods.refresh import Refresh
 from piccolo.table import Table
 
 from core.audit.capture import capture_function, capture_triggers
+from core.audit.mixin import Audited
 from core.columns import BlindIndex, CreatedAt, RowId, TenantForeignKey, TenantId, UpdatedAt
 from core.errors import ChartholdError
 from core.permissions import COMMANDS, ROLES, roles_for
@@ -21,8 +22,10 @@ from core.queries import (
     TenantInsert,
     TenantObjects,
     TenantRaw,
+    TenantRefresh,
     TenantSelect,
     TenantUpdate,
+    TenantUpdateSelf,
 )
 from core.schema import (
     Grant,
@@ -76,6 +79,7 @@ class ProtectedTable(Table):
             self.__dict__[name] = value
         if given:
             raise ValueError(f"Unrecognized columns - {sorted(given)}")
+        self.remember()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.__dict__.get('id')}>"
@@ -99,24 +103,44 @@ class ProtectedTable(Table):
         return super().to_dict(*(columns or self.all_columns()))
 
     def save(self, columns: Sequence[Column | str] | None = None) -> Any:
-        """Insert a new row; update an existing one (``columns``: only these)."""
+        """Insert a new row; of an existing one, write what changed (``columns``: exactly these)."""
         cls = type(self)
         if not self._exists_in_db:
             return cls.insert(self)
         chosen = (
-            [c for c in cls.all_columns() if not isinstance(c, UNRECORDED)]
+            [c for c in cls.all_columns() if not isinstance(c, UNRECORDED) and self._changed(c)]
             if columns is None
             else [cls._meta.get_column_by_name(c) if isinstance(c, str) else c for c in columns]
         )
-        # A compound blind index needs its other columns too; the instance has them.
         values = {column: self.__dict__.get(column._meta.name) for column in chosen}
-        return cls.update(values).where(cls._meta.primary_key == self.__dict__["id"])
+        query: Any = cls.update(values).where(cls._meta.primary_key == self.__dict__["id"])
+        query.saves = self
+        return query
 
-    def refresh(self, columns: Sequence[Column] | None = None, load_json: bool = False) -> Refresh:
+    def remember(self, columns: Iterable[Column] | None = None) -> None:
+        """Take the present values for those in the database, so that ``save()`` writes only what changes from now on.
+
+        Without that each save would seal every field anew, and the log would call all of them changed.
+        """
+        if columns is None:
+            self._stored: dict[str, Any] = {}
+            columns = (c for c in self._meta.columns if not isinstance(c, UNRECORDED))
+        for column in columns:
+            self._stored[column._meta.name] = _frozen(self.__dict__[column._meta.name])
+
+    def _changed(self, column: Column) -> bool:
+        name = column._meta.name
+        return name not in self._stored or self._stored[name] != _frozen(self.__dict__.get(name))
+
+    def refresh(self, columns: Sequence[Column] | None = None, load_json: bool = False) -> TenantRefresh:
         """Fetch the row's values again."""
         key = type(self)._meta.primary_key
         chosen = columns or [column for column in self.all_columns() if column is not key]
-        return Refresh(instance=self, columns=chosen, load_json=load_json)
+        return TenantRefresh(instance=self, columns=chosen, load_json=load_json)
+
+    def update_self(self, values: dict[Any, Any]) -> TenantUpdateSelf:
+        """Write values that the database derives, and read them back."""
+        return TenantUpdateSelf(row=self, values=values)
 
     @classmethod
     def select(cls, *columns: Any, exclude_secrets: bool = False) -> TenantSelect:
@@ -174,7 +198,7 @@ class ProtectedTable(Table):
         return (*cls.implied_objects(), *cls.declares)
 
 
-class TenantTable(ProtectedTable):
+class TenantTable(Audited, ProtectedTable):
     """A table whose rows each belong to one tenant.
 
     It implies: ``id`` (UUIDv7), ``tenant_id``, ``created_at``, ``updated_at``; the primary key ``(tenant_id, id)``;
@@ -192,7 +216,6 @@ class TenantTable(ProtectedTable):
     permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
     # The column by which users bound to facilities are narrowed, if any.
     facility_column: ClassVar[str | None] = None
-    audited: ClassVar[bool] = True
     # Columns whose values the audit log must not hold.
     unrecorded: ClassVar[Sequence[str]] = ()
 
@@ -279,6 +302,11 @@ class TenantTable(ProtectedTable):
             if not isinstance(c, UNRECORDED) and c._meta.name not in cls.unrecorded
         ]
         return (capture_function(name, recorded), *capture_triggers(name))
+
+
+def _frozen(value: Any) -> Any:
+    """A value that stays what it is when the instance's document is edited in place."""
+    return copy.deepcopy(value) if isinstance(value, (dict, list)) else value
 
 
 def policies(

@@ -8,7 +8,7 @@ backend and an end, so a token seen on one connection is worthless on another, a
 Layout, fixed width so that PostgreSQL takes it apart with ``substr``::
 
     mac 64 hex | key id 8 hex | expiry 10 digits | backend pid 10 digits | tenant 36 | actor 36
-    | request id "|" source ip "|" reason
+    | request id, source ip, reason, with U+001F between them
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 __all__ = ["ANY_BACKEND", "TokenKey"]
 
 ANY_BACKEND = 0
+SEPARATOR = "\x1f"  # not printable, so in no field of a scope
 BLOCK = 64  # bytes; the block of SHA-256
 
 
@@ -63,7 +64,7 @@ class TokenKey:
     ) -> str:
         """The token for one backend; ``expires`` in seconds since 1970, ``backend`` a pid or ``ANY_BACKEND``."""
         payload = (
-            f"{self.id}{expires:010d}{backend:010d}{tenant}{actor}{request_id.replace('|', '/')}|{source_ip}|{reason}"
+            f"{self.id}{expires:010d}{backend:010d}{tenant}{actor}{request_id}{SEPARATOR}{source_ip}{SEPARATOR}{reason}"
         )
         inner = self._inner.copy()  # type: ignore[attr-defined]
         inner.update(payload.encode())

@@ -45,7 +45,7 @@ end""",
 create function charthold.actor_facilities() returns uuid[]
     language sql stable parallel restricted
 as $$
-    select nullif(pg_catalog.split_part(pg_catalog.substr(charthold.scope(), 83), '|', 1), '')::pg_catalog.uuid[]
+    select nullif(pg_catalog.split_part(pg_catalog.substr(charthold.scope(), 83), pg_catalog.chr(31), 1), '')::pg_catalog.uuid[]
 $$""",
         execute_to=("app_runtime", "app_auditor"),
     )
@@ -309,9 +309,9 @@ begin
     values (
         made, substr(s, 11, 36)::uuid, substr(s, 47, 36)::uuid, action, about_table, about_record,
         old_values, new_values,
-        nullif(split_part(substr(s, 83), '|', 2), ''),
-        nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-        split_part(substr(s, 83), '|', 4)
+        nullif(split_part(substr(s, 83), chr(31), 2), ''),
+        nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+        split_part(substr(s, 83), chr(31), 4)
     );
     return made;
 end
@@ -342,9 +342,9 @@ begin
         tenant_id, user_id, action_type, table_name, record_id, changed_columns, request_id, source_ip, reason
     )
     select substr(s, 11, 36)::uuid, substr(s, 47, 36)::uuid, 'read', shown, row_id, opened,
-        nullif(split_part(substr(s, 83), '|', 2), ''),
-        nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-        split_part(substr(s, 83), '|', 4)
+        nullif(split_part(substr(s, 83), chr(31), 2), ''),
+        nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+        split_part(substr(s, 83), chr(31), 4)
     from unnest(ids) as row_id
     where row_id is not null;
     get diagnostics written = row_count;
@@ -390,7 +390,8 @@ $$""",
 -- the time of the comparison tells nothing about the right one. The role is looked up, not carried: a user who is
 -- locked a moment ago is out now, whatever was signed before.
 --
--- Returns role (9 characters) || '*' if bound to facilities, else ' ' || tenant (36) || actor (36) || facilities "|" request id "|" source ip "|" reason.
+-- Returns role (9 characters) || '*' if bound to facilities, else ' ' || tenant (36) || actor (36) || facilities, request id, source ip and reason,
+-- each behind a unit separator (U+001F), which is in none of them.
 -- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
 create function charthold.scope() returns text
     language plpgsql stable parallel restricted security definer
@@ -425,7 +426,7 @@ begin
     -- What the actor may do now: in a suspended or closed tenant admins and auditors read, nobody else does anything.
     select rpad(case when d.status in ('trial', 'active') then p.role else 'auditor' end, 9)
             || case when p.facility_scope is null then ' ' else '*' end
-            || substr(payload, 29, 72) || coalesce(p.facility_scope::text, '') || '|' || substr(payload, 101)
+            || substr(payload, 29, 72) || coalesce(p.facility_scope::text, '') || chr(31) || substr(payload, 101)
         into answer
     from charthold.principal as p
     join charthold.tenant_directory as d on d.tenant_id = p.tenant_id
@@ -480,7 +481,7 @@ begin
     payload := k.id
         || lpad((extract(epoch from clock_timestamp())::bigint + 60)::text, 10, '0')
         || lpad(pg_backend_pid()::text, 10, '0')
-        || tenant || actor || '||' || reason;
+        || tenant || actor || chr(31) || chr(31) || reason;
     return encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(payload, 'UTF8'))), 'hex') || payload;
 end
 $$""",

@@ -250,18 +250,18 @@ begin
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason)
         select r."id", 'insert', 'tenant', r.id, jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"),
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4)
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4)
         from new_rows as r;
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason)
         select r."id", 'delete', 'tenant', r.id, jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"),
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4)
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4)
         from old_rows as r;
     else
         if old."slug" is distinct from new."slug" then
@@ -306,9 +306,9 @@ begin
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason)
         values (new."id", 'update', 'tenant', new.id, before, after, changed,
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4));
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4));
     end if;
     return null;
 end

@@ -349,18 +349,18 @@ begin
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason)
         select r."tenant_id", 'insert', 'app_user', r.id, jsonb_build_object('email', r."email", 'full_name', r."full_name", 'role', r."role", 'status', r."status", 'mfa_enrolled', r."mfa_enrolled", 'last_login_at', r."last_login_at", 'failed_logins', r."failed_logins", 'locked_until', r."locked_until", 'password_changed_at', r."password_changed_at", 'facility_scope', r."facility_scope"),
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4)
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4)
         from new_rows as r;
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason)
         select r."tenant_id", 'delete', 'app_user', r.id, jsonb_build_object('email', r."email", 'full_name', r."full_name", 'role', r."role", 'status', r."status", 'mfa_enrolled', r."mfa_enrolled", 'last_login_at', r."last_login_at", 'failed_logins', r."failed_logins", 'locked_until', r."locked_until", 'password_changed_at', r."password_changed_at", 'facility_scope', r."facility_scope"),
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4)
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4)
         from old_rows as r;
     else
         if old."email" is distinct from new."email" then
@@ -420,9 +420,9 @@ begin
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason)
         values (new."tenant_id", 'update', 'app_user', new.id, before, after, changed,
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4));
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4));
     end if;
     return null;
 end

@@ -335,18 +335,18 @@ begin
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason)
         select r."tenant_id", 'insert', 'facility', r.id, jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4)
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4)
         from new_rows as r;
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason)
         select r."tenant_id", 'delete', 'facility', r.id, jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4)
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4)
         from old_rows as r;
     else
         if old."name" is distinct from new."name" then
@@ -406,9 +406,9 @@ begin
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason)
         values (new."tenant_id", 'update', 'facility', new.id, before, after, changed,
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4));
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4));
     end if;
     return null;
 end

@@ -209,18 +209,18 @@ begin
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason)
         select r."tenant_id", 'insert', 'tenant_key', r.id, jsonb_build_object('version', r."version", 'kek', r."kek", 'status', r."status"),
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4)
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4)
         from new_rows as r;
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason)
         select r."tenant_id", 'delete', 'tenant_key', r.id, jsonb_build_object('version', r."version", 'kek', r."kek", 'status', r."status"),
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4)
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4)
         from old_rows as r;
     else
         if old."version" is distinct from new."version" then
@@ -245,9 +245,9 @@ begin
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason)
         values (new."tenant_id", 'update', 'tenant_key', new.id, before, after, changed,
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4));
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4));
     end if;
     return null;
 end

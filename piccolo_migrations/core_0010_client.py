@@ -722,18 +722,18 @@ begin
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason)
         select r."tenant_id", 'insert', 'client', r.id, jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"),
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4)
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4)
         from new_rows as r;
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason)
         select r."tenant_id", 'delete', 'client', r.id, jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"),
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4)
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4)
         from old_rows as r;
     else
         if old."facility_id" is distinct from new."facility_id" then
@@ -823,9 +823,9 @@ begin
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason)
         values (new."tenant_id", 'update', 'client', new.id, before, after, changed,
             substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4));
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4));
     end if;
     return null;
 end

@@ -142,9 +142,7 @@ async def test_a_row_of_no_tenant_is_refused(owner: asyncpg.Connection, statemen
 
 
 async def test_an_audit_record_names_a_known_action_and_a_user(owner: asyncpg.Connection, lakeside: Clinic) -> None:
-    insert = (
-        "insert into user_action_audit_log (tenant_id, user_id, action_type, reason) values ($1, $2, $3, 'test')"
-    )
+    insert = "insert into user_action_audit_log (tenant_id, user_id, action_type, reason) values ($1, $2, $3, 'test')"
     with pytest.raises(asyncpg.CheckViolationError, match="user_action_audit_log_action_known"):
         await owner.execute(insert, lakeside.tenant, lakeside.admin, "nap")
     with pytest.raises(asyncpg.ForeignKeyViolationError, match="user_action_audit_log_user_id_fkey"):

@@ -296,6 +296,19 @@ async def test_a_failure_reaches_everybody_and_is_not_kept(world):
     assert isinstance(await world.keyring.for_tenant(TENANT), TenantKeys)
 
 
+async def test_a_provider_that_does_not_wrap_fails_in_silence():
+    class Broken(Provider):
+        async def wrap(self, tenant_id, plaintext, *, version):
+            self.seen = plaintext
+            raise RuntimeError(f"could not wrap {plaintext.hex()}")
+
+    provider = Broken()
+    with pytest.raises(KeyProviderError, match="could not wrap key 1 .*RuntimeError") as caught:
+        await Keyring(provider, lambda _: None).make_key(TENANT)
+    assert provider.seen.hex() not in told(caught.value)
+    assert repr(provider.seen) not in told(caught.value)
+
+
 async def test_one_version_that_does_not_unwrap_closes_the_tenant(world):
     await world.provision(TENANT, 2)
     bad = world.store.rows[TENANT][0]

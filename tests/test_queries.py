@@ -58,7 +58,9 @@ async def test_select_opens_any_columns_under_any_name(lakeside: Clinic) -> None
         everything = await Client.select().where(Client.id == lakeside.client).first()
         assert "last_name_folded" not in everything
         assert everything["email"] == "ana.nguyen@mail.example"
-        assert await Client.select(Client.first_name).where(Client.id == lakeside.client).output(as_list=True) == ["Ana"]
+        assert await Client.select(Client.first_name).where(Client.id == lakeside.client).output(as_list=True) == [
+            "Ana"
+        ]
         as_json = await Client.select(Client.address).where(Client.id == lakeside.client).output(as_json=True)
         assert "Somerville" in as_json
         nested = await Client.select(Client.first_name, Client.facility_id.name).output(nested=True).first()
@@ -169,7 +171,9 @@ async def test_get_or_create_returning_and_freeze(lakeside: Clinic, hillside: Cl
         again = await Client.objects().get_or_create(Client.last_name == "Zed", defaults=defaults)
         assert (made._was_created, again._was_created, made.id) == (True, False, again.id)
         returned = (
-            await Client.update({Client.phone: "1"}).where(Client.id == made.id).returning(Client.phone, Client.last_name)
+            await Client.update({Client.phone: "1"})
+            .where(Client.id == made.id)
+            .returning(Client.phone, Client.last_name)
         )
         assert returned == [{"phone": "1", "last_name": "Zed"}]
         frozen = Client.select(Client.last_name, Client.tenant_id).where(Client.mrn.is_not_null()).limit(1).freeze()
@@ -246,7 +250,9 @@ async def test_what_was_shown_in_a_transaction_that_rolls_back_stays_recorded(
 
 async def test_raw_sql_keeps_to_the_scope_and_its_envelopes_stay_closed(lakeside: Clinic, hillside: Clinic) -> None:
     async with lakeside.as_clinician():
-        rows = await Client.raw("select id, last_name from client where id in ({}, {})", lakeside.client, hillside.client)
+        rows = await Client.raw(
+            "select id, last_name from client where id in ({}, {})", lakeside.client, hillside.client
+        )
         assert [row["id"] for row in rows] == [lakeside.client]
         assert isinstance(rows[0]["last_name"], bytes)
 
@@ -310,8 +316,10 @@ async def test_a_transaction_is_all_or_nothing_and_a_nested_one_is_a_savepoint(l
                     await Facility(name="Inner").save()
                     await Facility(name="Outer").save()
             await Facility(name="After").save()
-        kept = await Facility.select(Facility.name).where(Facility.name.is_in(["Outer", "Inner", "After"])).output(
-            as_list=True
+        kept = (
+            await Facility.select(Facility.name)
+            .where(Facility.name.is_in(["Outer", "Inner", "After"]))
+            .output(as_list=True)
         )
         assert sorted(kept) == ["After", "Outer"]
 
@@ -328,3 +336,28 @@ async def test_the_log_answers_through_the_orm(lakeside: Clinic, database: Chart
     async with lakeside.as_admin():
         mine = await UserActionAuditLog.count().where(UserActionAuditLog.user_id == lakeside.admin)
         assert mine > 0
+
+
+async def test_save_writes_what_changed_and_nothing_else(lakeside: Clinic, owner: asyncpg.Connection) -> None:
+    async def changes(row: Any) -> list[list[str]]:
+        rows = await owner.fetch(
+            "select changed_columns from user_action_audit_log where record_id = $1 and action_type = 'update'"
+            " order by id",
+            row,
+        )
+        return [r["changed_columns"] for r in rows]
+
+    async with lakeside.as_clinician():
+        new = someone(lakeside, "Dirty", address={"city": "Ulm"})
+        await new.save()
+        assert await new.save() == []
+        new.address["city"] = "Bonn"
+        await new.save()
+        new.phone, new.notes = "1", "n"
+        await new.save([Client.phone])
+        await new.save()
+        found = await Client.objects(Client.facility_id).get(Client.id == new.id)
+        await found.save()
+        found.last_name = "Clean"
+        await found.save()
+    assert await changes(new.id) == [["address"], ["phone"], ["notes"], ["last_name"]]

@@ -16,9 +16,9 @@ __all__ = ["capture_function", "capture_triggers"]
 
 # Who, in which request, from where and why, out of what charthold.scope() returned.
 WHO = """substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), '|', 2), ''),
-            nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-            split_part(substr(s, 83), '|', 4)"""
+            nullif(split_part(substr(s, 83), chr(31), 2), ''),
+            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+            split_part(substr(s, 83), chr(31), 4)"""
 WHO_COLUMNS = "user_id, request_id, source_ip, reason"
 
 CHUNK = 40  # a function call takes at most 100 arguments

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from piccolo.columns import JSONB, Array, Column, ForeignKey
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from core.crypto.keyring import TenantKeys
     from core.tenant_table import TenantTable
 
-__all__ = ["Change", "Sighting", "as_of", "history", "revert", "who_saw"]
+__all__ = ["Change", "Sighting", "as_of", "history", "revert", "rows_as_of", "who_saw"]
+
+Row = TypeVar("Row", bound="TenantTable")
 
 PAGE = 500  # records a statement
 EVER = datetime(1, 1, 2, tzinfo=UTC)
@@ -91,12 +93,39 @@ async def as_of(table: type[TenantTable], row_id: UUID, time: datetime) -> dict[
     return values
 
 
+async def rows_as_of(table: type[Row], time: datetime) -> list[Row]:
+    """Every row of the table as it was at that time, from the log, deleted ones included. Each is recorded as read."""
+    from core.provision import engine  # late: the engine is found through the tables
+
+    scope, name = current_scope(), table._meta.tablename
+    # Later values win; a row whose last change is a delete is gone.
+    plan = Plan(
+        "select record_id, jsonb_object_agg(v.key, v.value order by occurred_at, id) as document"
+        " from public.user_action_audit_log"
+        " cross join lateral jsonb_each(new_values) as v"
+        " where tenant_id = {} and table_name = {} and action_type in ('insert', 'update') and occurred_at <= {}"
+        " and not exists (select from public.user_action_audit_log as d where d.tenant_id = {} and d.table_name = {}"
+        " and d.action_type = 'delete' and d.occurred_at <= {} and d.record_id = user_action_audit_log.record_id)"
+        " group by record_id order by record_id",
+        scope.tenant, name, time, scope.tenant, name, time,
+    )  # fmt: skip
+    async with engine().transaction():
+        rows = await engine().run_plan(plan)
+        keys = await _recorded(table, [row["record_id"] for row in rows])
+        return [
+            table(id=row["record_id"], _exists_in_db=True, **_values(table, row["record_id"], row["document"], keys))
+            for row in rows
+        ]
+
+
 async def revert(row: TenantTable, to: datetime) -> None:
     """Give the row the values that it had at that time, as an ordinary update, which is recorded as any other."""
     table = type(row)
     past = await as_of(table, row.id, to)
     if past is None:
-        raise ProtectedQueryError(f"There was no such {table.__name__} at that time, so there is nothing to go back to.")
+        raise ProtectedQueryError(
+            f"There was no such {table.__name__} at that time, so there is nothing to go back to."
+        )
     changed = {
         column: past[column._meta.name]
         for column in table._meta.columns
@@ -121,8 +150,8 @@ async def who_saw(
     from core.provision import engine
 
     plan = Plan(
-        'select id, occurred_at, user_id, changed_columns, reason, request_id, host(source_ip) as source_ip'
-        ' from public.user_action_audit_log where tenant_id = {} and record_id = {} and action_type = \'read\''
+        "select id, occurred_at, user_id, changed_columns, reason, request_id, host(source_ip) as source_ip"
+        " from public.user_action_audit_log where tenant_id = {} and record_id = {} and action_type = 'read'"
         " and table_name = {} and occurred_at >= {}::timestamptz and occurred_at <= {}::timestamptz"
         " order by occurred_at desc, id desc limit {}::bigint",
         current_scope().tenant,
@@ -145,11 +174,9 @@ async def _changes(
     from core.provision import engine  # late: the engine is found through the tables
 
     scope, name = current_scope(), table._meta.tablename
-    sealed = sorted(c._meta.db_column_name for c in table._meta.columns if isinstance(c, Encrypted))
     after_time, after_id = since or EVER, UUID(int=0)
     async with engine().transaction():
-        await engine().run_plan(Plan("select charthold.record_read({}, {}::uuid[], {}::text[])", name, [row_id], sealed))
-        keys = await engine().keys_of(scope) if sealed else None
+        keys = await _recorded(table, [row_id])
         while True:
             plan = Plan(
                 "select id, occurred_at, action_type as action, user_id, reason, request_id,"
@@ -169,9 +196,25 @@ async def _changes(
             after_time, after_id = rows[-1]["occurred_at"], rows[-1]["id"]
 
 
-def _values(
-    table: type[TenantTable], row_id: UUID, document: str | None, keys: TenantKeys | None
-) -> dict[str, Any]:
+def _sealed(table: type[TenantTable]) -> list[str]:
+    return sorted(c._meta.db_column_name for c in table._meta.columns if isinstance(c, Encrypted))
+
+
+async def _recorded(table: type[TenantTable], rows: list[UUID]) -> TenantKeys | None:
+    """Record that the rows are shown; only then their keys, None for a table without PHI."""
+    from core.provision import engine  # late: the engine is found through the tables
+
+    sealed = _sealed(table)
+    if not sealed or not rows:
+        return None
+    name = table._meta.tablename
+    await engine().run_plan(
+        Plan("select charthold.record_read({}, {}::uuid[], {}::text[]) as shown", name, rows, sealed)
+    )
+    return await engine().keys_of(current_scope())
+
+
+def _values(table: type[TenantTable], row_id: UUID, document: str | None, keys: TenantKeys | None) -> dict[str, Any]:
     """A recorded document as Python values: what JSON had to write as text comes back as what it was."""
     recorded: dict[str, Any] = json.loads(document) if document else {}
     values: dict[str, Any] = {}

@@ -25,7 +25,9 @@ import asyncpg
 from rich.console import Console
 
 from core.errors import ChartholdError, ConfigurationError
+from core.provision import engine, find_admin
 from core.scope import scope
+from core.tables import User
 
 __all__ = ["MIGRATE", "Failure", "command", "console", "errors", "known_tenants", "resolve_actor", "slug_of"]
 
@@ -110,8 +112,6 @@ def sentence(error: Exception) -> tuple[str, int]:
 
 async def known_tenants() -> list[str]:
     """The slugs of all open tenants. Only the schema's owner may see them together; for others there are none."""
-    from core.provision import engine  # late: piccolo_conf.py imports the commands
-
     connection = await engine().connect(owner=True)
     try:
         rows = await connection.fetch(
@@ -126,9 +126,6 @@ async def known_tenants() -> list[str]:
 
 async def resolve_actor(tenant: UUID, actor: str) -> UUID:
     """The user that a command acts as: named by id or e-mail, or else the tenant's first admin."""
-    from core.provision import find_admin  # late: piccolo_conf.py imports the commands
-    from core.tables import User
-
     try:
         return UUID(actor)
     except ValueError:
@@ -159,8 +156,6 @@ def slug_of(tenant: str) -> str:
 
 async def _to_the_end(work: Any) -> Any:
     """Do the work and close the loop's connections, whatever happens."""
-    from core.provision import engine  # late: piccolo_conf.py imports the commands
-
     try:
         return await work
     finally:

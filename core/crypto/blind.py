@@ -25,8 +25,7 @@ from core.errors import ConfigurationError, ProtectedQueryError
 __all__ = ["NORMALISATION", "BlindKind", "BlindSpec", "IndexKey", "fold"]
 
 NORMALISATION = 1
-"""The version of ``fold`` and ``BlindSpec.normalise``. It is part of every index key: a new version needs new
-digests."""
+"""The version of ``fold`` and ``normalise``, part of every index key: a new version needs new digests."""
 
 BlindKind = Literal["exact", "folded", "prefix", "last", "year", "month", "compound"]
 
@@ -34,8 +33,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NOT_DIGITS = re.compile(r"[^0-9]")
 _MONTH = re.compile(r"[0-9]{4}-(?:0[1-9]|1[0-2])")
 
-# Marks that other scripts need to tell words apart (Devanagari vowels, Japanese voicing) are not accents, and
-# stay.
+# Marks that other scripts need to tell words apart (Devanagari vowels, Japanese voicing) stay.
 _MARKS = (
     range(0x0300, 0x0370),
     range(0x1AB0, 0x1B00),
@@ -124,9 +122,7 @@ class BlindSpec:
 
     @forgetful
     def normalise(self, value: object) -> bytes | None:
-        """The bytes that are digested; None when there is nothing to search (NULL, too short for the
-        index).
-        """
+        """The bytes that are digested; None for NULL, and for what is too short for the index."""
         return self._normalised(value)
 
     @forgetful
@@ -196,9 +192,7 @@ class BlindSpec:
 
 
 def _number(value: Decimal) -> bytes:
-    """Sign, digits, E, exponent: 150, 150.0 and 1.5E+2 are one number, ``15E1``; zero is
-    ``0``.
-    """
+    """Sign, digits, E, exponent: 150, 150.0 and 1.5E+2 are one number, ``15E1``; zero is ``0``."""
     sign, digits, exponent = value.as_tuple()
     text = "".join(map(str, digits))
     significant = text.rstrip("0")

@@ -103,9 +103,7 @@ def envelope_header(version: int) -> bytes:
 
 
 def aad_prefix(header: bytes, tenant_id: UUID, table: str, column: str) -> bytes:
-    """The associated data up to the row id: ``prefix + row_id.bytes`` completes it, one concatenation a
-    row.
-    """
+    """The associated data up to the row id; ``prefix + row_id.bytes`` completes it."""
     named = length_prefixed(AAD_LABEL, header, tenant_id.bytes, table.encode(), column.encode())
     return named + ROW_ID_LENGTH
 
@@ -116,9 +114,7 @@ def seal(key: SealingKey, aad: bytes, plaintext: bytes, nonce: bytes) -> bytes:
 
 
 def open_(key: SealingKey, aad: bytes, envelope: bytes) -> bytes:
-    """The padded plaintext; ``SealedValueError`` for whatever is not an envelope of this key and this
-    place.
-    """
+    """The padded plaintext; ``SealedValueError`` for what is not an envelope of this key and place."""
     if is_envelope(envelope) and envelope[:HEADER_BYTES] == key.header:
         try:
             return key.decrypt(envelope[HEADER_BYTES:BODY], envelope[BODY:], aad)
@@ -128,9 +124,7 @@ def open_(key: SealingKey, aad: bytes, envelope: bytes) -> bytes:
 
 
 def is_envelope(data: object) -> bool:
-    """Whether the bytes have an envelope's form; the twin of ``ENVELOPE_CHECK_SQL``. Proves nothing about
-    content.
-    """
+    """Whether the bytes have an envelope's form, as ``ENVELOPE_CHECK_SQL`` has it; proves no content."""
     if not isinstance(data, bytes) or len(data) < MIN_BYTES:
         return False
     length = len(data) - OVERHEAD
@@ -145,9 +139,7 @@ def key_version(envelope: bytes) -> int:
 
 
 def padded_length(length: int) -> int:
-    """Up to 64 the next multiple of 16, up to 1,024 of 64, then of 1,024: what an observer learns of a
-    length.
-    """
+    """All that an observer learns: the next multiple of 16 up to 64, of 64 up to 1,024, then of 1,024."""
     step = 16 if length <= 64 else 64 if length <= 1024 else 1024
     return -(-length // step) * step
 

@@ -48,9 +48,7 @@ class KeyProvider(Protocol):
         ...
 
     def describe(self) -> dict[str, str]:
-        """What an operator may see: ``provider``, ``kek`` (the id of the current KEK), ``retired`` (ids,
-        spaced).
-        """
+        """What an operator may see: ``provider``, ``kek`` (the current KEK's id), ``retired`` (ids)."""
         ...
 
 
@@ -114,9 +112,7 @@ class LocalProvider(Secret):
 
 
 def provider_from_settings(settings: Settings) -> LocalProvider:
-    """The provider that the settings describe; without a server and a key, the development key in
-    ``home``.
-    """
+    """The local provider with the configured keys, else with the development key in ``home``."""
     return LocalProvider(master_key(settings), settings.retired_master_keys)
 
 
@@ -130,9 +126,7 @@ def master_key(settings: Settings) -> bytes:
 
 
 def development_key(home: Path) -> bytes:
-    """The key in ``home/master.key`` (base64, mode 0600), made on first use; processes that race get the same
-    one.
-    """
+    """The key in ``home/master.key``, made on first use; processes that race get the same one."""
     path = home / "master.key"
     try:
         if not path.exists():
@@ -146,9 +140,7 @@ def development_key(home: Path) -> bytes:
 
 
 def _make(path: Path) -> None:
-    """Write the key beside its place, then link it there: a reader sees a whole file, and the first link
-    wins.
-    """
+    """Write the key beside its place, then link it there: whole files only, and the first link wins."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -31,7 +31,7 @@ class Kind(IntEnum):
     DATE = 2
     INTEGER = 3
     DECIMAL = 4
-    JSON = 5
+    JSON = 5  # comes back as JSON has it: a tuple as a list, the keys of a dict as text
 
 
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]*")
@@ -88,9 +88,7 @@ def decoder(kind: Kind | None) -> Callable[[bytes], Any]:
 
 @forgetful
 def decode(plaintext: bytes, kind: Kind | None = None) -> Any:
-    """The value of a padded plaintext; ``SealedValueError`` unless it is of the ``kind`` that is asked
-    for.
-    """
+    """The value of a padded plaintext; ``SealedValueError`` unless it is of this ``kind``."""
     return _decode(kind, plaintext)
 
 
@@ -109,11 +107,10 @@ def _decode(kind: Kind | None, plaintext: bytes) -> Any:
 
 
 def _refuse(kind: Kind | None, value: object) -> NoReturn:
-    what, found = (
-        ("A sealed value" if kind is None else f"A sealed {kind.name.lower()}"),
-        type(value).__name__,
+    what = "value" if kind is None else kind.name.lower()
+    raise SealedValueError(
+        f"A sealed {what} cannot be made of this {type(value).__name__}: see the kinds in docs/envelope.md."
     )
-    raise SealedValueError(f"{what} cannot be made of this {found}: see the kinds in docs/envelope.md.")
 
 
 def _encode_text(value: object) -> bytes:

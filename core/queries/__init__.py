@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.queries.read import TenantCount, TenantExists, TenantObjects, TenantRaw, TenantSelect
+from core.queries.row import TenantRefresh, TenantUpdateSelf
 from core.queries.write import TenantDelete, TenantInsert, TenantUpdate
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "TenantInsert",
     "TenantObjects",
     "TenantRaw",
+    "TenantRefresh",
     "TenantSelect",
     "TenantUpdate",
+    "TenantUpdateSelf",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from piccolo.columns import Array, Column
@@ -21,6 +21,9 @@ from core.plan import TENANT, Deferred, Plan, Sealed
 from core.queries.read import opened_columns
 from core.queries.where import blind_index_value, pin, pinned_id, writes_sql
 from core.scope import current_scope
+
+if TYPE_CHECKING:
+    from core.tenant_table import ProtectedTable
 
 __all__ = ["TenantDelete", "TenantInsert", "TenantUpdate"]
 
@@ -99,6 +102,7 @@ class TenantInsert(Insert):  # type: ignore[type-arg]
         for row in self.add_delegate._add:
             if not partly or row.id in inserted:  # type: ignore[attr-defined]
                 row._exists_in_db = True
+                row.remember()  # type: ignore[attr-defined]
                 row.tenant_id = tenant  # type: ignore[attr-defined]
 
 
@@ -108,6 +112,9 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
     A sealed value belongs to one row. When the condition does not name the row by its id, the ids are read and locked
     first, in the same transaction, and each row gets its own envelope.
     """
+
+    # The instance whose ``save()`` this is.
+    saves: ProtectedTable | None = None
 
     @property
     def default_querystrings(self) -> Sequence[QueryString]:
@@ -160,8 +167,16 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
         return [self.table._meta.get_column_by_name(name) for name in sorted(parts)]
 
     async def _run(self, node: str | None = None, in_pool: bool = True) -> Any:
+        if self.saves is not None and not self.values_delegate._values:
+            return []
+        outcome = await self._run_update(node, in_pool=in_pool)
+        if self.saves is not None:
+            self.saves.remember(self.values_delegate._values)
+        return outcome
+
+    async def _run_update(self, node: str | None, *, in_pool: bool) -> Any:
         if self._frozen_querystrings is None:
-            self._validate()
+            self._validate()  # type: ignore[no-untyped-call]  # Piccolo's
             sealed = [c for c in self._checked() if isinstance(c, Encrypted)]
             row_id = pinned_id(self.table, self.where_delegate._where)
             if sealed and (row_id is None or self._missing_parts(sealed)):

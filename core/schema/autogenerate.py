@@ -42,7 +42,15 @@ from core.schema.object import Key, SchemaObject
 from core.schema.operation import Add, Drop, Operation, Rename, Replace
 from core.schema.partition import Partitions
 
-__all__ = ["JINJA_ENV", "AutoMigrationManager", "SchemaDiffer", "SchemaSnapshot", "diffable", "install", "object_changes"]
+__all__ = [
+    "JINJA_ENV",
+    "AutoMigrationManager",
+    "SchemaDiffer",
+    "SchemaSnapshot",
+    "diffable",
+    "install",
+    "object_changes",
+]
 
 JINJA_ENV = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

@@ -17,9 +17,12 @@ from core.schema.grant import Grant
 from core.schema.index import Index
 from core.schema.object import SchemaObject
 from core.schema.quoting import split_table
+from core.schema.role import Role
+from core.settings import settings
 
 __all__ = [
     "constraint_of",
+    "declared_roles",
     "full_name",
     "in_dependency_order",
     "objects_of",
@@ -45,6 +48,12 @@ def register_shared(app_name: str, objects: Iterable[SchemaObject]) -> None:
 def shared_objects(app_name: str) -> tuple[SchemaObject, ...]:
     """What ``register_shared`` was given for the app."""
     return _shared.get(app_name, ())
+
+
+def declared_roles() -> list[str]:
+    """The roles that the apps declare, as this cluster knows them."""
+    names = {item.name for objects in _shared.values() for item in objects if isinstance(item, Role)}
+    return sorted(settings().role_prefix + name for name in names)
 
 
 def full_name(schema: str | None, tablename: str) -> str:

@@ -22,7 +22,7 @@ from piccolo.table import Table, create_table_class
 from core import schema
 from core.errors import MigrationError
 from core.schema.constraint import Constraint
-from core.schema.declarations import full_name, topological
+from core.schema.declarations import constraint_of, full_name, topological
 from core.schema.index import Index
 from core.schema.live import LiveTable, live_tables
 from core.schema.lock import migrating
@@ -216,17 +216,7 @@ class MigrationManager(PiccoloMigrationManager):
 
     def _create_table(self, table: type[Table]) -> list[str]:
         name = full_name(table._meta.schema, table._meta.tablename)
-        by = next((p.by for p in self._partitions() if p.table == name), None)
-        columns = ",\n    ".join(column.ddl for column in table._meta.columns)
-        statements = [f"create table {name_of(table)} (\n    {columns}\n)" + (f" partition by {by}" if by else "")]
-        for column in table._meta.columns:
-            if column._meta.index:
-                statements += CreateIndex(table=table, columns=[column], method=column._meta.index_method).ddl
-        statements += [
-            f"alter table {name_of(table)} {AddConstraint(constraint=constraint).ddl}"
-            for constraint in table._meta.constraints
-        ]
-        return statements
+        return create_table(table, next((p for p in self._partitions() if p.table == name), None))
 
     def _partitions(self) -> Iterator[Partitions]:
         for operation in self.operations:
@@ -252,6 +242,23 @@ def first_first(operations: Iterator[Operation] | Sequence[Operation]) -> list[O
 def last_first(operations: Iterator[Operation] | Sequence[Operation]) -> list[Operation]:
     """In the opposite order; a step lists what it drops last first already."""
     return sorted(operations, key=lambda operation: -operation.place)
+
+
+def create_table(table: type[Table], partitions: Partitions | None, *, declared: bool = False) -> list[str]:
+    """What Piccolo makes of a table: its columns, its indexes on single columns, its own kinds of constraints."""
+    columns = ",\n    ".join(column.ddl for column in table._meta.columns)
+    by = f" partition by {partitions.by}" if partitions else ""
+    statements = [f"create table {name_of(table)} (\n    {columns}\n){by}"]
+    for column in table._meta.columns:
+        if column._meta.index:
+            statements += CreateIndex(table=table, columns=[column], method=column._meta.index_method).ddl
+    statements += [
+        f"alter table {name_of(table)} {AddConstraint(constraint=constraint).ddl}"
+        for constraint in table._meta.constraints
+        # A step that Piccolo wrote adds CHECK and UNIQUE here; a declared class has them among its objects.
+        if constraint_of(constraint) is None or not declared
+    ]
+    return statements
 
 
 def name_of(table: type[Table]) -> str:

@@ -2,5 +2,5 @@
 create function charthold.actor_facilities() returns uuid[]
     language sql stable parallel restricted
 as $$
-    select nullif(pg_catalog.split_part(pg_catalog.substr(charthold.scope(), 83), '|', 1), '')::pg_catalog.uuid[]
+    select nullif(pg_catalog.split_part(pg_catalog.substr(charthold.scope(), 83), pg_catalog.chr(31), 1), '')::pg_catalog.uuid[]
 $$

@@ -19,9 +19,9 @@ begin
     values (
         made, substr(s, 11, 36)::uuid, substr(s, 47, 36)::uuid, action, about_table, about_record,
         old_values, new_values,
-        nullif(split_part(substr(s, 83), '|', 2), ''),
-        nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-        split_part(substr(s, 83), '|', 4)
+        nullif(split_part(substr(s, 83), chr(31), 2), ''),
+        nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+        split_part(substr(s, 83), chr(31), 4)
     );
     return made;
 end

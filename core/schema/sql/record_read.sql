@@ -18,9 +18,9 @@ begin
         tenant_id, user_id, action_type, table_name, record_id, changed_columns, request_id, source_ip, reason
     )
     select substr(s, 11, 36)::uuid, substr(s, 47, 36)::uuid, 'read', shown, row_id, opened,
-        nullif(split_part(substr(s, 83), '|', 2), ''),
-        nullif(split_part(substr(s, 83), '|', 3), '')::inet,
-        split_part(substr(s, 83), '|', 4)
+        nullif(split_part(substr(s, 83), chr(31), 2), ''),
+        nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
+        split_part(substr(s, 83), chr(31), 4)
     from unnest(ids) as row_id
     where row_id is not null;
     get diagnostics written = row_count;

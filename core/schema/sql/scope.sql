@@ -5,7 +5,8 @@
 -- the time of the comparison tells nothing about the right one. The role is looked up, not carried: a user who is
 -- locked a moment ago is out now, whatever was signed before.
 --
--- Returns role (9 characters) || '*' if bound to facilities, else ' ' || tenant (36) || actor (36) || facilities "|" request id "|" source ip "|" reason.
+-- Returns role (9 characters) || '*' if bound to facilities, else ' ' || tenant (36) || actor (36) || facilities, request id, source ip and reason,
+-- each behind a unit separator (U+001F), which is in none of them.
 -- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
 create function charthold.scope() returns text
     language plpgsql stable parallel restricted security definer
@@ -40,7 +41,7 @@ begin
     -- What the actor may do now: in a suspended or closed tenant admins and auditors read, nobody else does anything.
     select rpad(case when d.status in ('trial', 'active') then p.role else 'auditor' end, 9)
             || case when p.facility_scope is null then ' ' else '*' end
-            || substr(payload, 29, 72) || coalesce(p.facility_scope::text, '') || '|' || substr(payload, 101)
+            || substr(payload, 29, 72) || coalesce(p.facility_scope::text, '') || chr(31) || substr(payload, 101)
         into answer
     from charthold.principal as p
     join charthold.tenant_directory as d on d.tenant_id = p.tenant_id

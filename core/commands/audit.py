@@ -1,0 +1,238 @@
+"""``piccolo core audit_history``, ``audit_who_saw``, ``audit_search``: the log's answers, for an auditor."""
+
+from __future__ import annotations
+
+import csv as csvlib
+import json as jsonlib
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from rich.table import Table as RichTable
+
+from core.audit.history import history, who_saw
+from core.audit.search import Filter, search
+from core.commands.family import Failure, command, console, resolve_actor, slug_of
+from core.provision import find_tenant
+from core.scope import Scope, scope
+from core.tables import Client, Facility, TenantKey, TenantTable, User
+
+__all__ = ["audit_history", "audit_search", "audit_who_saw"]
+
+TABLES: dict[str, type[TenantTable]] = {t._meta.tablename: t for t in (Client, Facility, User, TenantKey)}
+
+
+@command()
+async def audit_history(
+    record: str,
+    tenant: str,
+    table: str = "client",
+    actor: str = "",
+    since: str = "",
+    json: bool = False,
+    csv: bool = False,
+) -> None:
+    """What happened to a record, oldest first, field by field. Reading it is itself recorded.
+
+    Example: piccolo core audit_history 0198c0de-0000-7000-8000-000000000001 --tenant=lakeside
+
+    :param record:
+        The record's id.
+    :param tenant:
+        The tenant's slug.
+    :param table:
+        The record's table: client, facility, app_user or tenant_key.
+    :param actor:
+        Who asks: the e-mail or id of an admin or auditor; the tenant's first admin when left out.
+    :param since:
+        From when on, as 2026-01-31 or 2026-01-31T08:00.
+    :param json:
+        Print JSON.
+    :param csv:
+        Print CSV.
+
+    """
+    async with await _scope(tenant, actor):
+        changes = await history(_table(table), _id(record), since=_time(since))
+    rows = [
+        {
+            "occurred_at": c.occurred_at,
+            "action": c.action,
+            "user_id": c.user_id,
+            "field": name,
+            "old": c.old.get(name),
+            "new": c.new.get(name),
+            "reason": c.reason,
+        }
+        for c in changes
+        for name in (c.changed or ("",))
+    ]
+    _print(rows, ("occurred_at", "action", "user_id", "field", "old", "new", "reason"), json=json, csv=csv)
+
+
+@command()
+async def audit_who_saw(
+    record: str,
+    tenant: str,
+    table: str = "client",
+    actor: str = "",
+    since: str = "",
+    limit: int = 1000,
+    json: bool = False,
+    csv: bool = False,
+) -> None:
+    """Who was shown a record's PHI, the latest first (164.528). Asking is itself recorded.
+
+    Example: piccolo core audit_who_saw 0198c0de-0000-7000-8000-000000000001 --tenant=lakeside --since=2026-01-01
+
+    :param record:
+        The record's id.
+    :param tenant:
+        The tenant's slug.
+    :param table:
+        The record's table.
+    :param actor:
+        Who asks: the e-mail or id of an admin or auditor; the tenant's first admin when left out.
+    :param since:
+        From when on, as 2026-01-31 or 2026-01-31T08:00.
+    :param limit:
+        The most rows.
+    :param json:
+        Print JSON.
+    :param csv:
+        Print CSV.
+
+    """
+    async with await _scope(tenant, actor):
+        seen = await who_saw(_table(table), _id(record), since=_time(since), limit=limit)
+    rows = [
+        {
+            "occurred_at": s.occurred_at,
+            "user_id": s.user_id,
+            "columns": ", ".join(s.columns),
+            "reason": s.reason,
+            "request_id": s.request_id,
+            "source_ip": s.source_ip,
+        }
+        for s in seen
+    ]
+    _print(rows, ("occurred_at", "user_id", "columns", "reason", "request_id", "source_ip"), json=json, csv=csv)
+
+
+@command()
+async def audit_search(
+    tenant: str,
+    actor: str = "",
+    user: str = "",
+    action: str = "",
+    table: str = "",
+    record: str = "",
+    reason: str = "",
+    since: str = "",
+    until: str = "",
+    before: str = "",
+    limit: int = 100,
+    json: bool = False,
+    csv: bool = False,
+) -> None:
+    """Search the audit log, the latest first, a page at a time. Searching is itself recorded.
+
+    Example: piccolo core audit_search --tenant=lakeside --action=read --since=2026-01-01 --limit=50
+
+    :param tenant:
+        The tenant's slug.
+    :param actor:
+        Who asks: the e-mail or id of an admin or auditor; the tenant's first admin when left out.
+    :param user:
+        Only what this user did: an id.
+    :param action:
+        Only this action: insert, update, delete, read, login ...
+    :param table:
+        Only this table.
+    :param record:
+        Only this record: an id.
+    :param reason:
+        Only this reason.
+    :param since:
+        From when on, as 2026-01-31 or 2026-01-31T08:00.
+    :param until:
+        Until when.
+    :param before:
+        The id of the last record of the page before: the next page.
+    :param limit:
+        How many records a page has, at most 10000.
+    :param json:
+        Print JSON.
+    :param csv:
+        Print CSV.
+
+    """
+    wanted = Filter(
+        user_id=_id(user) if user else None,
+        action=action or None,
+        table=table or None,
+        record_id=_id(record) if record else None,
+        reason=reason or None,
+        since=_time(since),
+        until=_time(until),
+        before=_id(before) if before else None,
+    )
+    async with await _scope(tenant, actor):
+        rows = await search(wanted, limit=limit)
+    _print(
+        rows, ("id", "occurred_at", "user_id", "action", "table", "record_id", "columns", "reason"), json=json, csv=csv
+    )
+
+
+async def _scope(tenant: str, actor: str) -> Scope:
+    found = await find_tenant(slug_of(tenant))
+    if found is None:
+        raise Failure(f"There is no tenant with the slug {tenant}.")
+    return scope(tenant=found.tenant_id, actor=await resolve_actor(found.tenant_id, actor), reason="audit")
+
+
+def _table(name: str) -> type[TenantTable]:
+    if name not in TABLES:
+        raise Failure(f"--table takes one of {', '.join(TABLES)}.")
+    return TABLES[name]
+
+
+def _id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise Failure("An id is a UUID, such as 0198c0de-0000-7000-8000-000000000001.") from None
+
+
+def _time(text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise Failure(
+            "A time is written 2026-01-31 or 2026-01-31T08:00, with +01:00 behind it if it is not UTC."
+        ) from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _print(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, json: bool, csv: bool) -> None:
+    if json:
+        print(jsonlib.dumps([dict(row) for row in rows], default=str))
+    elif csv:
+        writer = csvlib.writer(sys.stdout)
+        writer.writerow(columns)
+        writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+    else:
+        table = RichTable(*columns, show_edge=False)
+        for row in rows:
+            table.add_row(*("" if row.get(column) is None else str(row[column]) for column in columns))
+        console().print(table if rows else "Nothing found.")
+
+
+def _cell(value: Any) -> str:
+    """A CSV cell that a spreadsheet does not take for a formula."""
+    text = "" if value is None else str(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -1,0 +1,202 @@
+"""``piccolo playground explore``: an IPython shell on the data, with a scope open and top-level ``await``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import datetime as dt
+import sys
+import time
+import uuid
+from collections.abc import Coroutine, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+from IPython.terminal.interactiveshell import TerminalInteractiveShell
+from traitlets.config import Config
+
+import core
+from core import tables
+from core.commands.family import Failure, command, console, errors, known_tenants, resolve_actor, slug_of
+from core.commands.import_synthea import import_export
+from core.errors import ChartholdError
+from core.provision import engine, find_tenant
+from core.scope import Scope, scope
+from core.tables import Tenant, User
+
+__all__ = ["BANNER", "explore"]
+
+DEFAULT = "synthea"
+REASON = "a look around in the playground"
+OFFER = "piccolo core import_synthea"
+QUESTION = "The database has no tenants yet. Load the sample (63 facilities, 166 users, 27 clients)? [y/N] "
+
+BANNER = """
+Charthold playground. You are {email} ({role}) of {name}, until {until} UTC and again with your next line.
+In scope: Tenant, Facility, User, Client, UserActionAuditLog. Five things to try:
+
+  1. await Client.select(Client.first_name, Client.last_name, Client.date_of_birth).limit(5)
+     Names, opened for you. Each row that you see leaves a record.
+
+  2. who = await Client.objects().first()
+     await Client.select(Client.id, Client.last_name).where(Client.last_name == who.last_name.upper())
+     A search in encrypted names, by blind index; case does not matter.
+
+  3. await Client.raw("select id, last_name, date_of_birth from client limit 1")
+     The same table in plain SQL: envelopes, and only this tenant's rows.
+
+  4. await Facility.select(Facility.name, Facility.phone).order_by(Facility.name).limit(5)
+     What is no PHI reads as ever.
+
+  5. log = UserActionAuditLog
+     await log.select(log.occurred_at, log.action_type, log.table_name, log.changed_columns).order_by(
+         log.occurred_at, ascending=False).limit(5)
+     Who saw what: your own reads are on top.
+
+Nothing that you type is kept in a history file. Leave with Ctrl-D.
+"""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """For whom the scope is opened."""
+
+    tenant: UUID
+    actor: UUID
+
+    def scope(self) -> Scope:
+        return scope(tenant=self.tenant, actor=self.actor, reason=REASON)
+
+
+@command(stopped="")
+def explore(tenant: str = "", actor: str = "") -> None:
+    """Open an IPython shell on a tenant's data: a scope is open, and await works at the top level.
+
+    With an empty database it offers to load the sample.
+
+    :param tenant:
+        The tenant's slug; left out, synthea or the only one there is.
+    :param actor:
+        Who looks, by e-mail or id; left out, the tenant's first admin.
+    """
+    # One loop for the whole session, because connections belong to a loop.
+    with asyncio.Runner() as runner:
+        try:
+            visitor = runner.run(_find(tenant, actor))
+            if visitor is None:
+                return
+            banner = runner.run(_banner(visitor))
+            with _scope_kept_open(visitor) as keep_open:
+                console().print(banner)
+                _shell(runner, keep_open).mainloop()  # type: ignore[no-untyped-call]
+        finally:
+            runner.run(engine().close_connection_pool())
+
+
+async def _find(tenant: str, actor: str) -> Visitor | None:
+    """The tenant and the actor; None when there is no tenant yet and nobody wants the sample."""
+    slug = slug_of(tenant) if tenant else DEFAULT
+    found = await find_tenant(slug)
+    if found is None:
+        there = await known_tenants()
+        if not tenant and len(there) == 1:
+            slug = there[0]
+        elif there:
+            some = ", ".join(there[:10]) + (", ..." if len(there) > 10 else "")
+            missing = f"There is no tenant {slug}." if tenant else "There are several tenants."
+            raise Failure(f"{missing} Choose one with --tenant=SLUG: {some}.")
+        elif not await _sample_wanted(slug):
+            return None
+        found = await find_tenant(slug)
+        assert found is not None
+    if found.status not in {"trial", "active"}:
+        raise Failure(f"The tenant {slug} is {found.status}, so nobody works in it.")
+    return Visitor(found.tenant_id, await resolve_actor(found.tenant_id, actor))
+
+
+async def _sample_wanted(slug: str) -> bool:
+    """Offer the sample, and load it if it is wanted."""
+    load = OFFER + ("" if slug == DEFAULT else f" --tenant={slug}")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise Failure(f"The database has no tenants yet. Load the sample with: {load}")
+    answer = ""
+    with suppress(EOFError):
+        answer = input(QUESTION)  # noqa: ASYNC250  # nothing else runs
+    if answer.strip().lower() not in {"y", "yes"}:
+        console().print(f"Nothing was loaded. Later: {load}")
+        return False
+    return await import_export(tenant=slug) == 0
+
+
+async def _banner(visitor: Visitor) -> str:
+    async with visitor.scope() as opened:
+        tenant = await Tenant.select(Tenant.name).first()
+        user = await User.select(User.email, User.role).where(User.id == visitor.actor).first()
+        assert tenant is not None
+        assert user is not None
+        until = dt.datetime.fromtimestamp(opened.expires, dt.UTC)
+        return BANNER.format(**user, **tenant, until=f"{until:%H:%M}").rstrip()
+
+
+@contextmanager
+def _scope_kept_open(visitor: Visitor) -> Generator[Any]:
+    """A scope in the context of this thread, which each line of the shell inherits. Yields what renews it."""
+    opened: Scope | None = None
+
+    def step(coroutine: Coroutine[Any, Any, Any]) -> None:
+        # Entering and leaving a scope waits for nothing. Run as a task, it would set the scope of that task only.
+        with suppress(StopIteration):
+            coroutine.send(None)
+
+    def keep_open() -> None:
+        nonlocal opened
+        if opened is not None and time.time() >= opened.expires:
+            step(opened.__aexit__(None, None, None))
+            opened = None
+            console().print("The scope had expired; a new one is open.")
+        if opened is None:
+            opened = visitor.scope()
+            step(opened.__aenter__())
+
+    keep_open()
+    try:
+        yield keep_open
+    finally:
+        if opened is not None:
+            step(opened.__aexit__(None, None, None))
+
+
+def _shell(runner: asyncio.Runner, keep_open: Any) -> TerminalInteractiveShell:
+    config = Config()
+    # Threat: a condition on a name is PHI, and IPython would keep each line in a file of the home, in plain text.
+    config.HistoryManager.hist_file = ":memory:"
+    config.TerminalInteractiveShell.update(
+        autoawait=True, banner1="", confirm_exit=False, term_title=False, colors="neutral"
+    )
+    names: dict[str, Any] = {name: getattr(tables, name) for name in tables.__all__}
+    names |= {name: getattr(core, name) for name in core.__all__}
+    names |= {"asyncio": asyncio, "date": dt.date, "UUID": uuid.UUID}
+    shell: TerminalInteractiveShell = TerminalInteractiveShell.instance(config=config, user_ns=names)
+
+    def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        keep_open()
+        # A copy of now: the runner's own context was made before there was a scope.
+        return runner.run(coroutine, context=contextvars.copy_context())
+
+    shell.loop_runner = run
+    shell.set_custom_exc((ChartholdError, asyncio.CancelledError), _explain)  # type: ignore[no-untyped-call]
+    return shell
+
+
+def _explain(
+    shell: TerminalInteractiveShell,  # noqa: ARG001
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType,  # noqa: ARG001
+    tb_offset: int | None = None,  # noqa: ARG001
+) -> None:
+    """An error of ours says what to do; where in our code it was raised helps nobody."""
+    errors().print("Stopped." if kind is asyncio.CancelledError else f"{kind.__name__}: {error}")

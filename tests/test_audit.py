@@ -1,0 +1,288 @@
+"""Every change is recorded once, by whatever way it is made; and the log answers."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, date, datetime
+from typing import Any
+
+import asyncpg
+import pytest
+
+from core import ProtectedQueryError, ScopeError, scope, transaction
+from core.audit.record import record
+from core.audit.search import Filter, search
+from core.engine import ChartholdEngine
+from core.tables import Client, Facility, User, UserActionAuditLog
+from tests.conftest import Clinic
+
+BORN = date(1990, 7, 1)
+
+
+def someone(clinic: Clinic, last_name: str, **values: Any) -> Client:
+    return Client(facility_id=clinic.facility, first_name="Bo", last_name=last_name, date_of_birth=BORN, **values)
+
+
+async def recorded(owner: asyncpg.Connection, row: Any) -> list[str]:
+    rows = await owner.fetch(
+        "select action_type from user_action_audit_log where record_id = $1 and action_type <> 'read' order by id", row
+    )
+    return [r["action_type"] for r in rows]
+
+
+async def test_each_way_of_writing_leaves_one_record_a_row(lakeside: Clinic, owner: asyncpg.Connection) -> None:
+    async with lakeside.as_admin():
+        one = someone(lakeside, "One")
+        await one.save()
+        many = [someone(lakeside, f"Many{n}") for n in range(20)]
+        await Client.insert(*many)
+        one.status = "on_hold"
+        await one.save([Client.status])
+        await Client.update({Client.status: "on_hold"}).where(Client.last_name.starts_with("man"))
+        await Client.raw("update client set status = 'active' where id = {}", one.id)
+        await Client.insert(one).on_conflict(Client.id, "DO UPDATE", [(Client.status, "on_hold")])
+        await Client.raw(
+            "merge into client as c using (select {}::uuid as id) as s on c.id = s.id and c.tenant_id = {}"
+            " when matched then update set status = 'active'",
+            one.id,
+            lakeside.tenant,
+        )
+        await Client.raw("with gone as (delete from client where id = {} returning id) select id from gone", one.id)
+        await Client.delete().where(Client.id.is_in([c.id for c in many]))
+    assert await recorded(owner, one.id) == ["insert", "update", "update", "update", "update", "delete"]
+    for row in many:
+        assert await recorded(owner, row.id) == ["insert", "update", "delete"]
+
+
+async def test_a_write_by_hand_is_recorded_with_a_scope_and_refused_without(
+    lakeside: Clinic, owner: asyncpg.Connection, database: ChartholdEngine
+) -> None:
+    async with lakeside.as_admin():
+        site = Facility(name="By hand")
+        await site.save()
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await owner.execute("update facility set phone = '1' where id = $1", site.id)
+    assert refused.value.sqlstate == "CH001"
+    async with lakeside.as_admin("by hand") as here, owner.transaction():
+        token = here.token(database.token_key, owner.get_server_pid())
+        await owner.execute("select set_config('charthold.scope', $1, true)", token)
+        await owner.execute("update facility set phone = '1' where id = $1", site.id)
+    assert await recorded(owner, site.id) == ["insert", "update"]
+    last = await owner.fetchrow(
+        "select * from user_action_audit_log where record_id = $1 order by id desc limit 1", site.id
+    )
+    assert (last["user_id"], last["reason"], last["changed_columns"]) == (lakeside.admin, "by hand", ["phone"])
+    assert (last["old_values"], last["new_values"]) == ('{"phone": null}', '{"phone": "1"}')
+
+
+async def test_an_update_that_changes_nothing_records_nothing(lakeside: Clinic, owner: asyncpg.Connection) -> None:
+    async with lakeside.as_admin():
+        site = Facility(name="Still")
+        await site.save()
+        await site.save()
+        await Facility.update({Facility.name: "Still"}).where(Facility.id == site.id)
+    assert await recorded(owner, site.id) == ["insert"]
+
+
+async def test_the_record_says_who_why_in_which_request_and_from_where(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    async with scope(
+        tenant=lakeside.tenant,
+        actor=lakeside.clinician,
+        reason="a | reason: with ümlauts",
+        request_id="req|7",
+        source_ip="2001:db8::1",
+    ):
+        new = someone(lakeside, "Who")
+        await new.save()
+    row = await owner.fetchrow("select * from user_action_audit_log where record_id = $1", new.id)
+    assert row["user_id"] == lakeside.clinician
+    assert row["reason"] == "a | reason: with ümlauts"
+    assert row["request_id"] == "req|7"
+    assert str(row["source_ip"]) == "2001:db8::1"
+    assert row["transaction_id"] > 0
+    assert "Who" not in row["new_values"], "PHI is recorded as the envelope that it is"
+
+
+async def test_history_tells_each_field_and_is_itself_recorded(lakeside: Clinic, owner: asyncpg.Connection) -> None:
+    async with lakeside.as_admin():
+        new = someone(lakeside, "Hist", ssn="1", address={"city": "Ulm"})
+        await new.save()
+        new.last_name, new.address = "Ory", {"city": "Bonn"}
+        await new.save()
+        await Client.update({Client.admitted_on: date(2024, 2, 29)}).where(Client.id == new.id)
+        reads = await owner.fetchval(
+            "select count(*) from user_action_audit_log where action_type = 'read' and record_id = $1", new.id
+        )
+        trail = await new.history()
+        assert [c.action for c in trail] == ["insert", "update", "update"]
+        assert trail[0].new["last_name"] == "Hist"
+        assert trail[0].new["date_of_birth"] == BORN
+        assert trail[0].new["facility_id"] == lakeside.facility
+        assert trail[1].changed == ("address", "last_name")
+        assert (trail[1].old["last_name"], trail[1].new["last_name"]) == ("Hist", "Ory")
+        assert (trail[1].old["address"], trail[1].new["address"]) == ({"city": "Ulm"}, {"city": "Bonn"})
+        assert (trail[2].old["admitted_on"], trail[2].new["admitted_on"]) == (None, date(2024, 2, 29))
+        assert "Ory" not in repr(trail)
+        assert (
+            await owner.fetchval(
+                "select count(*) from user_action_audit_log where action_type = 'read' and record_id = $1", new.id
+            )
+            == reads + 1
+        )
+
+
+async def test_the_past_can_be_seen_and_brought_back(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        before = datetime.now(UTC)
+        new = someone(lakeside, "Past", phone="1")
+        await new.save()
+        then = datetime.now(UTC)
+        new.last_name, new.phone = "Present", None
+        await new.save()
+        was = await new.as_of(then)
+        assert (was.last_name, was.phone, was.facility_id) == ("Past", "1", lakeside.facility)
+        assert await new.as_of(before) is None
+        assert new.id in {row.id for row in await Client.as_of(then)}
+        assert new.id not in {row.id for row in await Client.as_of(before)}
+        await new.revert(to=then)
+        assert (new.last_name, new.phone) == ("Past", "1")
+        assert (await Client.objects().get(Client.last_name == "past")).id == new.id
+        with pytest.raises(ProtectedQueryError, match="no such Client"):
+            await new.revert(to=before)
+        now = datetime.now(UTC)
+        await Client.delete().where(Client.id == new.id)
+        assert (await new.as_of(now)).last_name == "Past"
+        assert await new.as_of(datetime.now(UTC)) is None
+        assert new.id not in {row.id for row in await Client.as_of(datetime.now(UTC))}
+
+
+async def test_who_saw_names_each_reader_and_the_columns(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        new = someone(lakeside, "Seen")
+        await new.save()
+    async with lakeside.as_clinician("rounds"):
+        await Client.select(Client.last_name, Client.ssn).where(Client.id == new.id)
+    async with lakeside.as_admin():
+        seen = await new.who_saw()
+        assert [(s.user_id, s.columns, s.reason) for s in seen] == [
+            (lakeside.clinician, ("last_name", "ssn"), "rounds")
+        ]
+    async with lakeside.as_clinician():
+        assert await new.who_saw() == [], "a clinician may not read the log"
+
+
+async def test_the_log_is_searched_page_by_page(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        everything = await search(Filter(action="insert"), limit=1_000)
+        first = await search(Filter(action="insert"), limit=3)
+        second = await search(Filter(action="insert", before=first[-1]["id"]), limit=3)
+        assert [r["id"] for r in first + second] == [r["id"] for r in everything[:6]]
+        assert all(r["user_id"] == lakeside.clinician for r in await search(Filter(user_id=lakeside.clinician)))
+        assert await search(Filter(until=datetime(2000, 1, 1, tzinfo=UTC))) == []
+
+
+async def test_other_actions_are_recorded_and_the_databases_own_cannot_be_forged(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    async with lakeside.as_clinician("night shift"):
+        made = await record("login", new={"mfa": True})
+        for forged in ("insert", "update", "delete", "read"):
+            with pytest.raises(ProtectedQueryError, match="written by the database alone"):
+                await record(forged, table=Client, record_id=lakeside.client)
+        with pytest.raises(asyncpg.CheckViolationError):
+            await record("nap")
+    row = await owner.fetchrow("select * from user_action_audit_log where id = $1", made)
+    assert (row["action_type"], row["user_id"], row["reason"]) == ("login", lakeside.clinician, "night shift")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update user_action_audit_log set reason = 'x'",
+        "delete from user_action_audit_log",
+        "truncate user_action_audit_log",
+        "insert into user_action_audit_log (tenant_id, user_id, action_type, reason)"
+        " values (charthold.tenant_id(), charthold.actor_id(), 'login', 'x')",
+    ],
+)
+async def test_nobody_in_the_application_writes_to_the_log_by_hand(lakeside: Clinic, statement: str) -> None:
+    async with lakeside.as_admin():
+        with pytest.raises(ScopeError, match="may not do that"):
+            await UserActionAuditLog.raw(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update user_action_audit_log set reason = 'x'",
+        "delete from user_action_audit_log",
+        "truncate user_action_audit_log",
+        "truncate client",
+    ],
+)
+async def test_the_owner_does_not_change_the_log_either(
+    owner: asyncpg.Connection, lakeside: Clinic, statement: str
+) -> None:
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await owner.execute(statement)
+    assert refused.value.sqlstate in ("CH012", "CH011", "0A000")
+
+
+async def test_every_committed_change_of_concurrent_writers_has_exactly_one_record(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    async with lakeside.as_admin():
+        sites = [Facility(name=f"Busy {n}") for n in range(4)]
+        await Facility.insert(*sites)
+
+        async def write(number: int) -> None:
+            for turn in range(10):
+                try:
+                    async with transaction():
+                        await Facility.update({Facility.phone: f"{number}-{turn}"}).where(
+                            Facility.id == sites[number % 4].id
+                        )
+                        if turn % 3 == 0:
+                            raise ZeroDivisionError
+                except ZeroDivisionError:
+                    pass
+
+        await asyncio.gather(*[write(n) for n in range(8)])
+    for site in sites:
+        assert (await recorded(owner, site.id)).count("update") == 2 * 6
+
+
+async def test_months_are_made_ahead_and_strays_move_out_of_the_default_partition(
+    database: ChartholdEngine, owner: asyncpg.Connection, lakeside: Clinic
+) -> None:
+    far = datetime.now(UTC).replace(year=datetime.now(UTC).year + 1, day=15)
+    async with lakeside.as_admin() as here, owner.transaction():
+        token = here.token(database.token_key, owner.get_server_pid())
+        await owner.execute("select set_config('charthold.scope', $1, true)", token)
+        await owner.execute(
+            "insert into user_action_audit_log (tenant_id, user_id, action_type, reason, occurred_at)"
+            " values ($1, $2, 'login', 'early', $3)",
+            lakeside.tenant,
+            lakeside.admin,
+            far,
+        )
+    assert await owner.fetchval("select count(*) from user_action_audit_log_default") == 1
+    made = [row["p"] for row in await owner.fetch("select charthold.ensure_partitions(14) as p")]
+    assert f"user_action_audit_log_{far:%Y_%m}" in made
+    assert await owner.fetchval("select count(*) from user_action_audit_log_default") == 0
+    assert await owner.fetchval(f"select count(*) from user_action_audit_log_{far:%Y_%m}") == 1
+    assert not await owner.fetch("select charthold.ensure_partitions(14) as p")
+    forced = await owner.fetch(
+        "select relname from pg_class where relname like 'user_action_audit_log_%' and relkind = 'r'"
+        " and not (relrowsecurity and relforcerowsecurity)"
+    )
+    assert forced == []
+
+
+async def test_a_deactivated_users_records_stay(lakeside: Clinic, owner: asyncpg.Connection) -> None:
+    async with lakeside.as_admin():
+        await User.update({User.status: "deactivated"}).where(User.id == lakeside.billing)
+        with pytest.raises(ScopeError):
+            await User.raw("delete from user_action_audit_log where user_id = {}", lakeside.billing)
