@@ -6,4 +6,4 @@ from core.engine import ChartholdEngine
 
 DB = ChartholdEngine()
 
-APP_REGISTRY = AppRegistry(apps=["core.piccolo_app"])
+APP_REGISTRY = AppRegistry(apps=["core.piccolo_app", "core.playground_app"])

@@ -326,7 +326,8 @@ def _make(place: Path, tools: Tools) -> None:
 create role {APPLICATION} login inherit nosuperuser nocreatedb nocreaterole noreplication nobypassrls
 alter role {APPLICATION} password '{_password(new, "application")}'
 create database {DATABASE}
-revoke all on database {DATABASE}, postgres, template1 from public
+revoke all on database postgres, template1 from public
+revoke connect on database {DATABASE} from public
 grant connect on database {DATABASE} to {APPLICATION}
 """,
         )

@@ -4,16 +4,41 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from piccolo.conf.apps import AppConfig
+from piccolo.conf.apps import AppConfig, Command
 
+from core.commands.audit import audit_history, audit_search, audit_who_saw
+from core.commands.import_synthea import import_synthea
+from core.commands.install_token_key import install_token_key
+from core.commands.partitions import partitions
 from core.foundation import FOUNDATION
+from core.provision import install_token_key as install_key
+from core.provision import make_partitions
 from core.principals import Principal, TenantDirectory, TokenKeyRow
 from core.schema import register_shared
 from core.schema.autogenerate import install
+from core.schema.runner import after_forwards
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog
 
 register_shared("core", FOUNDATION)
 install()
+
+
+async def settle() -> None:
+    """What the steps cannot hold: the key that signs scopes follows from the configuration, partitions from the day."""
+    await install_key()
+    await make_partitions()
+
+
+after_forwards("core", settle)
+
+COMMANDS = (
+    audit_history,
+    audit_search,
+    audit_who_saw,
+    import_synthea,
+    install_token_key,
+    partitions,
+)
 
 APP_CONFIG = AppConfig(
     app_name="core",
@@ -30,5 +55,5 @@ APP_CONFIG = AppConfig(
         TenantKey,
         AuditSeal,
     ],
-    commands=[],
+    commands=[Command(callable=callable_) for callable_ in COMMANDS],
 )

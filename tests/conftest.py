@@ -23,7 +23,6 @@ from piccolo.apps.migrations.commands.forwards import run_forwards
 
 from core import embedded, provision_tenant, scope
 from core.engine import ChartholdEngine
-from core.provision import install_token_key, make_partitions
 from core.settings import settings
 from core.tables import Client, Facility, User
 from piccolo_conf import DB
@@ -84,8 +83,6 @@ async def template(server: None) -> AsyncIterator[str]:
     await DB.use(TEMPLATE)
     # In a task of its own: the migrator works in owner mode until its task ends.
     await asyncio.create_task(run_forwards(app_name="core"))
-    await install_token_key()
-    await make_partitions()
     await DB.use(None)
     yield TEMPLATE
     await owner_execute(None, f"drop database if exists {TEMPLATE} with (force)")

@@ -6,15 +6,17 @@ import asyncio
 import contextvars
 import datetime as dt
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 from IPython.terminal.interactiveshell import TerminalInteractiveShell
 from traitlets.config import Config
 
@@ -35,8 +37,8 @@ OFFER = "piccolo core import_synthea"
 QUESTION = "The database has no tenants yet. Load the sample (63 facilities, 166 users, 27 clients)? [y/N] "
 
 BANNER = """
-Charthold playground. You are {email} ({role}) of {name}, until {until} UTC and again with your next line.
-In scope: Tenant, Facility, User, Client, UserActionAuditLog. Five things to try:
+Charthold playground. You are {email} ({role}) of {name}. Your scope ends at {until} UTC; the next line opens another.
+At hand: Tenant, Facility, User, Client, UserActionAuditLog, transaction. Five things to try:
 
   1. await Client.select(Client.first_name, Client.last_name, Client.date_of_birth).limit(5)
      Names, opened for you. Each row that you see leaves a record.
@@ -89,9 +91,10 @@ def explore(tenant: str = "", actor: str = "") -> None:
             if visitor is None:
                 return
             banner = runner.run(_banner(visitor))
-            with _scope_kept_open(visitor) as keep_open:
+            # IPython wants a folder; nothing of this session stays in one.
+            with _scope_kept_open(visitor) as keep_open, tempfile.TemporaryDirectory() as folder:
                 console().print(banner)
-                _shell(runner, keep_open).mainloop()  # type: ignore[no-untyped-call]
+                _shell(runner, keep_open, folder).mainloop()  # type: ignore[no-untyped-call]
         finally:
             runner.run(engine().close_connection_pool())
 
@@ -142,7 +145,7 @@ async def _banner(visitor: Visitor) -> str:
 
 
 @contextmanager
-def _scope_kept_open(visitor: Visitor) -> Generator[Any]:
+def _scope_kept_open(visitor: Visitor) -> Iterator[Callable[[], None]]:
     """A scope in the context of this thread, which each line of the shell inherits. Yields what renews it."""
     opened: Scope | None = None
 
@@ -169,7 +172,7 @@ def _scope_kept_open(visitor: Visitor) -> Generator[Any]:
             step(opened.__aexit__(None, None, None))
 
 
-def _shell(runner: asyncio.Runner, keep_open: Any) -> TerminalInteractiveShell:
+def _shell(runner: asyncio.Runner, keep_open: Callable[[], None], folder: str) -> TerminalInteractiveShell:
     config = Config()
     # Threat: a condition on a name is PHI, and IPython would keep each line in a file of the home, in plain text.
     config.HistoryManager.hist_file = ":memory:"
@@ -179,7 +182,9 @@ def _shell(runner: asyncio.Runner, keep_open: Any) -> TerminalInteractiveShell:
     names: dict[str, Any] = {name: getattr(tables, name) for name in tables.__all__}
     names |= {name: getattr(core, name) for name in core.__all__}
     names |= {"asyncio": asyncio, "date": dt.date, "UUID": uuid.UUID}
-    shell: TerminalInteractiveShell = TerminalInteractiveShell.instance(config=config, user_ns=names)
+    shell: TerminalInteractiveShell = TerminalInteractiveShell.instance(
+        config=config, user_ns=names, ipython_dir=folder
+    )
 
     def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
         keep_open()
@@ -187,7 +192,7 @@ def _shell(runner: asyncio.Runner, keep_open: Any) -> TerminalInteractiveShell:
         return runner.run(coroutine, context=contextvars.copy_context())
 
     shell.loop_runner = run
-    shell.set_custom_exc((ChartholdError, asyncio.CancelledError), _explain)  # type: ignore[no-untyped-call]
+    shell.set_custom_exc((ChartholdError, asyncpg.PostgresError, asyncio.CancelledError), _explain)  # type: ignore[no-untyped-call]
     return shell
 
 
@@ -198,5 +203,5 @@ def _explain(
     trace: TracebackType,  # noqa: ARG001
     tb_offset: int | None = None,  # noqa: ARG001
 ) -> None:
-    """An error of ours says what to do; where in our code it was raised helps nobody."""
+    """An error of ours, or of the database, says what is wrong; where in our code it was raised helps nobody."""
     errors().print("Stopped." if kind is asyncio.CancelledError else f"{kind.__name__}: {error}")

@@ -85,6 +85,8 @@ def command(*, stopped: str = "Stopped.") -> Callable[[Callable[..., Any]], Call
 
         # targ counts positional arguments with getfullargspec, which looks at this.
         run.__signature__ = signature  # type: ignore[attr-defined]
+        # It would list what is returned among the arguments.
+        run.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
         return run
 
     return decorate

@@ -18,7 +18,7 @@ import asyncpg
 from piccolo.table import Table
 
 from core.errors import MigrationError
-from core.schema.catalog import BOOKKEEPING, Catalog, snapshot
+from core.schema.catalog import Catalog, snapshot
 from core.schema.declarations import full_name, in_dependency_order, objects_of, sort_objects, verify
 from core.schema.lock import STEP_LOCK
 from core.schema.mend import mend
@@ -26,7 +26,7 @@ from core.schema.migration import create_table
 from core.schema.namespace import Namespace
 from core.schema.object import Kind, SchemaObject
 from core.schema.partition import Partitions
-from core.schema.quoting import quote_ident, quote_literal, split_table
+from core.schema.quoting import quote_ident, split_table
 from core.schema.role import Role, application_login
 from core.schema.run import failed, preamble
 from core.settings import settings
@@ -66,10 +66,7 @@ async def drift(
     )
     found = await snapshot(connection, schemas, roles=[])
     expected = await declared_catalog(connection, tables, shared, schemas)
-    create = {
-        f"{schema}.{table}": statements for (schema, table), statements in statements_by_table(tables, shared).items()
-    }
-    differences = compare(expected, found, create)
+    differences = compare(expected, found, statements_by_table(tables))
     differences += partition_differences(found)
     differences += await role_differences(connection, shared)
     return sorted(differences, key=lambda difference: (difference.kind, difference.name))
@@ -89,17 +86,15 @@ def declared_statements(tables: Sequence[type[Table]], shared: Iterable[SchemaOb
     return statements + [sql for item in late for sql in item.create()]
 
 
-def statements_by_table(
-    tables: Sequence[type[Table]], shared: Sequence[SchemaObject]
-) -> dict[tuple[str, str], list[str]]:
+def statements_by_table(tables: Sequence[type[Table]]) -> dict[str, list[str]]:
     """What makes each table with all that hangs on it, for one that is missing altogether."""
-    del shared
     made = {}
     for table in tables:
         objects = objects_of(table)
         by = next((item for item in objects if isinstance(item, Partitions)), None)
         late = [item for item in objects if item.place > Kind.TABLES and not isinstance(item, Partitions)]
-        made[split_table(full_name(table._meta.schema, table._meta.tablename))] = [
+        name = ".".join(split_table(full_name(table._meta.schema, table._meta.tablename)))
+        made[name] = [
             *create_table(table, by, declared=True),
             *(sql for item in late for sql in item.create()),
         ]
@@ -176,7 +171,8 @@ async def default_privileges(connection: asyncpg.Connection[Any]) -> list[str]:
         "select distinct defaclrole::pg_catalog.regrole::text as owner,"
         " case defaclobjtype when 'r' then 'tables' when 'S' then 'sequences' when 'f' then 'functions'"
         "   when 'T' then 'types' else 'schemas' end as objects,"
-        " case a.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) end as to"
+        " case a.grantee when 0 then 'public' else"
+        "   pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) end as to"
         " from pg_catalog.pg_default_acl, pg_catalog.aclexplode(defaclacl) as a"
         " where defaclnamespace = 0 and a.grantee <> defaclrole"
         "   and pg_catalog.pg_has_role(defaclrole, 'member') order by 1, 2, 3"
@@ -274,8 +270,8 @@ async def role_differences(connection: asyncpg.Connection[Any], shared: Sequence
                     kind="role",
                     name=name,
                     problem="changed",
-                    expected={power: False for power in powers},
-                    found={power: True for power in powers},
+                    expected=dict.fromkeys(powers, False),
+                    found=dict.fromkeys(powers, True),
                     mend=f"alter role {ident} {flags};",
                 )
             )

@@ -23,7 +23,7 @@ class Function(SchemaObject):
     """``Function("charthold.touch", source="create function charthold.touch() returns trigger ...")``.
 
     ``signature`` is its argument types, ``execute_to`` the roles that may call it. It is made before the tables, which
-    its body may name all the same; with ``after_tables``, after them: a table's row type among its arguments needs that.
+    its body may name all the same; with ``after_tables``, after them, for a table's row type among its arguments.
 
     Threat: EXECUTE goes to PUBLIC by default, and a definer function would run for everybody. It is revoked at once.
     """

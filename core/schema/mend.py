@@ -77,19 +77,24 @@ def trigger(value: Value) -> str:
 
 
 def grant(value: Value) -> str:
-    columns = f" ({value['columns']})" if value["columns"] else ""
     option = " with grant option" if value["grantable"] else ""
-    return f"grant {value['privilege']}{columns} on {target(value)} to {grantee(value)}{option};"
+    return privilege(value, f"grant {what(value)} on {{}} to {grantee(value)}{option}")
 
 
 def revoke(value: Value) -> str:
-    columns = f" ({value['columns']})" if value["columns"] else ""
-    return f"revoke {value['privilege']}{columns} on {target(value)} from {grantee(value)};"
+    return privilege(value, f"revoke {what(value)} on {{}} from {grantee(value)}")
 
 
-def target(value: Value) -> str:
-    # The database's own name may differ between the two sides.
-    return f"database {value['database']}" if "database" in value else str(value["object"])
+def what(value: Value) -> str:
+    return f"{value['privilege']} ({value['columns']})" if value["columns"] else str(value["privilege"])
+
+
+def privilege(value: Value, statement: str) -> str:
+    if value["object"] != "database":
+        return f"{statement.format(value['object'])};"
+    # The catalog leaves the database's name out, so that two databases compare.
+    command = quote_literal(statement.format("database %I"))
+    return f"do $$ begin execute format({command}, current_database()); end $$;"
 
 
 def grantee(value: Value) -> str:

@@ -84,10 +84,13 @@ class MigrationManager(PiccoloMigrationManager):
             )
 
     def _refuse_irreversible(self) -> None:
+        added = [operation.new for operation in self.operations if isinstance(operation, Add)]
         reasons = [self.irreversible_because] if self.irreversible_because else []
-        for operation in self.operations:
-            if isinstance(operation, Add) and isinstance(operation.new, Statement) and operation.new.backwards is None:
-                reasons.append(f"{operation.new.name}: {operation.new.irreversible}")
+        reasons += [
+            f"{item.name}: {item.irreversible}"
+            for item in added
+            if isinstance(item, Statement) and item.backwards is None
+        ]
         if reasons:
             raise MigrationError(f"Step {self.migration_id} cannot be undone. {' '.join(reasons)}")
 

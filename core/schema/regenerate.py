@@ -33,7 +33,6 @@ async def regenerate(app_name: str) -> list[Path]:
     """Replace the generated steps of an app; returns the new files, in order."""
     app = Finder().get_app_config(app_name=app_name)
     folder = Path(app.resolved_migrations_folder_path)
-    folder.mkdir(exist_ok=True)
     clear(folder, app_name)
     tables = in_dependency_order(app.table_classes)
     shared = shared_objects(app_name)
@@ -70,6 +69,7 @@ def postponed(tables: list[type[Table]], some: list[type[Table]]) -> set[str]:
 
 def clear(folder: Path, app_name: str) -> None:
     """Delete the generated steps. One that a person wrote into is kept, and said."""
+    folder.mkdir(exist_ok=True)
     steps = sorted(folder.glob(f"{app_name}_[0-9]*.py"))
     for path in steps:
         if "manager.add_raw" in path.read_text(encoding="utf-8"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import asyncpg
@@ -30,7 +30,7 @@ from core.schema.run import run_after, terminated
 from core.schema.step import Step
 from core.schema.unfinished import unfinished
 
-__all__ = ["install"]
+__all__ = ["after_forwards", "install"]
 
 
 def install() -> None:
@@ -139,11 +139,28 @@ async def load(module: Any) -> MigrationManager | None:
     return manager
 
 
+_settled: dict[str, Callable[[], Awaitable[None]]] = {}
+
+
+def after_forwards(app_name: str, settle: Callable[[], Awaitable[None]]) -> None:
+    """What an app needs that no step can hold, because it depends on the configuration or on the day.
+
+    It runs whenever ``forwards`` has left nothing to run, under the migrator's lock, and must bear repetition.
+    """
+    _settled[app_name] = settle
+
+
 async def run_forwards(self: Any, app_config: AppConfig) -> MigrationResult:
     """Run what has not run yet, and finish what was left unfinished."""
     try:
         async with session(self) as connection:
-            return await _forwards(self, app_config, connection)
+            result = await _forwards(self, app_config, connection)
+            settle = _settled.get(app_config.app_name)
+            if result.success and settle and not self.preview and not self.fake:
+                modules = self.get_migration_modules(app_config.resolved_migrations_folder_path)
+                if set(self.get_migration_ids(modules)) == set(await steps_run(connection, app_config.app_name)):
+                    await settle()
+            return result
     except ChartholdError as error:
         return refused(error)
 

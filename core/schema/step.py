@@ -26,7 +26,10 @@ class Raw:
 
 @dataclass
 class Step:
-    """``pieces`` run in one transaction with the bookkeeping row; ``after`` outside of any: indexes are built, constraints validated."""
+    """``pieces`` run in one transaction with the bookkeeping row.
+
+    ``after`` stands outside of any: indexes to build, constraints to validate.
+    """
 
     migration_id: str
     app_name: str

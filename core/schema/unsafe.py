@@ -35,8 +35,7 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "not_null": (
         "all rows are scanned while nobody can read the table",
-        "Declare Check(name, condition='{column} is not null') in an earlier step; it is validated without such a lock, "
-        "and SET NOT NULL then needs no scan.",
+        "In an earlier step declare Check(name, condition='{column} is not null'): SET NOT NULL then needs no scan.",
     ),
     "blocking_index": (
         "writers wait until the index is built",
@@ -233,7 +232,7 @@ def calls(expression: Any) -> tuple[tuple[str, ...], ...]:
     """The functions that an expression calls."""
     found: list[tuple[str, ...]] = []
 
-    class Calls(Visitor):  # type: ignore[misc]
+    class Calls(Visitor):
         def visit_FuncCall(self, _ancestors: Any, node: Any) -> None:  # noqa: N802  # the visitor's protocol
             found.append(tuple(part.sval for part in node.funcname))
 
@@ -269,7 +268,8 @@ async def checks_values(connection: asyncpg.Connection[Any], of_type: str) -> bo
     return bool(
         await connection.fetchval(
             "select exists (select from pg_catalog.pg_constraint where contypid = to_regtype($1)::oid)"
-            " or exists (select from pg_catalog.pg_type where oid = to_regtype($1)::oid and typtype = 'd' and typnotnull)",
+            " or exists ("
+            "   select from pg_catalog.pg_type where oid = to_regtype($1)::oid and typtype = 'd' and typnotnull)",
             of_type,
         )
     )
