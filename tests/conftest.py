@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -55,10 +55,9 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[None]:
+def server() -> None:
     if settings().embedded:
         embedded.start(settings().home, fast=True)
-    yield
 
 
 async def owner_execute(database: str | None, *statements: str) -> None:

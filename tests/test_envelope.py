@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.crypto.datakey import DataKey
+from core.crypto.derive import forgetful
 from core.crypto.envelope import (
     ENVELOPE_CHECK_SQL,
     MAX_PLAINTEXT,
@@ -498,6 +499,20 @@ def failures():
         "json of a surrogate": lambda: encode({"a": SECRET + "\ud800"}, Kind.JSON),
         "decoded as another kind": lambda: decode(encode(SECRET), Kind.DATE),
     }
+
+
+def test_what_is_forgetful_attaches_nothing():
+    @forgetful
+    def fail(secret):
+        try:
+            raise KeyError(secret)
+        except KeyError as error:
+            raise ValueError("told nothing") from error
+
+    with pytest.raises(ValueError, match="told nothing") as caught:
+        fail(SECRET)
+    assert SECRET not in told(caught.value)
+    assert caught.value.__cause__ is caught.value.__context__ is None
 
 
 @pytest.mark.parametrize("name", failures())

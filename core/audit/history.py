@@ -86,10 +86,7 @@ async def as_of(table: type[TenantTable], row_id: UUID, time: datetime) -> dict[
     """The row's values at that time, from the log; None before its insert and after its delete."""
     values: dict[str, Any] | None = None
     async for change in _changes(table, row_id, until=time):
-        if change.action == "delete":
-            values = None
-        else:
-            values = {**(values or {}), **change.new}
+        values = None if change.action == "delete" else {**(values or {}), **change.new}
     return values
 
 

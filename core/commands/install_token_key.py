@@ -15,8 +15,10 @@ KEEP = -1
 
 @command()
 async def install_token_key(retire_after: int = KEEP, json: bool = False, quiet: bool = False) -> None:
-    """Put the key that signs scopes where the database reads it. It follows from the master key: run this after you change
-    CHARTHOLD_MASTER_KEY, before the application restarts. Several keys are valid at once, so nobody is interrupted.
+    """Put the key that signs scopes where the database reads it.
+
+    The key follows from the master key: run this after a change of CHARTHOLD_MASTER_KEY, before the application
+    restarts. Several keys are valid at once, so nobody is interrupted. ``forwards`` runs it too.
 
     Example: piccolo core install_token_key --retire_after=900
 

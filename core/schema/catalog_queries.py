@@ -206,7 +206,6 @@ QUERIES: dict[str, str] = {
         where (i.schema = any($1) or exists (
                 select from unnest($1::text[]) as s where i.identity like '% on ' || quote_ident(s) || '.%'
                     or i.identity = quote_ident(s)))
-           
     """,
     "grant": RELATIONS
     + ACL.format(
@@ -285,9 +284,8 @@ QUERIES: dict[str, str] = {
         where datname = current_database() and privilege_type <> 'CONNECT'
     """,
     "default_privileges": """
-        select coalesce(nullif(d.defaclnamespace, 0)::regnamespace::text || ' ', '') || defaclobjtype::text || ' '
-            || lower(privilege_type) || ' to ' || case a.grantee when 0 then 'public' else pg_get_userbyid(a.grantee) end
-            as name,
+        select concat_ws(' ', nullif(d.defaclnamespace, 0)::regnamespace, defaclobjtype, lower(privilege_type), 'to',
+                case a.grantee when 0 then 'public' else pg_get_userbyid(a.grantee) end) as name,
             jsonb_build_object(
                 'role', quote_ident(pg_get_userbyid(defaclrole)),
                 'schema', nullif(d.defaclnamespace, 0)::regnamespace::text,

@@ -67,7 +67,8 @@ class SchemaGrant(SchemaObject):
 
     @property
     def title(self) -> str:
-        return f"{', '.join(self.privileges)} on {self.schema} to {self.to}"
+        # Without the privileges: another set of them is a change of this grant, taken back before it is given.
+        return f"on {self.schema} to {self.to}"
 
     def create(self) -> tuple[str, ...]:
         return (f"grant {', '.join(self.privileges)} on schema {quote_ident(self.schema)} to {role(self.to)}",)

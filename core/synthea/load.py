@@ -80,6 +80,8 @@ async def load(
     await loading.organizations(export.organizations)
     await loading.providers(export.providers)
     await loading.patients(export.patients)
+    order = [file.name for file in export.files]
+    loading.loaded.problems.sort(key=lambda problem: (order.index(problem.file), problem.line))
     return loading.loaded
 
 

@@ -21,6 +21,7 @@ __all__ = ["BadRecord", "CsvFile", "Export", "ExportError", "Problem", "Report"]
 # Far above what Synthea writes; a line or a record beyond is damage, and must not fill the memory.
 LONGEST_LINE = 65_536  # characters
 LONGEST_RECORD = 25  # lines: an address may be quoted over a few
+UNCLOSED = "closes no quote, or closes one inside a field"
 
 REQUIRED = {
     "organizations.csv": ("ID", "NAME"),
@@ -71,15 +72,15 @@ class _Lines:
         if not line:
             raise StopIteration
         self.number += 1
-        if len(line) >= LONGEST_LINE and line[-1] not in "\r\n":
+        if len(line) == LONGEST_LINE and line[-1] not in "\r\n":
             while (rest := self._file.readline(LONGEST_LINE)) and rest[-1] not in "\r\n":
                 pass
-            # As the first line of a record it is the bad one; behind an open quote it will be, in its turn.
-            self.record.append(line)
-            raise BadRecord(f"is a line of more than {LONGEST_LINE:,} characters")
+            line += "\n"  # one character too many: the mark by which it is known when it was given back
         self.record.append(line)
-        if len(self.record) > LONGEST_RECORD:
-            raise BadRecord("closes no quote, or closes one inside a field")
+        if len(self.record) > 1 and (len(line) > LONGEST_LINE or len(self.record) > LONGEST_RECORD):
+            raise BadRecord(UNCLOSED)
+        if len(line) > LONGEST_LINE:
+            raise BadRecord(f"is a line of more than {LONGEST_LINE:,} characters")
         return line
 
     def give_back(self) -> None:
@@ -138,7 +139,7 @@ class CsvFile:
                 wrong = str(bad)
             except csv.Error:
                 quoted = '"' in lines.record[0]
-                wrong = "closes no quote, or closes one inside a field" if quoted else "is not a line of CSV"
+                wrong = UNCLOSED if quoted else "is not a line of CSV"
             else:
                 if not fields:
                     continue  # an empty line

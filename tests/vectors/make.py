@@ -181,6 +181,7 @@ def refused(good: dict[str, Any]) -> list[dict[str, Any]]:
         case("a day that does not exist", sealed(b"\x021981-02-29\x80".ljust(16, b"\0")), kind="date"),
         case("a week date", sealed(b"\x021981-W09-1\x80".ljust(16, b"\0")), kind="date"),
         case("an integer with a leading zero", sealed(b"\x0307\x80".ljust(16, b"\0")), kind="integer"),
+        case("a decimal with an underscore", sealed(b"\x041_0\x80".ljust(16, b"\0")), kind="decimal"),
         case("an infinite decimal", sealed(b"\x04Infinity\x80".ljust(16, b"\0")), kind="decimal"),
         case("json with NaN", sealed(b"\x05NaN\x80".ljust(16, b"\0")), kind="json"),
         case("json cut short", sealed(b"\x05{\x80".ljust(16, b"\0")), kind="json"),

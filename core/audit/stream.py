@@ -1,0 +1,66 @@
+"""The log in the order of the tree: record after record in canonical form, in bounded memory.
+
+The order is (transaction id, time, id). Transaction ids, unlike times, say what is finished: a record whose id is below
+the oldest transaction still running is visible or will never be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+
+from core.audit.canonical import COLUMNS_SQL, PROBE, PROBE_SQL, RECORD_SQL, encode
+from core.errors import ScopeError
+from core.permissions import roles_for
+from core.provision import engine
+from core.scope import current_scope
+
+__all__ = ["BATCH", "Connection", "in_scope", "records"]
+
+BATCH = 4096  # records; a few megabytes
+
+Connection = asyncpg.Connection[Any]
+
+READERS = roles_for("user_action_audit_log", "select")
+
+# What a long statement of ours wants: plans that know its arguments, and sorting in more than a web request's memory.
+SETTINGS = "set local plan_cache_mode = force_custom_plan; set local work_mem = '64MB'"
+
+
+@asynccontextmanager
+async def in_scope(*, snapshot: bool = False) -> AsyncIterator[Connection]:
+    """A transaction of the application's role in the open scope: policies hold for us as for anybody.
+
+    ``snapshot``: read only, and everything that is read is of one moment.
+    """
+    async with engine().transaction(allow_nested=False) as transaction:
+        connection = transaction.link.connection
+        if snapshot:
+            await connection.execute("set transaction isolation level repeatable read, read only")
+        await connection.execute(SETTINGS)
+        transaction.keep_scope(current_scope())
+        await engine().set_scope(transaction.link, current_scope())
+        # To anybody else the policies show an empty log, in which nothing is ever wrong.
+        if await connection.fetchval("select charthold.actor_role()") not in READERS:
+            raise ScopeError(f"The log is sealed and verified by a user with one of the roles {', '.join(READERS)}.")
+        yield connection
+
+
+async def records(connection: Connection, condition: str, *arguments: Any) -> AsyncIterator[list[bytes]]:
+    """The canonical bytes of the records that meet the condition, in batches.
+
+    Threat: a server of another version could write a record in other bytes, and every leaf would look changed. It is
+    tried on one record first; a server that differs is only asked for the columns.
+    """
+    theirs = await connection.fetchval(PROBE_SQL, *PROBE.values()) == encode(PROBE)
+    # A policy that fails is an error; one that hides rows would show as missing records.
+    cursor = await connection.cursor(
+        f"select {RECORD_SQL if theirs else COLUMNS_SQL} from public.user_action_audit_log where {condition}"
+        " order by transaction_id, occurred_at, id",
+        *arguments,
+    )
+    while rows := await cursor.fetch(BATCH):
+        yield [row[0] for row in rows] if theirs else [encode(row) for row in rows]

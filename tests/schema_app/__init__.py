@@ -1,0 +1,1 @@
+"""A small app and its servers, for the tests of core/schema."""

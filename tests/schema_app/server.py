@@ -1,0 +1,121 @@
+"""PostgreSQL servers for the tests of migrations: ours, and a Debian one of version 15 where it is installed."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from piccolo.engine.postgres import PostgresEngine
+
+from core import embedded
+from core.schema import lock
+from core.settings import settings
+
+DEBIAN = Path("/usr/lib/postgresql/15/bin")
+PSQL = "psql"
+
+
+@dataclass(frozen=True)
+class Server:
+    """How to reach a server as an owner who is no superuser where that can be had."""
+
+    name: str
+    connect: dict[str, Any]
+    psql: Path
+
+    def to(self, database: str) -> dict[str, Any]:
+        return {**self.connect, "database": database}
+
+    def environ(self, database: str) -> dict[str, str]:
+        names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "database": "PGDATABASE"}
+        return {names[key]: str(value) for key, value in self.to(database).items()}
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[str]:
+        """An empty database of its own."""
+        name = f"migrations_{uuid4().hex[:12]}"
+        admin = await asyncpg.connect(**self.to("postgres"))
+        try:
+            # Roles outlive databases; the toy app's is made by its steps.
+            with suppress(asyncpg.DependentObjectsStillExistError):
+                await admin.execute("drop role if exists app_toy")
+            await admin.execute(f"create database {name} template template0 strategy file_copy")
+            yield name
+        finally:
+            await admin.execute(f"drop database if exists {name} with (force)")
+            await admin.close()
+
+
+def servers() -> list[str]:
+    if not settings().embedded:
+        return ["configured"]
+    return ["embedded", "debian"] if DEBIAN.exists() and os.getuid() == 0 else ["embedded"]
+
+
+@pytest.fixture(scope="session", params=servers())
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    if request.param == "embedded":
+        running = embedded.start(settings().home, fast=True)
+        dsn = running.dsn(login="owner", database="postgres")
+        del dsn["database"]
+        yield Server("embedded", dsn, running.bin_dir / "psql")
+    elif request.param == "debian":
+        yield from debian()
+    else:
+        yield Server("configured", {"dsn": settings().owner_url}, Path(PSQL))
+
+
+def debian() -> Iterator[Server]:
+    """A throw-away cluster; its owner may create roles and databases, and is no superuser."""
+    place = Path(tempfile.mkdtemp(prefix="pg15-", dir="/tmp"))  # a short path: the socket's name is limited
+    account = pwd.getpwnam("postgres")
+    os.chown(place, account.pw_uid, account.pw_gid)
+
+    def run(*command: object) -> None:
+        subprocess.run(
+            [str(part) for part in command], check=True, cwd="/", user="postgres", group=account.pw_gid, extra_groups=[],
+            stdout=subprocess.DEVNULL, env={"LC_ALL": "C", "PATH": os.environ["PATH"]},
+        )  # fmt: skip
+
+    data = place / "data"
+    run(DEBIAN / "initdb", "-D", data, "--no-sync", "--auth=trust", "--username=postgres", "--locale=C.UTF-8")
+    options = f"-c listen_addresses='' -c unix_socket_directories={place} -c fsync=off -c max_connections=60"
+    run(DEBIAN / "pg_ctl", "-D", data, "-w", "-l", place / "log", "-o", options, "start")
+    try:
+        run(
+            DEBIAN / "psql", "-h", place, "-d", "postgres", "-U", "postgres", "-q",
+            "-c", "create role migrator login createrole createdb",
+            "-c", f"create role {embedded.APPLICATION} login",
+        )  # fmt: skip
+        yield Server("debian", {"host": str(place), "user": "migrator"}, DEBIAN / "psql")
+    finally:
+        run(DEBIAN / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+async def database(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """An empty database, on which the migrator works."""
+    async with server.database() as name:
+        engine = PostgresEngine(config={**server.to(name), "server_settings": {"timezone": "UTC"}})
+        monkeypatch.setattr(lock, "engine_finder", lambda: engine)
+        yield name
+
+
+@pytest.fixture
+async def connection(server: Server, database: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """The owner's connection to it."""
+    connection = await asyncpg.connect(**server.to(database))
+    yield connection
+    await connection.close()
