@@ -72,12 +72,12 @@ class Batch(BaseBatch):
             shown = rows
             if self._plan is not None:
                 # No record, no rows: the record is written in the cursor's transaction, before anything is opened.
-                for table, position, columns in self._plan.records():
+                for opened in self._plan.opened:
                     await self._link.connection.fetchval(
                         "select charthold.record_read($1, $2, $3)",
-                        table,
-                        [row[position] for row in rows],
-                        columns,
+                        opened.table,
+                        [row[opened.row] for row in rows],
+                        opened.names,
                     )
                 shown = open_rows(self._plan, rows, self._keys)
         except asyncpg.PostgresError as error:

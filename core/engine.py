@@ -348,20 +348,17 @@ class ChartholdEngine(PostgresEngine):
     async def run_plan(self, plan: Plan) -> list[dict[str, Any]]:
         """Run a planned statement in the open scope and open what it returns."""
         scope = current_scope()
-        sql, arguments = plan.compile_string()
+        statement, arguments = plan.compiled()
         keys = await self.keys_of(scope) if plan.opened or needs_keys(arguments) else None
         bound = bind(arguments, scope.tenant, keys)
-        wrapped = plan.wrapped(sql, len(bound))
         async with self._connection() as link:
             link.dirty |= not plan.trusted
-            rows = await self._fetch(link, scope, wrapped, bound)
+            rows = await self._fetch(link, scope, statement.gated, bound)
         if not plan.returns:
             return []
         transaction = cast("Transaction | None", self.current_transaction.get())
         if transaction is not None and plan.opened:
-            transaction.shown.extend(
-                (table, [row[position] for row in rows], columns) for table, position, columns in plan.records()
-            )
+            transaction.shown.extend((o.table, [row[o.row] for row in rows], o.names) for o in plan.opened)
         try:
             return open_rows(plan, rows, keys)
         except MissingKeyError as missing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from piccolo.querystring import QueryString
@@ -19,25 +19,7 @@ from core.crypto.values import Kind
 if TYPE_CHECKING:
     from core.crypto.keyring import TenantKeys
 
-__all__ = [
-    "TENANT",
-    "Deferred",
-    "Late",
-    "Opened",
-    "Plan",
-    "RawPlan",
-    "Sealed",
-    "bind",
-    "needs_keys",
-    "open_rows",
-    "row_alias",
-]
-
-
-class Late(Protocol):
-    """An argument that is known only when the statement runs."""
-
-    def bind(self, tenant: UUID, keys: TenantKeys | None) -> Any: ...
+__all__ = ["TENANT", "Deferred", "Opened", "Plan", "RawPlan", "Sealed", "Statement", "bind", "needs_keys", "open_rows"]
 
 
 class _Tenant:
@@ -89,32 +71,56 @@ class Deferred:
         return "<encrypted>"
 
 
-@dataclass(frozen=True)
-class Opened:
-    """One output position that holds envelopes.
+LATE = (_Tenant, Sealed, Deferred)
 
-    ``position`` counts from 0 in the rows that come back; ``row`` is the position of the id of the row that the
-    envelope is bound to.
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The output positions that hold envelopes of one row of one table.
+
+    Positions count from 0 in the rows that come back; ``row`` is the position of the id of the row that the envelopes
+    are bound to; ``columns`` are their names and kinds, in the order of ``positions``.
     """
 
-    position: int
-    row: int
     table: str
-    column: str
-    kind: Kind
-    json: bool = False
+    row: int
+    positions: tuple[int, ...]
+    columns: tuple[tuple[str, Kind], ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The columns, as the audit log names them."""
+        return sorted({name for name, _ in self.columns})
+
+    @property
+    def row_alias(self) -> str:
+        """The name under which the statement returns the row's id."""
+        return row_alias(self.row)
 
 
-class Plan(QueryString):
-    """A statement of ours.
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a plan compiles to, without its arguments: the same for every query of the same shape, so it is kept.
 
+    ``template`` is the SQL as Piccolo writes it, for use inside another query; ``gated`` is what is sent.
     ``outputs``: how many of the columns that come back are the caller's; the ids behind them are ours.
-    ``opened``: the positions to open, each recorded as read.
     ``returns``: False for a statement without rows, such as an update without RETURNING.
     ``trusted``: False when the caller wrote a piece of the SQL; the connection is then closed after use.
     """
 
-    __slots__ = ("keep", "opened", "outputs", "returns", "sealed_sql", "trusted")
+    template: str
+    sql: str
+    gated: str
+    opened: tuple[Opened, ...]
+    outputs: int | None
+    returns: bool
+    trusted: bool
+
+
+class Plan(QueryString):
+    """A statement of ours with its arguments, as a QueryString of Piccolo's."""
+
+    __slots__ = ("_statement", "opened", "outputs", "returns", "trusted")
 
     def __init__(
         self,
@@ -124,49 +130,70 @@ class Plan(QueryString):
         outputs: int | None = None,
         returns: bool = True,
         trusted: bool = True,
-        keep: Callable[[Sequence[Any]], bool] | None = None,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(template, *args, **kwargs)
+        super().__init__(template, *args)
         self.opened = tuple(opened)
         self.outputs = outputs
         self.returns = returns
         self.trusted = trusted
-        self.keep = keep
-        self.sealed_sql: tuple[str, str] | None = None
+        self._statement: Statement | None = None
 
-    def wrapped(self, sql: str, arguments: int) -> str:
+    @classmethod
+    def of(cls, statement: Statement, arguments: list[Any]) -> Plan:
+        """A plan of a shape that was compiled before. Skips Piccolo's constructor, which would parse it again."""
+        plan = cls.__new__(cls)
+        plan.template = statement.template
+        plan.args = arguments
+        plan.columns = []
+        plan.query_type = "generic"
+        plan.table = None
+        plan._alias = None
+        plan._frozen_compiled_strings = (statement.sql, arguments)
+        plan.opened = statement.opened
+        plan.outputs = statement.outputs
+        plan.returns = statement.returns
+        plan.trusted = statement.trusted
+        plan._statement = statement
+        return plan
+
+    def compiled(self) -> tuple[Statement, list[Any]]:
+        """The statement and its arguments."""
+        sql, arguments = self.compile_string()
+        if self._statement is None:
+            template = "".join(
+                fragment.prefix.replace("{", "{{").replace("}", "}}") + ("" if fragment.no_arg else "{}")
+                for fragment in self.bundle(start_index=1, bundled=[], combined_args=[])[1]
+            )
+            self._statement = Statement(
+                template=template,
+                sql=sql,
+                gated=self._gated(sql, len(arguments)),
+                opened=self.opened,
+                outputs=self.outputs,
+                returns=self.returns,
+                trusted=self.trusted,
+            )
+        return self._statement, arguments
+
+    def _gated(self, sql: str, arguments: int) -> str:
         """The statement inside its gate.
 
         The gate is a one-time filter, which runs before the first row is looked for. Should a planner ever run it too
         late, the policies find no scope and raise: closed, not open. ``materialized`` keeps the statement from being
         merged into the outer query, where its sub-selects could be evaluated before the gate.
+
+        What is shown is recorded by the same statement: when the record fails, nothing is shown.
         """
-        if self.sealed_sql is not None and self.sealed_sql[0] == sql:
-            return self.sealed_sql[1]
         gate = f"(select pg_catalog.set_config('charthold.scope', ${arguments + 1}, true)) is not null"
         if not self.returns:
-            wrapped = f"with r as ({sql} returning 1) select count(*) from r where {gate}"
-        else:
-            materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
-            records = "".join(
-                f" and (select charthold.record_read('{table}', (select array_agg(r.\"{row_alias(position)}\") from r),"
-                f" '{{{','.join(columns)}}}')) is not null"
-                for table, position, columns in self.records()
-            )
-            wrapped = f"with r as{materialized} ({sql}) select * from r where {gate}{records}"
-        self.sealed_sql = (sql, wrapped)
-        return wrapped
-
-    def records(self) -> list[tuple[str, int, list[str]]]:
-        """What to record as read: table, position of the rows' ids, the columns that are opened."""
-        columns: dict[tuple[str, int], list[str]] = {}
-        for opened in self.opened:
-            columns.setdefault((opened.table, opened.row), []).append(opened.column)
-        return [(table, row, sorted(set(names))) for (table, row), names in columns.items()]
-
-
-LATE = (_Tenant, Sealed, Deferred)
+            return f"with r as ({sql} returning 1) select count(*) from r where {gate}"
+        materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
+        records = "".join(
+            f" and (select charthold.record_read('{opened.table}', (select array_agg(r.\"{opened.row_alias}\") from r),"
+            f" '{{{','.join(opened.names)}}}')) is not null"
+            for opened in self.opened
+        )
+        return f"with r as{materialized} ({sql}) select * from r where {gate}{records}"
 
 
 class RawPlan(QueryString):
@@ -193,11 +220,13 @@ def open_rows(plan: Plan, rows: Sequence[Any], keys: TenantKeys | None) -> list[
     assert keys is not None
     values = [list(row) for row in rows]
     for opened in plan.opened:
-        at, row_at = opened.position, opened.row
-        sealer = keys.sealer(opened.table, opened.column, opened.kind)
-        for row, value in zip(values, sealer.open_many([(row[row_at], row[at]) for row in values]), strict=True):
-            # Piccolo takes a plain dict for a nested row.
-            row[at] = JSONDict(**value) if opened.json and type(value) is dict else value
+        positions, at = opened.positions, opened.row
+        sealer = keys.row(opened.table, opened.columns)
+        plain = sealer.open_many([(row[at], [row[p] for p in positions]) for row in values])
+        for row, row_values in zip(values, plain, strict=True):
+            for position, value in zip(positions, row_values, strict=True):
+                # Piccolo takes a plain dict for a nested row.
+                row[position] = JSONDict(**value) if type(value) is dict else value
     return [dict(zip(names, row, strict=False)) for row in values]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from piccolo.columns import Column, ForeignKey
@@ -12,16 +12,28 @@ from piccolo.columns.readable import Readable
 from piccolo.query import Count, Exists, Objects, Select
 from piccolo.query.functions.aggregate import Count as CountFunction
 from piccolo.query.methods.raw import Raw
-from piccolo.query.mixins import ColumnsDelegate, OrderByDelegate, WhereDelegate
+from piccolo.custom_types import Combinable
+from piccolo.query.mixins import (
+    ColumnsDelegate,
+    Limit,
+    LimitDelegate,
+    Offset,
+    OffsetDelegate,
+    OrderByDelegate,
+    WhereDelegate,
+)
 from piccolo.querystring import QueryString, Selectable
 from piccolo.table import Table
 
-from core.columns import Encrypted, EncryptedJSON
+from core.columns import Encrypted
 from core.errors import ProtectedQueryError
 from core.plan import Opened, Plan, RawPlan, row_alias
+from core.queries.shape import NO_SHAPE, Shapes, columns_shape, where_shape
 from core.queries.where import pin, writes_sql
 
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
+
+SHAPES = Shapes()
 
 
 class TenantSelect(Select):  # type: ignore[type-arg]
@@ -32,6 +44,40 @@ class TenantSelect(Select):  # type: ignore[type-arg]
         if not self.columns_delegate.selected_columns:
             # Piccolo's result handling reads this attribute too, so the default is written to it, as Piccolo does.
             self.columns_delegate.selected_columns = self.table.all_columns()
+        where = pin(self.table, self.where_delegate._where)
+        arguments: list[Any] = []
+        try:
+            shape = self._shape(where, arguments)
+        except NO_SHAPE:
+            return [self._compile(where)]
+        return [SHAPES.find(shape, arguments) or SHAPES.keep(shape, self._compile(where), arguments)]
+
+    def _shape(self, where: Combinable, arguments: list[Any]) -> Hashable:
+        """What tells this query from others that compile to other SQL."""
+        if (
+            self.group_by_delegate._group_by
+            or self.distinct_delegate._distinct.enabled
+            or self.having_delegate._where
+            or self.lock_rows_delegate._lock_rows
+            or self.as_of_delegate._as_of
+        ):
+            raise NO_SHAPE
+        limit, offset = self.limit_delegate._limit, self.offset_delegate._offset
+        shape = (
+            self.table,
+            self.exclude_secrets,
+            columns_shape(self.columns_delegate.selected_columns),
+            where_shape(where, arguments),
+            tuple(
+                (columns_shape(item.columns), item.ascending) for item in self.order_by_delegate._order_by.order_by_items
+            ),
+            limit is None,
+            offset is None,
+        )
+        arguments += [part.number for part in (limit, offset) if part is not None]
+        return shape
+
+    def _compile(self, where: Combinable) -> Plan:
         selected = list(self.columns_delegate.selected_columns)
         if self.exclude_secrets:
             selected = [c for c in selected if not isinstance(c, Column) or not c._meta.secret]
@@ -40,17 +86,19 @@ class TenantSelect(Select):  # type: ignore[type-arg]
 
         planned = copy.copy(self)
         planned.columns_delegate = ColumnsDelegate(selected_columns=[*selected, *rows])
-        planned.where_delegate = WhereDelegate(_where=pin(self.table, self.where_delegate._where))
+        planned.where_delegate = WhereDelegate(_where=where)
+        # Numbers are bound like any value, so that one statement serves every page.
+        limit, offset = self.limit_delegate._limit, self.offset_delegate._offset
+        planned.limit_delegate = LimitDelegate(_limit=limit and BoundLimit(limit.number))
+        planned.offset_delegate = OffsetDelegate(_offset=offset and BoundOffset(offset.number))
         statement = Select.default_querystrings.fget(planned)[0]  # type: ignore[attr-defined]
-        return [
-            Plan(
-                "{}",
-                statement,
-                opened=opened,
-                outputs=len(selected),
-                trusted=not any(map(writes_sql, self._fragments(selected))),
-            )
-        ]
+        return Plan(
+            "{}",
+            statement,
+            opened=opened,
+            outputs=len(selected),
+            trusted=not any(map(writes_sql, self._fragments(selected))),
+        )
 
     def _fragments(self, selected: Sequence[Selectable]) -> list[Any]:
         ordered = [c for item in self.order_by_delegate._order_by.order_by_items for c in item.columns]
@@ -146,29 +194,44 @@ class TenantRaw(Raw):
         return [RawPlan("{}", self.querystring)]
 
 
+class BoundLimit(Limit):
+    """LIMIT with its number as an argument."""
+
+    @property
+    def querystring(self) -> QueryString:
+        return QueryString(" LIMIT {}", self.number)
+
+
+class BoundOffset(Offset):
+    """OFFSET with its number as an argument."""
+
+    @property
+    def querystring(self) -> QueryString:
+        return QueryString(" OFFSET {}", self.number)
+
+
 def opened_columns(selected: Sequence[Any]) -> tuple[list[Opened], list[Column]]:
     """What to open in the output, and the ids to fetch behind it: each envelope is bound to the row it stands in."""
+    places: dict[str, list[tuple[int, Encrypted[Any]]]] = {}
+    for position, column in enumerate(selected):
+        if isinstance(column, Encrypted):
+            chain = column._meta.call_chain
+            places.setdefault(chain[-1].table_alias if chain else "", []).append((position, column))
     opened: list[Opened] = []
     rows: list[Column] = []
-    position_of: dict[str, int] = {}
-    for position, column in enumerate(selected):
-        if not isinstance(column, Encrypted):
-            continue
-        chain = column._meta.call_chain
-        table: type[Table] = column._meta.table
-        path = chain[-1].table_alias if chain else ""
-        if path not in position_of:
-            position_of[path] = len(selected) + len(rows)
-            key = getattr(chain[-1], "id") if chain else table._meta.primary_key  # noqa: B009  # a proxy column
-            rows.append(key.as_alias(row_alias(position_of[path])))
+    for found in places.values():
+        first = found[0][1]
+        chain = first._meta.call_chain
+        table: type[Table] = first._meta.table
+        at = len(selected) + len(rows)
+        key = getattr(chain[-1], "id") if chain else table._meta.primary_key  # noqa: B009  # a proxy column
+        rows.append(key.as_alias(row_alias(at)))
         opened.append(
             Opened(
-                position=position,
-                row=position_of[path],
                 table=table._meta.tablename,
-                column=column._meta.db_column_name,
-                kind=column.kind,
-                json=isinstance(column, EncryptedJSON),
+                row=at,
+                positions=tuple(position for position, _ in found),
+                columns=tuple((column._meta.db_column_name, column.kind) for _, column in found),
             )
         )
     return opened, rows
