@@ -42,7 +42,6 @@ from core.schema import (
     Index,
     Partitions,
     PrimaryKey,
-    References,
     RowSecurity,
     SchemaObject,
     Statement,
@@ -159,6 +158,9 @@ class User(TenantTable, tablename="app_user"):
         one_of("app_user_role_known", "role", ROLES),
         one_of("app_user_status_known", "status", USER_STATUSES),
         Check(name="app_user_failed_logins_positive", condition="failed_logins >= 0"),
+        Trigger(
+            name="keep_history", timing="before", events=("delete",), level="row", function="charthold.keep_history"
+        ),
         Index(name="app_user_active_by_role", columns=("tenant_id", "role"), where="status = 'active'"),
         Trigger(
             name="follow", timing="after", events=("insert", "update", "delete"), level="row",
@@ -262,6 +264,7 @@ class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
     id = LogId()
     tenant_id = TenantId()
     occurred_at = CreatedAt()
+    # No foreign key in the database: see core/schema/sql/keep_history.sql.
     user_id = TenantForeignKey(User, on_delete=OnDelete.restrict)
     action_type = Text(default=None)
     table_name = Text(default=None, null=True)
@@ -277,12 +280,6 @@ class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
     declares: ClassVar[Sequence[SchemaObject]] = (
         Partitions(by="range (occurred_at)"),
         PrimaryKey(name="user_action_audit_log_pkey", columns=("tenant_id", "occurred_at", "id")),
-        # RESTRICT: a user with history is deactivated, never deleted. Deferred, because a tenant's first records are
-        # written before its first user.
-        References(
-            name="user_action_audit_log_user_id_fkey", columns=("tenant_id", "user_id"), to_table="app_user",
-            to_columns=("tenant_id", "id"), on_delete="restrict", deferred=True,
-        ),
         one_of("user_action_audit_log_action_known", "action_type", ACTION_TYPES),
         # The common questions: what happened to this record, what did this user do. When is the primary key.
         Index(
@@ -290,6 +287,8 @@ class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
             columns=("tenant_id", "record_id", "occurred_at desc"),
         ),
         Index(name="user_action_audit_log_by_user", columns=("tenant_id", "user_id", "occurred_at desc")),
+        # What the next seal adds. Rows lie in the order of their transactions, so a few bytes for each 128 pages do.
+        Index(name="user_action_audit_log_by_transaction", columns=("transaction_id",), method="brin"),
         RowSecurity(),
         *policies("user_action_audit_log", "tenant_id"),
         Grant(privileges=("select",), to="app_runtime"),
@@ -344,20 +343,40 @@ class TenantKey(TenantTable, tablename="tenant_key"):
 
 
 class AuditSeal(TenantTable, tablename="audit_seal"):
-    """A signed head of a tenant's Merkle tree over the audit log (RFC 6962)."""
+    """A signed head of a tenant's Merkle tree over the audit log (``core/audit/head.py``), with the leaves added by it.
 
+    The signature covers every column but the last three, which are checked against what it covers.
+    """
+
+    version = Integer(default=None)
     tree_size = BigInt(default=None)
     root_hash = Bytea(default=None)
+    era = Integer(default=None)
+    cluster = BigInt(default=None)
+    horizon = BigInt(default=None)
     sealed_at = Timestamptz(default=None)
+    leaf_list = Bytea(default=None)
+    previous = Bytea(default=None)
     key_id = Text(default=None)
     signature = Bytea(default=None)
+    frontier = Bytea(default=None)
+    record_ids = Array(base_column=UUID(default=None), default=None)
+    leaf_hashes = Bytea(default=None)
 
     # A seal is about the log; a record of it there would call for the next seal.
     audited = False
 
     declares: ClassVar[Sequence[SchemaObject]] = (
+        # Two sealers cannot both grow the same tree.
         Unique(name="audit_seal_tree_size_key", columns=("tenant_id", "tree_size")),
-        Check(name="audit_seal_tree_size_positive", condition="tree_size > 0"),
-        Check(name="audit_seal_root_hash_length", condition="octet_length(root_hash) = 32"),
+        Check(name="audit_seal_tree_size_positive", condition="tree_size > 0 and era > 0 and horizon >= 0"),
+        Check(
+            name="audit_seal_hash_lengths",
+            condition="octet_length(root_hash) = 32 and octet_length(leaf_list) = 32 and octet_length(previous) = 32",
+        ),
         Check(name="audit_seal_signature_length", condition="octet_length(signature) = 64"),
+        Check(
+            name="audit_seal_leaves_counted",
+            condition="octet_length(leaf_hashes) = 32 * cardinality(record_ids) and cardinality(record_ids) <= tree_size",
+        ),
     )

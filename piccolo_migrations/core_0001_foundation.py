@@ -225,6 +225,29 @@ $$""",
     )
 
     manager.add_function(
+        name="charthold.keep_history",
+        source="""-- A user with history is deactivated, never deleted: the log must go on naming somebody who can be found.
+--
+-- A trigger and not a foreign key of the log: every record, of a read too, would look the user up and lock the row.
+-- That the user exists when a record is written is known already: charthold.scope() verified it in the same statement.
+create function charthold.keep_history() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (
+        select from public.user_action_audit_log as l where l.tenant_id = old.tenant_id and l.user_id = old.id
+    ) then
+        raise exception using errcode = 'restrict_violation',
+            constraint = 'app_user_keeps_history', table = 'app_user',
+            message = 'a user whose actions are recorded cannot be deleted; deactivate the user';
+    end if;
+    return old;
+end
+$$""",
+    )
+
+    manager.add_function(
         name="charthold.npi_is_valid",
         signature="(text)",
         source="""-- A National Provider Identifier: ten digits whose Luhn sum, after the prefix 80840, is right (45 CFR 162.406).
@@ -332,19 +355,27 @@ create function charthold.record_read(shown text, ids uuid[], opened text[]) ret
 as $$
 declare
     s text;
+    tenant uuid;
+    actor uuid;
+    request text;
+    source inet;
+    why text;
     written bigint;
 begin
     if ids is null then
         return 0;
     end if;
     s := charthold.scope();
+    tenant := substr(s, 11, 36)::uuid;
+    actor := substr(s, 47, 36)::uuid;
+    s := substr(s, 83);
+    request := nullif(split_part(s, chr(31), 2), '');
+    source := nullif(split_part(s, chr(31), 3), '')::inet;
+    why := split_part(s, chr(31), 4);
     insert into public.user_action_audit_log (
         tenant_id, user_id, action_type, table_name, record_id, changed_columns, request_id, source_ip, reason
     )
-    select substr(s, 11, 36)::uuid, substr(s, 47, 36)::uuid, 'read', shown, row_id, opened,
-        nullif(split_part(substr(s, 83), chr(31), 2), ''),
-        nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
-        split_part(substr(s, 83), chr(31), 4)
+    select tenant, actor, 'read', shown, row_id, opened, request, source, why
     from unnest(ids) as row_id
     where row_id is not null;
     get diagnostics written = row_count;
@@ -538,18 +569,20 @@ $$""",
     manager.add_function(
         name="charthold.uuid7",
         source="""-- UUIDv7 (RFC 9562, section 5.7) for rows that the database makes itself; PostgreSQL has its own only from version 18.
+-- Every name is qualified instead of pinning search_path, so that the planner inlines it: it runs once a record.
 create function charthold.uuid7() returns uuid
     language sql volatile parallel safe
-    set search_path = pg_catalog, pg_temp
 as $$
-    select encode(
-        set_bit(set_bit(overlay(
-            uuid_send(gen_random_uuid())
-            placing substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
-            from 1 for 6
+    select pg_catalog.encode(
+        pg_catalog.set_bit(pg_catalog.set_bit(pg_catalog.overlay(
+            pg_catalog.uuid_send(pg_catalog.gen_random_uuid()),
+            pg_catalog.substr(pg_catalog.int8send(
+                (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) operator(pg_catalog.*) 1000)::pg_catalog.int8
+            ), 3),
+            1, 6
         ), 52, 1), 53, 1),
         'hex'
-    )::uuid
+    )::pg_catalog.uuid
 $$""",
         execute_to=("app_runtime",),
     )

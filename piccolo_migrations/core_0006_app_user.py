@@ -541,6 +541,14 @@ $$""",
 
     manager.add_trigger(
         table="app_user",
+        name="keep_history",
+        timing="before",
+        events=("delete",),
+        function="charthold.keep_history",
+    )
+
+    manager.add_trigger(
+        table="app_user",
         name="keep_identity",
         timing="before",
         events=("update",),

@@ -384,15 +384,6 @@ async def forwards():
         columns=("tenant_id", "user_id", "occurred_at desc"),
     )
 
-    manager.add_references(
-        table="user_action_audit_log",
-        name="user_action_audit_log_user_id_fkey",
-        columns=("tenant_id", "user_id"),
-        to_table="app_user",
-        to_columns=("tenant_id", "id"),
-        deferred=True,
-    )
-
     manager.add_trigger(
         table="user_action_audit_log",
         name="append_only",

@@ -43,7 +43,7 @@ def row(number: int, **fields: str) -> bytes:
         "ADDRESS": "", "CITY": "", "LAT": "", "LON": "",
     } | fields  # fmt: skip
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(values.values())
+    csv.writer(out).writerow(values.values())
     return out.getvalue().encode()
 
 
@@ -248,11 +248,10 @@ def test_no_bytes_crash_the_reader(content: bytes) -> None:
 @given(BYTES)
 def test_no_bytes_crash_the_header_check(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            with Export(write(Path(folder), content, providers=content, organizations=content)):
-                pass
-        except ExportError as error:
-            assert "Nguyen" not in str(error)
+        write(Path(folder), content, providers=content, organizations=content)
+        with pytest.raises(ExportError) as caught:
+            Export(Path(folder))
+    assert "Nguyen" not in str(caught.value)
 
 
 @given(BYTES.filter(lambda content: b'"' not in content))
@@ -262,7 +261,9 @@ def test_without_quotes_no_bytes_cost_the_next_row(content: bytes) -> None:
     assert ids[-1:] == ["p999999"]
 
 
-NAMES = st.text(min_size=1, max_size=30).filter(lambda text: text.strip() and "\0" not in text)
+NAMES = st.text(min_size=1, max_size=30).filter(
+    lambda text: text.strip() and "\0" not in text and len(text.splitlines()) < 5
+)
 
 
 @given(st.lists(st.tuples(NAMES, NAMES, st.dates(date(1900, 1, 1), TODAY)), max_size=20))

@@ -37,12 +37,20 @@ class Log:
 
     async def ahead(self) -> int:
         """How many records can be looked at now; 0 at the end."""
-        while self._at == len(self._data):
+        if self._at == len(self._data):
+            await self.reach(1)
+        return len(self._data) - self._at
+
+    async def reach(self, count: int) -> bool:
+        """Look ahead so many records; False when there are fewer."""
+        while len(self._data) - self._at < count:
             batch = await anext(self._batches, None)
             if batch is None:
-                return 0
-            self._data, self._hashes, self._at = batch, [leaf_hash(data) for data in batch], 0
-        return len(self._data) - self._at
+                return False
+            self._data = self._data[self._at :] + batch
+            self._hashes = self._hashes[self._at :] + [leaf_hash(data) for data in batch]
+            self._at = 0
+        return True
 
     def hashes(self, count: int) -> list[bytes]:
         """The hashes of the next records."""
@@ -60,8 +68,11 @@ class Log:
 class Comparison:
     """Give it each list of sealed leaves in turn, then ask for what is left over."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, archived_before: bytes) -> None:
+        """``archived_before``: how an id (UUIDv7) begins before which records may be archived with their month."""
         self._log = log
+        self._archived_before = archived_before
+        self.archived = 0
         self._awaited: dict[bytes, tuple[int, bytes]] = {}  # sealed, not met in the log so far
         self._strange: dict[bytes, Entry] = {}  # met in the log, not in a list so far
         self._odd: list[tuple[int, bytes, bool]] = []  # met out of step, in the log's order: place, id, changed
@@ -69,7 +80,8 @@ class Comparison:
 
     async def leaves(self, start: int, ids: list[UUID], hashes: bytes) -> None:
         """The next sealed leaves, from the place ``start`` of the tree on."""
-        log, keys, index = self._log, [i.bytes for i in ids], {}
+        log, keys = self._log, [i.bytes for i in ids]
+        index: dict[bytes, int] = {}
         met = self._met_before(start, keys, hashes)
         at = 0
         while at < len(keys):
@@ -149,7 +161,11 @@ class Comparison:
 
     def _await(self, start: int, keys: list[bytes], hashes: bytes, at: int, end: int, met: set[int]) -> None:
         for place in range(at, end):
-            if place not in met:
+            if place in met:
+                continue
+            if keys[place] < self._archived_before:
+                self.archived += 1
+            else:
                 self._awaited[keys[place]] = (start + place, _hash(hashes, place))
 
     def _met_before(self, start: int, keys: list[bytes], hashes: bytes) -> set[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 
@@ -22,7 +22,7 @@ __all__ = ["BATCH", "Connection", "in_scope", "records"]
 
 BATCH = 4096  # records; a few megabytes
 
-Connection = asyncpg.Connection[Any]
+Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 READERS = roles_for("user_action_audit_log", "select")
 

@@ -8,19 +8,27 @@ create function charthold.record_read(shown text, ids uuid[], opened text[]) ret
 as $$
 declare
     s text;
+    tenant uuid;
+    actor uuid;
+    request text;
+    source inet;
+    why text;
     written bigint;
 begin
     if ids is null then
         return 0;
     end if;
     s := charthold.scope();
+    tenant := substr(s, 11, 36)::uuid;
+    actor := substr(s, 47, 36)::uuid;
+    s := substr(s, 83);
+    request := nullif(split_part(s, chr(31), 2), '');
+    source := nullif(split_part(s, chr(31), 3), '')::inet;
+    why := split_part(s, chr(31), 4);
     insert into public.user_action_audit_log (
         tenant_id, user_id, action_type, table_name, record_id, changed_columns, request_id, source_ip, reason
     )
-    select substr(s, 11, 36)::uuid, substr(s, 47, 36)::uuid, 'read', shown, row_id, opened,
-        nullif(split_part(substr(s, 83), chr(31), 2), ''),
-        nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
-        split_part(substr(s, 83), chr(31), 4)
+    select tenant, actor, 'read', shown, row_id, opened, request, source, why
     from unnest(ids) as row_id
     where row_id is not null;
     get diagnostics written = row_count;

@@ -1,0 +1,19 @@
+-- A user with history is deactivated, never deleted: the log must go on naming somebody who can be found.
+--
+-- A trigger and not a foreign key of the log: every record, of a read too, would look the user up and lock the row.
+-- That the user exists when a record is written is known already: charthold.scope() verified it in the same statement.
+create function charthold.keep_history() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (
+        select from public.user_action_audit_log as l where l.tenant_id = old.tenant_id and l.user_id = old.id
+    ) then
+        raise exception using errcode = 'restrict_violation',
+            constraint = 'app_user_keeps_history', table = 'app_user',
+            message = 'a user whose actions are recorded cannot be deleted; deactivate the user';
+    end if;
+    return old;
+end
+$$

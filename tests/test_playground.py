@@ -1,0 +1,222 @@
+"""The playground as a user meets it: in a terminal, typing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pexpect
+import pytest
+
+from core.commands.explore import BANNER, QUESTION
+from core.engine import ChartholdEngine
+
+PICCOLO = str(Path(sys.executable).with_name("piccolo"))
+REPOSITORY = Path(__file__).parent.parent
+PROMPT = r"In \[[^]]*?(\d+)[^]]*?\]: "
+COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.fixture
+def environ(database: ChartholdEngine, tmp_path: Path) -> dict[str, str]:
+    """The environment of a child process that works on the module's database, with a home of its own."""
+    return child(database.database, tmp_path)
+
+
+def child(database: str | None, folder: Path) -> dict[str, str]:
+    (folder / "child_conf.py").write_text(
+        f"from piccolo_conf import APP_REGISTRY, DB\n\nDB.database = {database!r}\n", encoding="utf-8"
+    )
+    (folder / "home").mkdir()
+    return {
+        **os.environ,
+        "PICCOLO_CONF": "child_conf",
+        "PYTHONPATH": f"{folder}:{REPOSITORY}",
+        "HOME": str(folder / "home"),
+        "TERM": "xterm-256color",
+        "PROMPT_TOOLKIT_NO_CPR": "1",
+    }
+
+
+class Terminal:
+    """A session in a pseudo-terminal."""
+
+    def __init__(self, environ: dict[str, str], *options: str) -> None:
+        self.child = pexpect.spawn(
+            PICCOLO, ["playground", "explore", *options], env=environ, cwd=str(REPOSITORY),
+            encoding="utf-8", timeout=60, dimensions=(50, 140),
+        )  # fmt: skip
+
+    def until(self, pattern: str) -> str:
+        """What is printed up to the pattern, without colours."""
+        self.child.expect(pattern)
+        return COLOUR.sub("", str(self.child.before) + str(self.child.after)).replace("\r", "")
+
+    def type(self, line: str) -> str:
+        """Type a line at the prompt; what comes back before the next prompt."""
+        number = int(self.child.match.group(1))
+        self.child.send(f"{line}\r")
+        return self.until(rf"In \[[^]]*?({number + 1})[^]]*?\]: ")
+
+    def leave(self) -> int:
+        self.child.send("exit\r")
+        self.child.expect(pexpect.EOF)
+        self.child.close()
+        return int(self.child.exitstatus)
+
+
+@pytest.fixture
+def session(environ: dict[str, str]) -> Iterator[Terminal]:
+    """A session at its first prompt, on the sample."""
+    terminal = Terminal(environ)
+    found = terminal.child.expect([re.escape(QUESTION[-8:]), PROMPT])
+    if found == 0:
+        terminal.child.send("y\r")
+        terminal.until(PROMPT)
+    yield terminal
+    terminal.child.close(force=True)
+
+
+def test_an_empty_database_is_offered_the_sample(environ: dict[str, str]) -> None:
+    terminal = Terminal(environ)
+    terminal.until(re.escape(QUESTION[-8:]))
+    terminal.child.send("\r")
+    terminal.until("Nothing was loaded. Later: piccolo core import_synthea")
+    terminal.child.expect(pexpect.EOF)
+    terminal.child.close()
+    assert terminal.child.exitstatus == 0
+
+    terminal = Terminal(environ)
+    terminal.until(re.escape(QUESTION[-8:]))
+    terminal.child.send("y\r")
+    printed = terminal.until(PROMPT)
+    assert "63 facilities, 166 users beside the admin, 27 clients" in printed
+    assert "You are admin@synthea.example (admin) of Synthea." in printed
+    assert terminal.leave() == 0
+
+
+def test_the_five_things_of_the_banner_work(session: Terminal) -> None:
+    lines = [line.strip() for line in BANNER.splitlines() if re.search(r"await |^ +5\. |ascending", line)]
+    joined = " ".join(lines).replace("order_by( log", "order_by(log")
+    cells = [cell.strip() for cell in re.split(r" ?\d\. | (?=await )", joined) if cell.strip()]
+    cells = [re.sub(r"^who = $", "", cell) for cell in cells]
+    printed = {}
+    for cell in merge(cells):
+        printed[cell] = session.type(cell)
+        assert "Error" not in printed[cell], cell
+    first, _, found, raw, facilities, _, log = printed.values()
+    assert "first_name" in first
+    assert "last_name" in found
+    assert "b'\\x01" in raw
+    assert "ANNA JAQUES HOSPITAL" in facilities
+    assert "'read'" in log
+
+
+def merge(cells: list[str]) -> list[str]:
+    """Assignments were cut before their await."""
+    merged: list[str] = []
+    for cell in cells:
+        if merged and merged[-1].endswith("="):
+            merged[-1] += f" {cell}"
+        else:
+            merged.append(cell)
+    return merged
+
+
+def test_the_scope_is_open_for_lines_with_and_without_await(session: Terminal) -> None:
+    assert "a look around in the playground" in session.type("current_scope()")
+    assert "27" in session.type("await Client.count()")
+    assert "27" in session.type("Client.count().run_sync()")
+    assert "[27, 63]" in session.type("await asyncio.gather(Client.count(), Facility.count())")
+    assert "\n63\n" in session.type("async with transaction(): print(await Facility.count())")
+
+
+def test_an_error_of_ours_is_a_sentence(session: Terminal) -> None:
+    printed = session.type('await Client.select().where(Client.notes == "x")')
+    assert "ProtectedQueryError: Client.notes is encrypted" in printed
+    assert "Traceback" not in printed
+    assert "Traceback" not in session.type('await Client.raw("select nonsense from client")')
+    assert "ZeroDivisionError" in session.type("1/0")
+
+
+def test_an_expired_scope_is_opened_again(environ: dict[str, str]) -> None:
+    environ["CHARTHOLD_SCOPE_SECONDS"] = "1"
+    terminal = Terminal(environ)
+    terminal.until(PROMPT)
+    terminal.type("import time; time.sleep(1.5)")
+    printed = terminal.type("await Client.count()")
+    assert "The scope had expired; a new one is open." in printed
+    assert "27" in printed
+    assert terminal.leave() == 0
+
+
+def test_ctrl_c_stops_a_statement_and_keeps_the_session(session: Terminal) -> None:
+    session.child.send("print('sleep' + 'ing'); await asyncio.sleep(600)\r")
+    session.child.expect("sleeping\r\n")
+    session.child.sendintr()
+    assert "Stopped." in session.until(PROMPT)
+    assert "27" in session.type("await Client.count()")
+
+
+def test_nothing_that_was_typed_stays_in_the_home(session: Terminal, environ: dict[str, str]) -> None:
+    session.type('await Client.count().where(Client.last_name == "Mosciski958")')
+    session.leave()
+    assert list(Path(environ["HOME"]).rglob("*")) == []
+
+
+def explore(environ: dict[str, str], *options: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PICCOLO, "playground", "explore", *options],
+        env=environ, cwd=REPOSITORY, input=stdin, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_lines_can_be_piped_in(environ: dict[str, str]) -> None:
+    done = explore(environ, stdin="await Client.count()\n")
+    assert done.returncode == 0
+    assert "27" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--tenant=nowhere"], "There is no tenant nowhere. Choose one with --tenant=SLUG: synthea."),
+        (["--tenant=No Slug"], "--tenant takes a slug"),
+        (["--actor=nobody@nowhere.example"], "The tenant has no user with the e-mail or id that --actor names."),
+        ([f"--actor={uuid.uuid4()}"], "The actor is not an active user of this tenant"),
+        (["--tennant=x"], "That does not fit the command"),
+    ],
+)
+def test_a_mistake_is_one_sentence(environ: dict[str, str], options: list[str], sentence: str) -> None:
+    done = explore(environ, *options)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(sentence)
+    assert done.stderr.count("\n") == 1
+
+
+async def test_without_a_terminal_it_says_the_command(owner: asyncpg.Connection, template: str, tmp_path: Path) -> None:
+    for how, sentence in (
+        (f"template {template} strategy file_copy", "Load the sample with: piccolo core import_synthea\n"),
+        ("", "Run: piccolo migrations forwards core\n"),
+    ):
+        name = f"charthold_empty_{uuid.uuid4().hex[:12]}"
+        await owner.execute(f"create database {name} {how}")
+        (tmp_path / name).mkdir()
+        done = explore(child(name, tmp_path / name))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.endswith(sentence)
+        assert done.stderr.count("\n") == 1
+        await owner.execute(f"drop database {name} with (force)")
+
+
+def test_help_names_the_options(environ: dict[str, str]) -> None:
+    done = explore(environ, "--help")
+    assert done.returncode == 0
+    assert "The tenant's slug; left out, synthea" in done.stdout
+    assert "return" not in done.stdout
