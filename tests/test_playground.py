@@ -7,26 +7,48 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
 import pexpect
 import pytest
 
-from core.commands.explore import BANNER, QUESTION
+from core.commands.explore import QUESTION, THINGS
+from core.commands.import_synthea import import_export
 from core.engine import ChartholdEngine
 
 PICCOLO = str(Path(sys.executable).with_name("piccolo"))
 REPOSITORY = Path(__file__).parent.parent
-PROMPT = r"In \[[^]]*?(\d+)[^]]*?\]: "
-COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+COLOUR = r"\x1b\[[0-9;?]*[A-Za-z]"
+
+
+def prompt(number: str = r"\d+") -> str:
+    """IPython's prompt of that number, which comes in colours."""
+    return rf"In \[(?:{COLOUR})*({number})(?:{COLOUR})*\]: "
+
+
+@pytest.fixture(scope="module")
+async def filled(database: ChartholdEngine) -> str:
+    """The name of the module's database, with the sample in it."""
+    assert await import_export(quiet=True) == 0
+    assert database.database is not None
+    return database.database
 
 
 @pytest.fixture
-def environ(database: ChartholdEngine, tmp_path: Path) -> dict[str, str]:
+async def empty(owner: asyncpg.Connection, template: str) -> AsyncIterator[str]:
+    """The name of a migrated database without tenants."""
+    name = f"charthold_empty_{uuid.uuid4().hex[:12]}"
+    await owner.execute(f"create database {name} template {template} strategy file_copy")
+    yield name
+    await owner.execute(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def environ(filled: str, tmp_path: Path) -> dict[str, str]:
     """The environment of a child process that works on the module's database, with a home of its own."""
-    return child(database.database, tmp_path)
+    return child(filled, tmp_path)
 
 
 def child(database: str | None, folder: Path) -> dict[str, str]:
@@ -56,13 +78,13 @@ class Terminal:
     def until(self, pattern: str) -> str:
         """What is printed up to the pattern, without colours."""
         self.child.expect(pattern)
-        return COLOUR.sub("", str(self.child.before) + str(self.child.after)).replace("\r", "")
+        return re.sub(COLOUR, "", str(self.child.before) + str(self.child.after)).replace("\r", "")
 
     def type(self, line: str) -> str:
         """Type a line at the prompt; what comes back before the next prompt."""
         number = int(self.child.match.group(1))
         self.child.send(f"{line}\r")
-        return self.until(rf"In \[[^]]*?({number + 1})[^]]*?\]: ")
+        return self.until(prompt(str(number + 1)))
 
     def leave(self) -> int:
         self.child.send("exit\r")
@@ -75,58 +97,36 @@ class Terminal:
 def session(environ: dict[str, str]) -> Iterator[Terminal]:
     """A session at its first prompt, on the sample."""
     terminal = Terminal(environ)
-    found = terminal.child.expect([re.escape(QUESTION[-8:]), PROMPT])
-    if found == 0:
-        terminal.child.send("y\r")
-        terminal.until(PROMPT)
+    terminal.until(prompt())
     yield terminal
     terminal.child.close(force=True)
 
 
-def test_an_empty_database_is_offered_the_sample(environ: dict[str, str]) -> None:
-    terminal = Terminal(environ)
-    terminal.until(re.escape(QUESTION[-8:]))
-    terminal.child.send("\r")
-    terminal.until("Nothing was loaded. Later: piccolo core import_synthea")
-    terminal.child.expect(pexpect.EOF)
-    terminal.child.close()
-    assert terminal.child.exitstatus == 0
-
-    terminal = Terminal(environ)
-    terminal.until(re.escape(QUESTION[-8:]))
-    terminal.child.send("y\r")
-    printed = terminal.until(PROMPT)
-    assert "63 facilities, 166 users beside the admin, 27 clients" in printed
-    assert "You are admin@synthea.example (admin) of Synthea." in printed
+def test_an_empty_database_is_offered_the_sample(empty: str, tmp_path: Path) -> None:
+    environ = child(empty, tmp_path)
+    for answer, outcome in (
+        ("\r", "Nothing was loaded. Later: piccolo core import_synthea"),
+        ("y\r", "63 facilities, 166 users beside the admin, 27 clients"),
+    ):
+        terminal = Terminal(environ)
+        terminal.until(re.escape(QUESTION[-8:]))
+        terminal.child.send(answer)
+        terminal.until(outcome)
+    assert "You are admin@synthea.example (admin) of Synthea." in terminal.until(prompt())
     assert terminal.leave() == 0
 
 
 def test_the_five_things_of_the_banner_work(session: Terminal) -> None:
-    lines = [line.strip() for line in BANNER.splitlines() if re.search(r"await |^ +5\. |ascending", line)]
-    joined = " ".join(lines).replace("order_by( log", "order_by(log")
-    cells = [cell.strip() for cell in re.split(r" ?\d\. | (?=await )", joined) if cell.strip()]
-    cells = [re.sub(r"^who = $", "", cell) for cell in cells]
-    printed = {}
-    for cell in merge(cells):
-        printed[cell] = session.type(cell)
-        assert "Error" not in printed[cell], cell
-    first, _, found, raw, facilities, _, log = printed.values()
-    assert "first_name" in first
-    assert "last_name" in found
-    assert "b'\\x01" in raw
-    assert "ANNA JAQUES HOSPITAL" in facilities
-    assert "'read'" in log
-
-
-def merge(cells: list[str]) -> list[str]:
-    """Assignments were cut before their await."""
-    merged: list[str] = []
-    for cell in cells:
-        if merged and merged[-1].endswith("="):
-            merged[-1] += f" {cell}"
-        else:
-            merged.append(cell)
-    return merged
+    shown = {}
+    for number, (lines, _) in enumerate(THINGS, start=1):
+        for line in lines:
+            shown[number] = session.type(line)
+            assert "Error" not in shown[number], line
+    assert shown[1].count("'first_name': '") == 5
+    assert shown[2].count("UUID(") == 1
+    assert "'last_name': b'\\x01" in shown[3]
+    assert "ANNA JAQUES HOSPITAL" in shown[4]
+    assert "'action_type': 'read'" in shown[5]
 
 
 def test_the_scope_is_open_for_lines_with_and_without_await(session: Terminal) -> None:
@@ -148,7 +148,7 @@ def test_an_error_of_ours_is_a_sentence(session: Terminal) -> None:
 def test_an_expired_scope_is_opened_again(environ: dict[str, str]) -> None:
     environ["CHARTHOLD_SCOPE_SECONDS"] = "1"
     terminal = Terminal(environ)
-    terminal.until(PROMPT)
+    terminal.until(prompt())
     terminal.type("import time; time.sleep(1.5)")
     printed = terminal.type("await Client.count()")
     assert "The scope had expired; a new one is open." in printed
@@ -160,7 +160,7 @@ def test_ctrl_c_stops_a_statement_and_keeps_the_session(session: Terminal) -> No
     session.child.send("print('sleep' + 'ing'); await asyncio.sleep(600)\r")
     session.child.expect("sleeping\r\n")
     session.child.sendintr()
-    assert "Stopped." in session.until(PROMPT)
+    assert "Stopped." in session.until(prompt())
     assert "27" in session.type("await Client.count()")
 
 
@@ -200,19 +200,19 @@ def test_a_mistake_is_one_sentence(environ: dict[str, str], options: list[str], 
     assert done.stderr.count("\n") == 1
 
 
-async def test_without_a_terminal_it_says_the_command(owner: asyncpg.Connection, template: str, tmp_path: Path) -> None:
-    for how, sentence in (
-        (f"template {template} strategy file_copy", "Load the sample with: piccolo core import_synthea\n"),
-        ("", "Run: piccolo migrations forwards core\n"),
-    ):
-        name = f"charthold_empty_{uuid.uuid4().hex[:12]}"
-        await owner.execute(f"create database {name} {how}")
-        (tmp_path / name).mkdir()
-        done = explore(child(name, tmp_path / name))
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.endswith(sentence)
-        assert done.stderr.count("\n") == 1
-        await owner.execute(f"drop database {name} with (force)")
+def test_without_a_terminal_it_says_the_command(empty: str, tmp_path: Path) -> None:
+    done = explore(child(empty, tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "The database has no tenants yet. Load the sample with: piccolo core import_synthea\n"
+
+
+async def test_without_tables_it_says_the_command(owner: asyncpg.Connection, empty: str, tmp_path: Path) -> None:
+    await owner.execute(f"drop database {empty} with (force)")
+    await owner.execute(f"create database {empty}")
+    done = explore(child(empty, tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("Run: piccolo migrations forwards core\n")
+    assert done.stderr.count("\n") == 1
 
 
 def test_help_names_the_options(environ: dict[str, str]) -> None:

@@ -29,35 +29,49 @@ from core.provision import engine, find_tenant
 from core.scope import Scope, scope
 from core.tables import Tenant, User
 
-__all__ = ["BANNER", "explore"]
+__all__ = ["THINGS", "explore"]
 
 DEFAULT = "synthea"
 REASON = "a look around in the playground"
 OFFER = "piccolo core import_synthea"
 QUESTION = "The database has no tenants yet. Load the sample (63 facilities, 166 users, 27 clients)? [y/N] "
 
+# What the banner shows: lines to type, and what they show.
+THINGS = (
+    (
+        ("await Client.select(Client.first_name, Client.last_name, Client.date_of_birth).limit(5)",),
+        "Names, opened for you. Each row that you see leaves a record.",
+    ),
+    (
+        (
+            "who = await Client.objects().first()",
+            "await Client.select(Client.id, Client.last_name).where(Client.last_name == who.last_name.upper())",
+        ),
+        "A search in encrypted names, by blind index; case does not matter.",
+    ),
+    (
+        ('await Client.raw("select id, last_name, date_of_birth from client limit 1")',),
+        "The same table in plain SQL: envelopes, and this tenant's rows only.",
+    ),
+    (
+        ("await Facility.select(Facility.name, Facility.phone).order_by(Facility.name).limit(5)",),
+        "What is no PHI reads as in any other database.",
+    ),
+    (
+        (
+            "log = UserActionAuditLog",
+            "newest = log.select(log.occurred_at, log.action_type, log.table_name, log.changed_columns).limit(5)",
+            "await newest.order_by(log.occurred_at, ascending=False)",
+        ),
+        "Who did and saw what: your own reads are on top.",
+    ),
+)
+
 BANNER = """
 Charthold playground. You are {email} ({role}) of {name}. Your scope ends at {until} UTC; the next line opens another.
 At hand: Tenant, Facility, User, Client, UserActionAuditLog, transaction. Five things to try:
 
-  1. await Client.select(Client.first_name, Client.last_name, Client.date_of_birth).limit(5)
-     Names, opened for you. Each row that you see leaves a record.
-
-  2. who = await Client.objects().first()
-     await Client.select(Client.id, Client.last_name).where(Client.last_name == who.last_name.upper())
-     A search in encrypted names, by blind index; case does not matter.
-
-  3. await Client.raw("select id, last_name, date_of_birth from client limit 1")
-     The same table in plain SQL: envelopes, and only this tenant's rows.
-
-  4. await Facility.select(Facility.name, Facility.phone).order_by(Facility.name).limit(5)
-     What is no PHI reads as ever.
-
-  5. log = UserActionAuditLog
-     await log.select(log.occurred_at, log.action_type, log.table_name, log.changed_columns).order_by(
-         log.occurred_at, ascending=False).limit(5)
-     Who saw what: your own reads are on top.
-
+{things}
 Nothing that you type is kept in a history file. Leave with Ctrl-D.
 """
 
@@ -141,7 +155,10 @@ async def _banner(visitor: Visitor) -> str:
         assert tenant is not None
         assert user is not None
         until = dt.datetime.fromtimestamp(opened.expires, dt.UTC)
-        return BANNER.format(**user, **tenant, until=f"{until:%H:%M}").rstrip()
+        things = ""
+        for number, (lines, shows) in enumerate(THINGS, start=1):
+            things += f"  {number}. " + "\n     ".join((*lines, f"# {shows}")) + "\n\n"
+        return BANNER.format(**user, **tenant, until=f"{until:%H:%M}", things=things.rstrip() + "\n").rstrip()
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from typing import Any
 from piccolo.columns import Column, ForeignKey
 from piccolo.columns.m2m import M2MSelect
 from piccolo.columns.readable import Readable
+from piccolo.custom_types import Combinable
 from piccolo.query import Count, Exists, Objects, Select
 from piccolo.query.functions.aggregate import Count as CountFunction
 from piccolo.query.methods.raw import Raw
-from piccolo.custom_types import Combinable
 from piccolo.query.mixins import (
     ColumnsDelegate,
     Limit,
@@ -28,12 +28,10 @@ from piccolo.table import Table
 from core.columns import Encrypted
 from core.errors import ProtectedQueryError
 from core.plan import Opened, Plan, RawPlan, row_alias
-from core.queries.shape import NO_SHAPE, Shapes, columns_shape, where_shape
+from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
 from core.queries.where import pin, writes_sql
 
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
-
-SHAPES = Shapes()
 
 
 class TenantSelect(Select):  # type: ignore[type-arg]
@@ -69,7 +67,8 @@ class TenantSelect(Select):  # type: ignore[type-arg]
             columns_shape(self.columns_delegate.selected_columns),
             where_shape(where, arguments),
             tuple(
-                (columns_shape(item.columns), item.ascending) for item in self.order_by_delegate._order_by.order_by_items
+                (columns_shape(item.columns), item.ascending)
+                for item in self.order_by_delegate._order_by.order_by_items
             ),
             limit is None,
             offset is None,
@@ -137,6 +136,12 @@ class TenantSelect(Select):  # type: ignore[type-arg]
 
 class TenantObjects(Objects):  # type: ignore[type-arg]
     """``Table.objects`` of a tenant's table."""
+
+    async def _process_results(self, results: Any) -> Any:
+        output = self.output_delegate._output
+        if output.load_json or output.nested or self.prefetch_delegate.fk_columns:
+            return await super()._process_results(results)
+        return [self.table.of_row(row) for row in results]
 
     @property
     def default_querystrings(self) -> Sequence[QueryString]:

@@ -18,13 +18,13 @@ from piccolo.querystring import QueryString
 from core.columns import TenantForeignKey
 from core.plan import Plan, Statement
 
-__all__ = ["NO_SHAPE", "Shapes", "column_shape", "columns_shape", "where_shape"]
+__all__ = ["NO_SHAPE", "SHAPES", "Shapes", "column_shape", "columns_shape", "where_shape"]
 
 MOST = 4_096
 
 
 class NoShapeError(Exception):
-    """This query is compiled each time."""
+    """The query is compiled each time."""
 
 
 NO_SHAPE = NoShapeError
@@ -51,6 +51,9 @@ class Shapes:
         return plan
 
 
+SHAPES = Shapes()
+
+
 def where_shape(where: Combinable | None, arguments: list[Any]) -> Hashable:
     """The shape of a condition; its values are appended to ``arguments`` in the order in which Piccolo binds them."""
     if where is None:
@@ -60,7 +63,10 @@ def where_shape(where: Combinable | None, arguments: list[Any]) -> Hashable:
     if type(where) is not Where:
         raise NoShapeError
     count = 0
-    for values in ([] if where.value is UNDEFINED else [where.value], [] if where.values is UNDEFINED else where.values):
+    # Either one value or several; never both.
+    several: Any = where.values
+    single = () if where.value is UNDEFINED else (where.value,)
+    for values in (single, () if several is UNDEFINED else several):
         if isinstance(values, QueryString):
             raise NoShapeError
         for value in values:

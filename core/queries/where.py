@@ -30,7 +30,7 @@ from core.crypto.keyring import TenantKeys
 from core.errors import ProtectedQueryError
 from core.plan import TENANT, Deferred, Plan
 
-__all__ = ["blind_index_value", "pin", "pinned_id", "protect", "writes_sql"]
+__all__ = ["pin", "pinned_id", "protect", "writes_sql"]
 
 
 class AnyOf(ComparisonOperator):
@@ -99,13 +99,6 @@ def writes_sql(node: Any) -> bool:
     if isinstance(node, Where):
         return any(_is_fragment(value) for value in (node.value, node.values))
     return _is_fragment(node)
-
-
-def blind_index_value(column: BlindIndex, values: tuple[Any, ...]) -> Deferred:
-    """The hash to store: under the index key that is current."""
-    label, spec = column.label, column.spec
-    value = values if spec.kind == "compound" else values[0]
-    return Deferred(lambda keys: keys.blind(label, spec, value))
 
 
 def _has(table: type[Table], name: str) -> bool:

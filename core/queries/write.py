@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from piccolo.columns import Array, Column
+from piccolo.columns import Column
+from piccolo.custom_types import Combinable
 from piccolo.engine.base import Engine
 from piccolo.query import Delete, Insert, Update
 from piccolo.query.mixins import OnConflictAction, OnConflictItem, Returning
@@ -15,11 +16,12 @@ from piccolo.table import Table
 from piccolo.utils.sql_values import convert_to_sql_value
 
 from core.columns import BlindIndex, CreatedAt, Encrypted, RowId, TenantId
-from core.crypto.keyring import TenantKeys
 from core.errors import ProtectedQueryError, ScopeError
-from core.plan import TENANT, Deferred, Plan, Sealed
+from core.plan import Deferred, Plan, Sealed
+from core.queries.cells import Cells, index_argument, indexes_of, placeholder, plain, source
 from core.queries.read import opened_columns
-from core.queries.where import blind_index_value, pin, pinned_id, writes_sql
+from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
+from core.queries.where import pin, pinned_id, writes_sql
 from core.scope import current_scope
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["TenantDelete", "TenantInsert", "TenantUpdate"]
 
 UUID7 = 7
+
+_cells: dict[type[Table], Cells] = {}
 
 
 class TenantInsert(Insert):  # type: ignore[type-arg]
@@ -38,30 +42,24 @@ class TenantInsert(Insert):  # type: ignore[type-arg]
         rows = self.add_delegate._add
         if not rows:
             raise ProtectedQueryError("There is nothing to insert. Give insert() at least one row.")
-        columns = [c for c in self.table._meta.columns if not isinstance(c, CreatedAt)]
         for row in rows:
             check_identity(row)
-        names = ", ".join(f'"{c._meta.db_column_name}"' for c in columns)
-        template = f"INSERT INTO {self.table._meta.get_formatted_tablename()} ({names}) "
-        if len(rows) == 1:
-            # The casts keep the driver from asking the server about our domain.
-            template += f"VALUES ({', '.join(_placeholder(c) for c in columns)})"
-            arguments = [cell(rows[0], c) for c in columns]
-        else:
-            # One array a column: the text of the statement does not depend on the number of rows.
-            listed = [c for c in columns if not isinstance(c, TenantId)]
-            arrays = ", ".join(f"{{}}::{_array_type(c)}" for c in listed)
-            values = ", ".join(
-                "{}" if isinstance(c, TenantId) else f'u."{c._meta.db_column_name}"{_element_cast(c)}' for c in columns
-            )
-            aliases = ", ".join(f'"{c._meta.db_column_name}"' for c in listed)
-            template += f"SELECT {values} FROM unnest({arrays}) AS u({aliases})"
-            arguments = [TENANT, *(_column_of_cells(rows, c) for c in listed)]
-        statement = QueryString(template, *arguments)
+        cells = cells_of(self.table)
+        template, arguments = (
+            (cells.one, cells.of_one(rows[0])) if len(rows) == 1 else (cells.many, cells.of_many(rows))
+        )
+        returning = self.returning_delegate._returning
         conflict = self._conflict()
         if conflict is not None:
-            statement = QueryString("{}{}", statement, conflict)
-        return [returning_plan(statement, self.returning_delegate._returning, trusted=True)]
+            return [returning_plan(QueryString("{}{}", QueryString(template, *arguments), conflict), returning)]
+        try:
+            shape = (self.table, "insert", len(rows) == 1, returning_shape(returning))
+        except NO_SHAPE:
+            return [returning_plan(QueryString(template, *arguments), returning)]
+        return [
+            SHAPES.find(shape, arguments)
+            or SHAPES.keep(shape, returning_plan(QueryString(template, *arguments), returning), arguments)
+        ]
 
     def _conflict(self) -> QueryString | None:
         items = self.on_conflict_delegate._on_conflict.on_conflict_items
@@ -91,16 +89,16 @@ class TenantInsert(Insert):  # type: ignore[type-arg]
                         f"{column._meta.name} is sealed for the id of the new row, so on_conflict cannot write it into "
                         "another row. Conflict on the id, or find the row and save it."
                     )
-                chosen += _indexes_of(self.table, [column])
+                chosen += indexes_of(self.table, [column])
             chosen.append(value)
         return chosen
 
     def _raw_response_callback(self, results: list[Any]) -> None:
         tenant = current_scope().tenant
-        inserted = {row["id"] for row in results if "id" in row}
-        partly = bool(self.on_conflict_delegate._on_conflict.on_conflict_items) and inserted
+        conflicts = bool(self.on_conflict_delegate._on_conflict.on_conflict_items)
+        inserted = {row["id"] for row in results if "id" in row} if conflicts else ()
         for row in self.add_delegate._add:
-            if not partly or row.id in inserted:  # type: ignore[attr-defined]
+            if not conflicts or row.id in inserted:  # type: ignore[attr-defined]
                 row._exists_in_db = True
                 row.remember()  # type: ignore[attr-defined]
                 row.tenant_id = tenant  # type: ignore[attr-defined]
@@ -126,20 +124,30 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
                 "An update of encrypted columns of several rows is more than one statement, so it cannot be frozen or "
                 "printed. Run it as it is."
             )
-        assignments, arguments = [], []
+        indexes = indexes_of(self.table, sealed) if sealed else []
+        given = {c._meta.name: v for c, v in values.items()} if indexes else {}
+        arguments: list[Any] = []
         for column, value in values.items():
-            assignments.append(f'"{column._meta.db_column_name}" = {_placeholder(column)}')
             if isinstance(column, Encrypted) and value is not None:
                 assert row_id is not None
-                arguments.append(
-                    Sealed(self.table._meta.tablename, column._meta.db_column_name, row_id, value, column.kind)
-                )
+                name = column._meta.db_column_name
+                arguments.append(Sealed(self.table._meta.tablename, name, row_id, value, column.kind))
             else:
-                arguments.append(convert_to_sql_value(value, column))
-        for index in _indexes_of(self.table, sealed):
-            assignments.append(f'"{index._meta.db_column_name}" = {_placeholder(index)}')
-            arguments.append(_index_cell(index, {c._meta.name: v for c, v in values.items()}))
-        return [self._plan(", ".join(assignments), arguments)]
+                arguments.append(plain(value, column))
+        arguments += [index_argument(index, given) for index in indexes]
+        written = [*values, *indexes]
+        where = pin(self.table, self.where_delegate._where)
+        bound = list(arguments)
+        try:
+            names = tuple(written_shape(column, value) for column, value in values.items())
+            shape = (self.table, "update", names, where_shape(where, bound), self._returning_shape)
+        except NO_SHAPE:
+            return [self._plan(_assignments(written), arguments)]
+        return [SHAPES.find(shape, bound) or SHAPES.keep(shape, self._plan(_assignments(written), arguments), bound)]
+
+    @property
+    def _returning_shape(self) -> Hashable:
+        return returning_shape(self.returning_delegate._returning)
 
     def _plan(self, assignments: str, arguments: list[Any], source: str = "", joined: str = "") -> Plan:
         where = pin(self.table, self.where_delegate._where).querystring_for_update_and_delete
@@ -163,7 +171,7 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
     def _missing_parts(self, sealed: Sequence[Encrypted[Any]]) -> list[Encrypted[Any]]:
         """The other columns of compound indexes that must be read before the index can be computed."""
         named = {c._meta.name for c in sealed}
-        parts = {name for index in _indexes_of(self.table, sealed) for name in index.of} - named
+        parts = {name for index in indexes_of(self.table, sealed) for name in index.of} - named
         return [self.table._meta.get_column_by_name(name) for name in sorted(parts)]
 
     async def _run(self, node: str | None = None, in_pool: bool = True) -> Any:
@@ -202,10 +210,10 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
                     aliases.append(f'"{name}"')
                     casts.append("bytea[]")
                 else:
-                    assignments.append(f'"{name}" = {_placeholder(column)}')
+                    assignments.append(f'"{name}" = {placeholder(column)}')
                     arguments.append(convert_to_sql_value(value, column))
             given = {c._meta.name: v for c, v in self.values_delegate._values.items()}
-            for index in _indexes_of(self.table, sealed):
+            for index in indexes_of(self.table, sealed):
                 name = index._meta.db_column_name
                 assignments.append(f'"{name}" = u."{name}"')
                 arrays.append(self._hashes_for(index, [{**row, **given} for row in rows]))  # type: ignore[arg-type]
@@ -226,7 +234,7 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
 
     def _hashes_for(self, index: BlindIndex, rows: list[dict[str, Any]]) -> Deferred:
         label, spec = index.label, index.spec
-        return Deferred(lambda keys: [keys.blind(label, spec, _source(index, row)) for row in rows])
+        return Deferred(lambda keys: [keys.blind(label, spec, source(index, row)) for row in rows])
 
 
 class TenantDelete(Delete):
@@ -234,13 +242,23 @@ class TenantDelete(Delete):
 
     @property
     def default_querystrings(self) -> Sequence[QueryString]:
-        where = pin(self.table, self.where_delegate._where).querystring_for_update_and_delete
-        statement = QueryString(f"DELETE FROM {self.table._meta.get_formatted_tablename()} WHERE {{}}", where)
+        where = pin(self.table, self.where_delegate._where)
+        arguments: list[Any] = []
+        try:
+            returning = returning_shape(self.returning_delegate._returning)
+            shape = (self.table, "delete", where_shape(where, arguments), returning)
+        except NO_SHAPE:
+            return [self._compile(where)]
+        return [SHAPES.find(shape, arguments) or SHAPES.keep(shape, self._compile(where), arguments)]
+
+    def _compile(self, where: Combinable) -> Plan:
+        table = self.table._meta.get_formatted_tablename()
+        statement = QueryString(f"DELETE FROM {table} WHERE {{}}", where.querystring_for_update_and_delete)
         trusted = not writes_sql(self.where_delegate._where)
-        return [returning_plan(statement, self.returning_delegate._returning, trusted=trusted)]
+        return returning_plan(statement, self.returning_delegate._returning, trusted=trusted)
 
 
-def returning_plan(statement: QueryString, returning: Returning | None, *, trusted: bool) -> Plan:
+def returning_plan(statement: QueryString, returning: Returning | None, *, trusted: bool = True) -> Plan:
     """The statement with its RETURNING clause; what it returns is opened and recorded as any other read."""
     if returning is None:
         return Plan("{}", statement, returns=False, trusted=trusted)
@@ -267,77 +285,25 @@ def refuse_fixed(column: Column) -> None:
         )
 
 
-def cell(row: Table, column: Column) -> Any:
-    """The argument for one column of a row to insert."""
-    if isinstance(column, TenantId):
-        return TENANT
-    if isinstance(column, BlindIndex):
-        return _index_cell(column, row.__dict__)
-    value = row.__dict__.get(column._meta.name)
-    if isinstance(column, Encrypted):
-        if value is None:
-            return None
-        return Sealed(row._meta.tablename, column._meta.db_column_name, row.id, value, column.kind)  # type: ignore[attr-defined]
-    return convert_to_sql_value(value, column)
+def written_shape(column: Column, value: Any) -> str:
+    """The shape of an assignment; one of an expression has none."""
+    if isinstance(value, (Column, QueryString)):
+        raise NO_SHAPE
+    return column._meta.name
 
 
-def _column_of_cells(rows: Sequence[Table], column: Column) -> Any:
-    """The array for one column of many rows."""
-    name = column._meta.name
-    if isinstance(column, BlindIndex):
-        label, spec = column.label, column.spec
-        sources = [_source(column, row.__dict__) for row in rows]
-        return Deferred(lambda keys: [keys.blind(label, spec, source) for source in sources])
-    if isinstance(column, Encrypted):
-        table, db_name, kind = column._meta.table._meta.tablename, column._meta.db_column_name, column.kind
-        pairs = [(row.id, row.__dict__.get(name)) for row in rows]  # type: ignore[attr-defined]
-
-        def seal(keys: TenantKeys) -> list[bytes | None]:
-            sealer = keys.sealer(table, db_name, kind)
-            return [None if value is None else sealer.seal(row_id, value) for row_id, value in pairs]
-
-        return Deferred(seal)
-    values = [convert_to_sql_value(row.__dict__.get(name), column) for row in rows]
-    if isinstance(column, Array):
-        return [_array_literal(value) for value in values]
-    return values
+def returning_shape(returning: Returning | None) -> Hashable:
+    """The shape of a RETURNING clause."""
+    return None if returning is None else columns_shape(returning.columns)
 
 
-def _index_cell(index: BlindIndex, values: dict[str, Any]) -> Any:
-    source = _source(index, values)
-    return None if source is None else blind_index_value(index, source if isinstance(source, tuple) else (source,))
+def cells_of(table: type[Table]) -> Cells:
+    """The table's cells, worked out when first asked for."""
+    cells = _cells.get(table)
+    if cells is None:
+        cells = _cells[table] = Cells(table)
+    return cells
 
 
-def _source(index: BlindIndex, values: dict[str, Any]) -> Any:
-    """What the index hashes: one value, or for a compound index all of them; None when any is missing."""
-    parts = tuple(values.get(name) for name in index.of)
-    if any(part is None for part in parts):
-        return None
-    return parts if index.spec.kind == "compound" else parts[0]
-
-
-def _indexes_of(table: type[Table], columns: Sequence[Column]) -> list[BlindIndex]:
-    names = {column._meta.name for column in columns}
-    return [c for c in table._meta.columns if isinstance(c, BlindIndex) and names & set(c.of)]
-
-
-def _placeholder(column: Column) -> str:
-    return "{}::bytea" if isinstance(column, (Encrypted, BlindIndex)) else "{}"
-
-
-def _array_type(column: Column) -> str:
-    if isinstance(column, (Encrypted, BlindIndex)):
-        return "bytea[]"
-    # unnest() would flatten an array of arrays, so each travels as its literal.
-    return "text[]" if isinstance(column, Array) else f"{column.column_type.lower()}[]"
-
-
-def _element_cast(column: Column) -> str:
-    return f"::{column.column_type.lower()}" if isinstance(column, Array) else ""
-
-
-def _array_literal(values: Sequence[Any] | None) -> str | None:
-    if values is None:
-        return None
-    quoted = (str(v).replace("\\", "\\\\").replace('"', '\\"') for v in values)
-    return "{" + ",".join(f'"{v}"' for v in quoted) + "}"
+def _assignments(columns: Sequence[Column]) -> str:
+    return ", ".join(f'"{column._meta.db_column_name}" = {placeholder(column)}' for column in columns)

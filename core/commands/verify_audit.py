@@ -1,0 +1,105 @@
+"""``piccolo core verify_audit``: whether the log is what was sealed."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from uuid import UUID
+
+from core.audit.head import TreeHead, public_keys
+from core.audit.proof import prove
+from core.audit.report import Report
+from core.audit.verify import verify
+from core.commands.family import Failure, command, console, errors, resolve_actor
+from core.commands.seal_audit import ALL, tenants_by_slug
+from core.errors import ChartholdError
+from core.scope import scope
+from core.settings import settings
+
+__all__ = ["read_heads", "verify_audit"]
+
+
+@command()
+async def verify_audit(
+    tenant: str = ALL, proof: str = "", heads: str = "", actor: str = "", json: bool = False, quiet: bool = False
+) -> int:
+    """Compute each tenant's tree again from the log itself, and name every record and head that is not as it was sealed.
+
+    Exit status 1 when there is one.
+
+    Example: piccolo core verify_audit --tenant=lakeside --heads=/mnt/write-once/heads.jsonl
+
+    :param tenant:
+        A tenant's slug, or all.
+    :param proof:
+        Print a proof, as JSON, that this record (its id in the log) stands in the signed tree; docs/verify_proof.py
+        verifies it anywhere.
+    :param heads:
+        A file that seal_audit --export wrote: shows whether the past was rewritten since, by whomever.
+    :param actor:
+        Who asks: the id or e-mail of an admin or auditor; each tenant's first admin when left out.
+    :param json:
+        Print everything that was found as JSON.
+    :param quiet:
+        Print what is wrong only.
+
+    """
+    if actor and tenant == ALL:
+        raise Failure("--actor is a user of one tenant. Name the tenant too, as in --tenant=lakeside.")
+    exported = read_heads(Path(heads)) if heads else []
+    tenants = await tenants_by_slug(tenant)
+    if proof:
+        if tenant == ALL:
+            raise Failure("A record belongs to a tenant. Name it, as in --tenant=lakeside.")
+        await _print_proof(tenants[tenant], actor, proof)
+        return 0
+
+    status, reports = 0, {}
+    for slug, tenant_id in tenants.items():
+        try:
+            who = await resolve_actor(tenant_id, actor)
+            async with scope(tenant=tenant_id, actor=who, reason="verify the audit log"):
+                reports[slug] = await verify(exported)
+        except ChartholdError as error:
+            if tenant != ALL:
+                raise
+            errors().print(f"{slug}: {error}")
+            status = 1
+            continue
+        if not json:
+            _print_report(slug, reports[slug], quiet=quiet)
+    gone = {head.tenant_id for head in exported} - set(tenants.values()) if tenant == ALL else set()
+    for tenant_id in sorted(gone):
+        errors().print(f"The tenant {tenant_id} has exported heads and is gone.")
+    if json:
+        keys = {key: public.hex() for key, public in public_keys(settings()).items()}
+        found = {slug: report.to_json() for slug, report in reports.items()}
+        print(jsonlib.dumps({"public_keys": keys, "tenants": found, "gone": [str(t) for t in sorted(gone)]}, indent=2))
+    return 1 if status or gone or not all(report.good for report in reports.values()) else 0
+
+
+def read_heads(path: Path) -> list[TreeHead]:
+    """The heads in an exported file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [TreeHead.from_json(jsonlib.loads(line)) for line in lines if line.strip()]
+    except OSError as error:
+        raise Failure(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, AttributeError):
+        raise Failure(f"{path} is not a file of exported heads: one JSON document a line.") from None
+
+
+async def _print_proof(tenant: UUID, actor: str, record: str) -> None:
+    try:
+        record_id = UUID(record)
+    except ValueError:
+        raise Failure("--proof takes the id of a record of the log, a UUID.") from None
+    async with scope(tenant=tenant, actor=await resolve_actor(tenant, actor), reason="prove an audit record"):
+        print(jsonlib.dumps(await prove(record_id), indent=2, ensure_ascii=False))
+
+
+def _print_report(slug: str, report: Report, *, quiet: bool) -> None:
+    for finding in report.findings:
+        console().print(f"{slug}: {finding}")
+    if not quiet:
+        console().print(f"{slug}: {report.summary()}")

@@ -1,0 +1,152 @@
+"""How the columns of a row become the arguments of a statement. Worked out once a table: rows come by the thousand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from piccolo.columns import Array, Column
+from piccolo.table import Table
+from piccolo.utils.sql_values import convert_to_sql_value
+
+from core.columns import BlindIndex, CreatedAt, Encrypted, TenantId
+from core.crypto.keyring import TenantKeys
+from core.plan import TENANT, Deferred, Sealed
+
+__all__ = ["Cells", "index_argument", "indexes_of", "placeholder", "source"]
+
+# Types that go on the wire as they are; Piccolo converts the others.
+PLAIN = frozenset({type(None), str, int, bool, float, bytes, UUID, date, datetime, Decimal})
+
+Cell = Callable[[dict[str, Any]], Any]
+
+
+class Cells:
+    """The columns of a table that an INSERT writes."""
+
+    def __init__(self, table: type[Table]) -> None:
+        self.table = table
+        self.columns = [c for c in table._meta.columns if not isinstance(c, CreatedAt)]
+        self.listed = [c for c in self.columns if not isinstance(c, TenantId)]
+        self._cells = [_cell(c) for c in self.columns]
+        self._sealed = [c for c in self.columns if isinstance(c, Encrypted)]
+        self._sealed_place = tuple((c._meta.db_column_name, c.kind) for c in self._sealed)
+        names = ", ".join(f'"{c._meta.db_column_name}"' for c in self.columns)
+        into = f"INSERT INTO {table._meta.get_formatted_tablename()} ({names}) "
+        # The casts keep the driver from asking the server about our domain.
+        self.one = into + f"VALUES ({', '.join(placeholder(c) for c in self.columns)})"
+        # One array a column: the text of the statement does not depend on the number of rows.
+        values = ", ".join(
+            "{}" if isinstance(c, TenantId) else f'u."{c._meta.db_column_name}"{_element_cast(c)}' for c in self.columns
+        )
+        arrays = ", ".join(f"{{}}::{_array_type(c)}" for c in self.listed)
+        aliases = ", ".join(f'"{c._meta.db_column_name}"' for c in self.listed)
+        self.many = into + f"SELECT {values} FROM unnest({arrays}) AS u({aliases})"
+
+    def of_one(self, row: Table) -> list[Any]:
+        """The arguments of ``one``."""
+        values = row.__dict__
+        return [cell(values) for cell in self._cells]
+
+    def of_many(self, rows: Sequence[Table]) -> list[Any]:
+        """The arguments of ``many``: the tenant, and an array a column."""
+        sealed = self._seal_together(rows)
+        return [TENANT, *(self._array(column, rows, sealed) for column in self.listed)]
+
+    def _seal_together(self, rows: Sequence[Table]) -> Callable[[TenantKeys], list[list[bytes | None]]]:
+        """Seals all encrypted columns, row by row, when the first of them is bound: one ``urandom`` a row."""
+        table, place = self.table._meta.tablename, self._sealed_place
+        names = [c._meta.name for c in self._sealed]
+        done: list[list[list[bytes | None]]] = []
+
+        def columns(keys: TenantKeys) -> list[list[bytes | None]]:
+            if not done:
+                pairs = [(row.__dict__["id"], [row.__dict__[name] for name in names]) for row in rows]
+                done.append([list(column) for column in zip(*keys.row(table, place).seal_many(pairs), strict=True)])
+            return done[0]
+
+        return columns
+
+    def _array(
+        self, column: Column, rows: Sequence[Table], sealed: Callable[[TenantKeys], list[list[bytes | None]]]
+    ) -> Any:
+        name = column._meta.name
+        if isinstance(column, Encrypted):
+            at = [c._meta.name for c in self._sealed].index(name)
+            return Deferred(lambda keys: sealed(keys)[at])
+        if isinstance(column, BlindIndex):
+            label, spec = column.label, column.spec
+            return Deferred(lambda keys: [keys.blind(label, spec, source(column, row.__dict__)) for row in rows])
+        values = [plain(row.__dict__[name], column) for row in rows]
+        return [_array_literal(value) for value in values] if isinstance(column, Array) else values
+
+
+def plain(value: Any, column: Column) -> Any:
+    """A value as the driver takes it."""
+    return value if type(value) in PLAIN else convert_to_sql_value(value, column)
+
+
+def source(index: BlindIndex, values: dict[str, Any]) -> Any:
+    """What the index hashes: one value, or for a compound index all of them; None when any is missing."""
+    if len(index.of) == 1:
+        return values.get(index.of[0])
+    parts = tuple(values.get(name) for name in index.of)
+    return None if any(part is None for part in parts) else parts
+
+
+def index_argument(index: BlindIndex, values: dict[str, Any]) -> Any:
+    """The hash to store: under the index key that is current."""
+    value = source(index, values)
+    if value is None:
+        return None
+    label, spec = index.label, index.spec
+    return Deferred(lambda keys: keys.blind(label, spec, value))
+
+
+def indexes_of(table: type[Table], columns: Sequence[Column]) -> list[BlindIndex]:
+    """The blind indexes that hash any of the columns."""
+    names = {column._meta.name for column in columns}
+    return [c for c in table._meta.columns if isinstance(c, BlindIndex) and names & set(c.of)]
+
+
+def placeholder(column: Column) -> str:
+    """Where an argument for the column stands."""
+    return "{}::bytea" if isinstance(column, (Encrypted, BlindIndex)) else "{}"
+
+
+def _cell(column: Column) -> Cell:
+    name = column._meta.name
+    if isinstance(column, TenantId):
+        return lambda _: TENANT
+    if isinstance(column, BlindIndex):
+        return lambda values: index_argument(column, values)
+    if isinstance(column, Encrypted):
+        table, db_name, kind = column._meta.table._meta.tablename, column._meta.db_column_name, column.kind
+
+        def seal(values: dict[str, Any]) -> Any:
+            value = values[name]
+            return None if value is None else Sealed(table, db_name, values["id"], value, kind)
+
+        return seal
+    return lambda values: plain(values[name], column)
+
+
+def _array_type(column: Column) -> str:
+    if isinstance(column, (Encrypted, BlindIndex)):
+        return "bytea[]"
+    # unnest() would flatten an array of arrays, so each travels as its literal.
+    return "text[]" if isinstance(column, Array) else f"{column.column_type.lower()}[]"
+
+
+def _element_cast(column: Column) -> str:
+    return f"::{column.column_type.lower()}" if isinstance(column, Array) else ""
+
+
+def _array_literal(values: Sequence[Any] | None) -> str | None:
+    if values is None:
+        return None
+    quoted = (str(v).replace("\\", "\\\\").replace('"', '\\"') for v in values)
+    return "{" + ",".join(f'"{v}"' for v in quoted) + "}"

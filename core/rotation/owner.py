@@ -1,0 +1,132 @@
+"""What all key work shares: the owner's connection, one worker a tenant, and a signed actor.
+
+Threat: key work that nobody answers for, or two workers that undo each other's steps. Each transaction carries a scope
+that the database itself signs for a named admin, so policies, triggers and the audit log treat it as any other; and a
+session's advisory lock, which PostgreSQL drops when the process dies, lets one worker in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from core.errors import ChartholdError
+from core.provision import engine
+
+__all__ = ["Target", "acting", "key_lock", "owner_connection", "record", "sweep", "targets"]
+
+OPEN = ("trial", "active")
+LOCK = "pg_catalog.hashtextextended('charthold keys of ' || $1::text, 0)"
+PATIENCE, POLL = 3.0, 0.1  # seconds: the session of a killed process ends a moment after it
+LOCK_TIMEOUT = 5_000  # milliseconds; a table lock that is waited for longer would hold up the application
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tenant whose keys are worked on, and the admin in whose name."""
+
+    tenant: UUID
+    slug: str
+    actor: UUID
+
+
+@contextlib.asynccontextmanager
+async def owner_connection() -> AsyncIterator[asyncpg.Connection[Any]]:
+    """A connection as the schema's owner, which may sit idle while key caches expire."""
+    connection = await engine().connect(owner=True)
+    try:
+        await connection.execute("set idle_session_timeout = 0")
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def targets(connection: asyncpg.Connection[Any]) -> list[tuple[UUID, str]]:
+    """Every tenant that has a key left, suspended and closed ones too: id and slug."""
+    # Only the directory is readable without a scope; a shredded tenant says so when its keys are looked at.
+    rows = await connection.fetch("select tenant_id, slug from charthold.tenant_directory order by slug")
+    return [(row["tenant_id"], row["slug"]) for row in rows]
+
+
+@contextlib.asynccontextmanager
+async def acting(connection: asyncpg.Connection[Any], target: Target, reason: str) -> AsyncIterator[None]:
+    """One transaction in the target's tenant, in the name of its actor; for a minute at most.
+
+    Nobody can write in a suspended or closed tenant. For this transaction, and for nobody else's eyes, it is open.
+    """
+    async with connection.transaction():
+        status = await connection.fetchval(
+            "select status from charthold.tenant_directory where tenant_id = $1", target.tenant
+        )
+        if status not in OPEN:
+            await connection.execute(
+                "update charthold.tenant_directory set status = 'active' where tenant_id = $1", target.tenant
+            )
+        await connection.execute(
+            "select pg_catalog.set_config('charthold.scope', charthold.sign($1, $2, $3), true)",
+            target.tenant,
+            target.actor,
+            reason,
+        )
+        yield
+        await connection.execute(
+            "update charthold.tenant_directory as d set status = t.status from public.tenant as t"
+            " where d.tenant_id = $1 and t.id = $1 and d.status <> t.status",
+            target.tenant,
+        )
+
+
+async def record(connection: asyncpg.Connection[Any], action: str, said: Mapping[str, Any]) -> None:
+    """Write an audit record about the tenant's keys in the transaction of ``acting``."""
+    await connection.execute(
+        "select charthold.record($1, 'tenant_key', null, null, $2::jsonb)", action, json.dumps(said, default=str)
+    )
+
+
+@contextlib.asynccontextmanager
+async def key_lock(connection: asyncpg.Connection[Any], target: Target) -> AsyncIterator[None]:
+    """Be the only one who works on the tenant's keys. Raises ``ChartholdError`` when somebody else is at it."""
+    for _ in range(int(PATIENCE / POLL)):
+        if await connection.fetchval(f"select pg_catalog.pg_try_advisory_lock({LOCK})", str(target.tenant)):
+            break
+        await asyncio.sleep(POLL)
+    else:
+        raise ChartholdError(
+            f"Somebody else is working on the keys of {target.slug}. Wait until that is done, then look again."
+        )
+    try:
+        yield
+    finally:
+        if not connection.is_closed():
+            await connection.execute(f"select pg_catalog.pg_advisory_unlock({LOCK})", str(target.tenant))
+
+
+async def sweep(connection: asyncpg.Connection[Any]) -> bool:
+    """Write ``tenant_key`` anew, without the old versions of its rows; False when it was busy, or is still needed.
+
+    An UPDATE leaves the old tuple, and a plain VACUUM its bytes in the page: a wrapped key that was destroyed would lie
+    in the file. VACUUM FULL makes a new file. It says nothing of the WAL and of backups, which hold what they hold.
+    """
+    await connection.execute(f"set lock_timeout = {LOCK_TIMEOUT}")
+    try:
+        # A transaction that still sees the old tuples makes VACUUM FULL copy them.
+        await connection.execute("vacuum (full) public.tenant_key")
+        dead = await connection.fetchval(
+            "select exists (select from pg_catalog.pg_stat_activity"
+            " where backend_xmin is not null and pid <> pg_backend_pid() and datname = current_database())"
+        )
+    except asyncpg.LockNotAvailableError:
+        return False
+    finally:
+        await connection.execute("reset lock_timeout")
+    # CHECKPOINT needs more than the owner's rights on some servers; without it the new file is written a little later.
+    with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
+        await connection.execute("checkpoint")
+    return not dead

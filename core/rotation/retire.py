@@ -1,0 +1,83 @@
+"""The end of one old version of a data key: what only it opens, the audit log's old values, is gone for good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from core.crypto.envelope import envelope_header
+from core.errors import ChartholdError
+from core.provision import engine
+from core.rotation.owner import Target, acting, key_lock, owner_connection, record, sweep
+from core.rotation.rows import check_declared, sealed_tables
+
+__all__ = ["Destroyed", "retire", "used_in_log"]
+
+
+@dataclass(frozen=True)
+class Destroyed:
+    """``records`` of the audit log no longer open; ``swept``: the wrapped key is gone from the table's file."""
+
+    version: int
+    records: int
+    swept: bool
+
+
+async def used_in_log(target: Target, version: int) -> int:
+    """How many audit records hold an envelope under that version: they would stay, and open no more."""
+    async with owner_connection() as connection, acting(connection, target, "look at an old key"):
+        return await _records(connection, target, version)
+
+
+async def retire(target: Target, version: int) -> Destroyed:
+    """Destroy a retired version. Refused while it is in use, or any row of any table holds an envelope under it."""
+    async with owner_connection() as connection:
+        tables = sealed_tables()
+        await check_declared(connection, tables)
+        async with key_lock(connection, target), acting(connection, target, "destroy an old key"):
+            status = await connection.fetchval(
+                "select status from public.tenant_key where tenant_id = $1 and version = $2 for no key update",
+                target.tenant,
+                version,
+            )
+            if status is None:
+                raise ChartholdError(f"{target.slug} has no key version {version}.")
+            if status == "shredded":
+                raise ChartholdError(f"Key version {version} of {target.slug} was destroyed already.")
+            if status != "retired":
+                raise ChartholdError(
+                    f"Key version {version} of {target.slug} is in use ({status}). Rotate first: piccolo core "
+                    f"rotate_keys --tenant={target.slug}"
+                )
+            for table in tables:
+                if await table.uses(connection, target.tenant, version):
+                    raise ChartholdError(
+                        f"Rows of {table.name} are sealed under version {version}, so it is not destroyed. Rotate "
+                        "again: it seals them anew."
+                    )
+            records = await _records(connection, target, version)
+            await connection.execute(
+                "update public.tenant_key set wrapped = null, status = 'shredded'"
+                " where tenant_id = $1 and version = $2",
+                target.tenant,
+                version,
+            )
+            await record(
+                connection, "key_shredding", {"version": version, "unreadable_records_of_the_log": records}
+            )
+        engine().keyring.forget(target.tenant)
+        return Destroyed(version, records, await sweep(connection))
+
+
+async def _records(connection: asyncpg.Connection[Any], target: Target, version: int) -> int:
+    # In the log's JSON an envelope is the text "\x01..." in quotes, its backslash doubled.
+    start = f'"\\\\x{envelope_header(version).hex()}'
+    found: int = await connection.fetchval(
+        "select count(*) from public.user_action_audit_log where tenant_id = $1"
+        " and (strpos(old_values::text, $2) > 0 or strpos(new_values::text, $2) > 0)",
+        target.tenant,
+        start,
+    )
+    return found

@@ -1,0 +1,60 @@
+# ruff: noqa: INP001
+"""Verify that a record stands in a signed audit log: python verify_proof.py PROOF.json [PUBLIC_KEY_HEX]
+
+Needs Python 3.11 and the package "cryptography", nothing of Charthold. The formats are those of audit-log.md. Without a
+public key that you got from somewhere else, the proof only shows that it agrees with the key that it brings along.
+"""
+
+import json
+import struct
+import sys
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+FIELDS = ["id", "tenant_id", "occurred_at", "user_id", "action_type", "table_name", "record_id", "old_values"]
+FIELDS += ["new_values", "changed_columns", "reason", "request_id", "source_ip", "transaction_id"]
+SHOW = {
+    2950: lambda b: str(UUID(bytes=b)),
+    1184: lambda b: str(datetime(2000, 1, 1, tzinfo=UTC) + timedelta(microseconds=struct.unpack("!q", b)[0])),
+    25: bytes.decode,
+    20: lambda b: struct.unpack("!q", b)[0],
+    3802: lambda b: b[1:].decode(),
+}
+
+proof = json.load(open(sys.argv[1], encoding="utf-8"))  # noqa: SIM115, PTH123
+head, record = proof["head"], bytes.fromhex(proof["record"])
+
+# 1. The head is signed.
+parts = [b"charthold.v1.tree-head", UUID(head["tenant_id"]).bytes]
+parts += [head["version"].to_bytes(8, "big"), head["tree_size"].to_bytes(8, "big"), bytes.fromhex(head["root_hash"])]
+parts += [head[name].to_bytes(8, "big", signed=name == "cluster") for name in ("era", "cluster", "horizon")]
+sealed_at = datetime.fromisoformat(head["sealed_at"]) - datetime(1970, 1, 1, tzinfo=UTC)
+parts += [(sealed_at // timedelta(microseconds=1)).to_bytes(8, "big", signed=True)]
+parts += [bytes.fromhex(head["leaf_list"]), bytes.fromhex(head["previous"]), head["key_id"].encode()]
+signed = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+public_key = bytes.fromhex(sys.argv[2] if len(sys.argv) > 2 else proof["public_key"])
+Ed25519PublicKey.from_public_bytes(public_key).verify(bytes.fromhex(head["signature"]), signed)  # raises if not
+
+# 2. The record is a leaf of the tree with that root: RFC 9162, section 2.1.3.2.
+node, fn, sn = sha256(b"\0" + record).digest(), proof["leaf"], head["tree_size"] - 1
+for sibling in map(bytes.fromhex, proof["path"]):
+    left = fn & 1 or fn == sn
+    node = sha256(b"\1" + (sibling + node if left else node + sibling)).digest()
+    while left and not fn & 1 and fn:
+        fn, sn = fn >> 1, sn >> 1
+    fn, sn = fn >> 1, sn >> 1
+if sn or node.hex() != head["root_hash"] or record[36:52] != UUID(head["tenant_id"]).bytes:
+    sys.exit("NOT PROVED: the record is not in the signed tree.")
+
+# 3. What the record says.
+print(
+    f"PROVED under key {public_key.hex()}: leaf {proof['leaf']} of {head['tree_size']}, sealed at {head['sealed_at']}"
+)
+at = 4
+for name in FIELDS:
+    kind, length = struct.unpack_from("!Ii", record, at)
+    at += 8 + max(length, 0)
+    print(f"{name}: {None if length < 0 else SHOW.get(kind, bytes.hex)(record[at - length : at])}")
