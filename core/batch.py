@@ -9,6 +9,7 @@ import asyncpg
 from piccolo.engine.base import BaseBatch
 from piccolo.query.base import Query
 
+from core.crypto.keyring import MissingKeyError
 from core.explain import explain
 from core.plan import Plan, bind, needs_keys, open_rows
 from core.scope import Scope, current_scope
@@ -46,7 +47,7 @@ class Batch(BaseBatch):
         link = self._link = await self._engine.acquire()
         try:
             # A cursor's text is not ours to wrap, and raw SQL may leave anything behind.
-            link.dirty = self._plan is None or not self._plan.trusted
+            link.dirty = self._plan is None or not self._plan.compiled()[0].trusted
             self._transaction = link.connection.transaction()
             await self._transaction.start()
             await self._engine.set_scope(link, scope)
@@ -79,7 +80,12 @@ class Batch(BaseBatch):
                         [row[opened.row] for row in rows],
                         opened.names,
                     )
-                shown = open_rows(self._plan, rows, self._keys)
+                try:
+                    shown = open_rows(self._plan, rows, self._keys)
+                except MissingKeyError as missing:
+                    # Another process rotated the tenant's key a moment ago.
+                    self._keys = await self._engine.keys_of(self._scope, missing.version)
+                    shown = open_rows(self._plan, rows, self._keys)
         except asyncpg.PostgresError as error:
             raise explain(error) from None
         return await self._query._process_results(shown)

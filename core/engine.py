@@ -2,7 +2,7 @@
 
 A planned statement (``core.plan``) runs in the open scope: the engine binds the tenant, the token and the ciphertext,
 sends one statement, and opens what comes back. What Piccolo compiled for tables that belong to no tenant runs beside
-it, on connections that never carry a scope. Migrations and key commands ask for ``owner_mode``.
+it, without a scope. Migrations and key commands ask for ``owner_mode``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from core import embedded
 from core.batch import Batch
 from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
 from core.crypto.kms import development_key, provider_from_settings
-from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
+from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError, ScopeError
 from core.explain import explain
 from core.plan import LATE, Plan, RawPlan, bind, needs_keys, open_rows
 from core.pool import Link, Pool
+from core.residue import leaves_nothing
 from core.scope import Scope, current_scope
 from core.settings import Settings, settings
 from core.token import TokenKey
@@ -41,11 +42,19 @@ owner_mode: ContextVar[bool] = ContextVar("charthold_owner_mode", default=False)
 
 SESSION = {
     # Every name in our SQL is qualified or lives in public; nothing is looked up where a tenant could have put it.
-    "search_path": "public, pg_catalog",
+    # pg_temp comes last: unnamed, it would come first, and a temporary table would stand before ours.
+    "search_path": "public, pg_catalog, pg_temp",
     # Custom plans under row-level security cost 1.6 times a generic plan, and our shapes are stable.
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
     "timezone": "UTC",
+    # Threat: a login may change its own defaults (ALTER ROLE .. SET), for every later session. What rows are shown, how
+    # SQL is read and what stands in the log does not depend on them: these are given when a session begins.
+    "row_security": "on",
+    "bytea_output": "hex",
+    "transform_null_equals": "off",
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
     "application_name": "charthold",
 }
 
@@ -102,6 +111,8 @@ class Transaction(PostgresTransaction):
 
     def keep_scope(self, scope: Scope) -> None:
         """The first statement's scope is the transaction's; another would switch the tenant half-way."""
+        if self._link is not None and self._link.owner:
+            raise ScopeError("A tenant's rows are not for the owner of the schema. Do it outside of the migration.")
         if self._scope is None:
             self._scope = scope
         elif self._scope is not scope:
@@ -158,7 +169,7 @@ class Transaction(PostgresTransaction):
 class ChartholdEngine(PostgresEngine):
     """Piccolo's engine, taught to run planned statements in the open scope. Connects on first use, not on import."""
 
-    __slots__ = ("_asking", "_keyring", "_plain", "_scoped", "_server", "_token_key", "database")
+    __slots__ = ("_asking", "_keyring", "_pools", "_server", "_token_key", "database")
 
     def __init__(self, **kwargs: Any) -> None:
         self._server: embedded.Server | None = None
@@ -169,8 +180,7 @@ class ChartholdEngine(PostgresEngine):
         self._asking: dict[UUID, Scope] = {}
         self._token_key: TokenKey | None = None
         # Connections belong to an event loop, and the command line uses several in turn.
-        self._scoped: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool] = weakref.WeakKeyDictionary()
-        self._plain: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool] = weakref.WeakKeyDictionary()
+        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool] = weakref.WeakKeyDictionary()
         super().__init__(config={"database": embedded.DATABASE}, extensions=(), **kwargs)
 
     # Piccolo connects when the engine is made, which would start a server for `piccolo --help`.
@@ -234,7 +244,8 @@ class ChartholdEngine(PostgresEngine):
         # Who are we, really: the role in force must be one that the policies bind.
         refused: bool = await connection.fetchval(
             "select rolsuper or rolbypassrls or exists ("
-            " select from pg_catalog.pg_class where oid = to_regclass('public.client') and relowner = r.oid)"
+            " select from pg_catalog.pg_class where oid = to_regclass('public.client')"
+            " and pg_has_role(r.oid, relowner, 'usage'))"
             " from pg_catalog.pg_roles as r where rolname = current_user"
         )
         if refused:
@@ -248,11 +259,11 @@ class ChartholdEngine(PostgresEngine):
         """A connection for what runs outside of a scope."""
         return await self.connect(owner=owner_mode.get())
 
-    def _pool(self, pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool]) -> Pool:
+    def _pool(self) -> Pool:
         loop = asyncio.get_running_loop()
-        pool = pools.get(loop)
+        pool = self._pools.get(loop)
         if pool is None:
-            pool = pools[loop] = Pool(
+            pool = self._pools[loop] = Pool(
                 functools.partial(self.connect, owner=False),
                 size=self.settings.pool_size,
                 seconds=self.settings.pool_seconds,
@@ -263,24 +274,22 @@ class ChartholdEngine(PostgresEngine):
         """A connection for a transaction."""
         if owner_mode.get():
             link = Link(await self.connect(owner=True))
-            link.dirty = True  # never goes to a pool
+            link.owner = True  # never goes to a pool
             return link
-        return await self._pool(self._scoped).acquire()
+        return await self._pool().acquire()
 
     async def release(self, link: Link) -> None:
         """Give it back, or close it."""
-        pool = self._scoped.get(asyncio.get_running_loop())
-        if pool is None or owner_mode.get():
+        pool = self._pools.get(asyncio.get_running_loop())
+        if pool is None or link.owner:
             await link.connection.close()
         else:
             await pool.release(link)
 
     async def close_connection_pool(self) -> None:
         """Close this event loop's connections."""
-        loop = asyncio.get_running_loop()
-        for pools in (self._scoped, self._plain):
-            if (pool := pools.pop(loop, None)) is not None:
-                await pool.close()
+        if (pool := self._pools.pop(asyncio.get_running_loop(), None)) is not None:
+            await pool.close()
 
     async def start_connection_pool(self, **_: Any) -> None:
         """Nothing to do: connections are opened as they are needed and kept."""
@@ -307,8 +316,8 @@ class ChartholdEngine(PostgresEngine):
 
     async def _load_keys(self, tenant: UUID) -> Sequence[WrappedKey]:
         """A tenant's wrapped data keys, read in the scope of whoever asks: no scope, no keys."""
-        pool = self._pool(self._scoped)
-        link = await pool.acquire()
+        pool = self._pool()
+        link = await pool.spare()
         try:
             rows = await self._fetch(
                 link,
@@ -352,7 +361,7 @@ class ChartholdEngine(PostgresEngine):
         keys = await self.keys_of(scope) if plan.opened or needs_keys(arguments) else None
         bound = bind(arguments, scope.tenant, keys)
         async with self._connection() as link:
-            link.dirty |= not plan.trusted
+            link.dirty |= not statement.trusted
             rows = await self._fetch(link, scope, statement.gated, bound)
         if not plan.returns:
             return []
@@ -391,18 +400,18 @@ class ChartholdEngine(PostgresEngine):
         await link.connection.fetchval("select pg_catalog.set_config('charthold.scope', $1, true)", token)
 
     @contextlib.asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Link]:
-        """The transaction's connection, or one of the pool for one statement."""
-        transaction = cast("Transaction | None", self.current_transaction.get())
+    async def _connection(self, *, scoped: bool = True) -> AsyncIterator[Link]:
+        """One of the pool's connections for one statement; for a scoped one the transaction's, inside a transaction."""
+        transaction = cast("Transaction | None", self.current_transaction.get()) if scoped else None
         if transaction is not None:
             transaction.keep_scope(current_scope())
             yield transaction.link
             return
-        pool = self._pool(self._scoped)
+        pool = self._pool()
         link = await pool.acquire()
         try:
             yield link
-        except asyncpg.PostgresError:
+        except (asyncpg.PostgresError, ChartholdError):
             raise  # the statement failed by itself, and its transaction with it: the session is clean
         except BaseException:
             link.dirty = True
@@ -422,12 +431,8 @@ class ChartholdEngine(PostgresEngine):
         """A connection of the application's role for what comes before a scope; refused inside one."""
         if self.current_transaction.get() is not None:
             raise ScopeError("This happens outside of every transaction. Do it before, or after.")
-        pool = self._pool(self._plain)
-        link = await pool.acquire()
-        try:
+        async with self._connection(scoped=False) as link:
             yield link.connection
-        finally:
-            await pool.release(link)
 
     async def _run_plain(self, sql: str, arguments: Sequence[Any]) -> Any:
         if any(isinstance(argument, LATE) for argument in arguments):
@@ -435,7 +440,7 @@ class ChartholdEngine(PostgresEngine):
         transaction = cast("Transaction | None", self.current_transaction.get())
         if transaction is not None:
             link = transaction.link
-            link.dirty = True
+            link.dirty |= not leaves_nothing(sql)
             return await link.connection.fetch(sql, *arguments)
         if owner_mode.get():
             connection = await self.connect(owner=True)
@@ -443,12 +448,9 @@ class ChartholdEngine(PostgresEngine):
                 return await connection.fetch(sql, *arguments)
             finally:
                 await connection.close()
-        pool = self._pool(self._plain)
-        link = await pool.acquire()
-        try:
+        async with self._connection(scoped=False) as link:
+            link.dirty |= not leaves_nothing(sql)
             return await link.connection.fetch(sql, *arguments)
-        finally:
-            await pool.release(link)
 
     async def batch(self, query: Query[Any, Any], batch_size: int = 100, node: str | None = None) -> Batch:  # type: ignore[override]
         """Rows in batches; see ``core.batch``."""

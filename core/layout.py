@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, cast
+from typing import Any
 
 from piccolo.columns import JSON, Array, Column
 from piccolo.columns.defaults.base import Default
@@ -79,11 +79,12 @@ def _copied(value: Any) -> Any:
 
 def _default(column: Column) -> Callable[[], Any]:
     """What makes the column's default value, decided once."""
-    default = getattr(column, "default", None)
+    default: Any = getattr(column, "default", None)
     if isinstance(default, Enum):
         default = default.value
     if isinstance(default, Default):
-        return cast("Callable[[], Any]", default.python)
+        default = default.python
     if callable(default):
-        return cast("Callable[[], Any]", default)
+        made: Callable[[], Any] = default
+        return made
     return lambda: default

@@ -15,6 +15,8 @@ from piccolo.querystring import QueryString
 from piccolo.utils.encoding import JSONDict
 
 from core.crypto.values import Kind
+from core.errors import ProtectedQueryError
+from core.residue import is_one_statement, leaves_nothing
 
 if TYPE_CHECKING:
     from core.crypto.keyring import TenantKeys
@@ -105,7 +107,7 @@ class Statement:
     ``template`` is the SQL as Piccolo writes it, for use inside another query; ``gated`` is what is sent.
     ``outputs``: how many of the columns that come back are the caller's; the ids behind them are ours.
     ``returns``: False for a statement without rows, such as an update without RETURNING.
-    ``trusted``: False when the caller wrote a piece of the SQL; the connection is then closed after use.
+    ``trusted``: False when it could leave something in its session; the connection is then closed after use.
     """
 
     template: str
@@ -120,7 +122,7 @@ class Statement:
 class Plan(QueryString):
     """A statement of ours with its arguments, as a QueryString of Piccolo's."""
 
-    __slots__ = ("_statement", "opened", "outputs", "returns", "trusted")
+    __slots__ = ("_statement", "opened", "outputs", "returns")
 
     def __init__(
         self,
@@ -129,13 +131,11 @@ class Plan(QueryString):
         opened: Sequence[Opened] = (),
         outputs: int | None = None,
         returns: bool = True,
-        trusted: bool = True,
     ) -> None:
         super().__init__(template, *args)
         self.opened = tuple(opened)
         self.outputs = outputs
         self.returns = returns
-        self.trusted = trusted
         self._statement: Statement | None = None
 
     @classmethod
@@ -152,7 +152,6 @@ class Plan(QueryString):
         plan.opened = statement.opened
         plan.outputs = statement.outputs
         plan.returns = statement.returns
-        plan.trusted = statement.trusted
         plan._statement = statement
         return plan
 
@@ -160,6 +159,11 @@ class Plan(QueryString):
         """The statement and its arguments."""
         sql, arguments = self.compile_string()
         if self._statement is None:
+            trusted = leaves_nothing(sql)
+            if not trusted and not is_one_statement(sql):
+                raise ProtectedQueryError(
+                    "A fragment of SQL in the query does not stand by itself: with it the query is not one statement."
+                )
             template = "".join(
                 fragment.prefix.replace("{", "{{").replace("}", "}}") + ("" if fragment.no_arg else "{}")
                 for fragment in self.bundle(start_index=1, bundled=[], combined_args=[])[1]
@@ -171,7 +175,7 @@ class Plan(QueryString):
                 opened=self.opened,
                 outputs=self.outputs,
                 returns=self.returns,
-                trusted=self.trusted,
+                trusted=trusted,
             )
         return self._statement, arguments
 
@@ -182,18 +186,20 @@ class Plan(QueryString):
         late, the policies find no scope and raise: closed, not open. ``materialized`` keeps the statement from being
         merged into the outer query, where its sub-selects could be evaluated before the gate.
 
+        The line break ends a comment that a fragment may have begun.
+
         What is shown is recorded by the same statement: when the record fails, nothing is shown.
         """
         gate = f"(select pg_catalog.set_config('charthold.scope', ${arguments + 1}, true)) is not null"
         if not self.returns:
-            return f"with r as ({sql} returning 1) select count(*) from r where {gate}"
+            return f"with r as ({sql}\n returning 1) select count(*) from r where {gate}"
         materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
         records = "".join(
             f" and (select charthold.record_read('{opened.table}', (select array_agg(r.\"{opened.row_alias}\") from r),"
             f" '{{{','.join(opened.names)}}}')) is not null"
             for opened in self.opened
         )
-        return f"with r as{materialized} ({sql}) select * from r where {gate}{records}"
+        return f"with r as{materialized} ({sql}\n) select * from r where {gate}{records}"
 
 
 class RawPlan(QueryString):

@@ -23,12 +23,13 @@ __all__ = ["Link", "Pool"]
 class Link:
     """One connection of the pool and what we know of its session."""
 
-    __slots__ = ("backend", "connection", "dirty")
+    __slots__ = ("backend", "connection", "dirty", "owner")
 
     def __init__(self, connection: asyncpg.Connection[Any]) -> None:
         self.connection = connection
         self.backend: int = connection.get_server_pid()
         self.dirty = False
+        self.owner = False
 
 
 class Pool:
@@ -45,21 +46,41 @@ class Pool:
 
     async def acquire(self) -> Link:
         """A connection in no transaction. Raises ``PoolExhaustedError`` after the time-out."""
-        while True:
-            while self._idle:
-                link = self._idle.pop()
-                if not link.connection.is_closed():
-                    return link
-                self._open -= 1
+        deadline = asyncio.get_running_loop().time() + self._seconds
+        while (link := self._warm()) is None:
             if self._open < self._size:
-                self._open += 1
-                try:
-                    return Link(await self._connect())
-                except BaseException:
-                    self._open -= 1
-                    self._wake()
-                    raise
-            await self._wait()
+                return await self._new()
+            await self._wait(deadline)
+        return link
+
+    async def spare(self) -> Link:
+        """A connection without waiting in line, beyond the size if need be.
+
+        For what somebody who holds a connection waits for: were both to stand in one line, neither would move.
+        """
+        link = self._warm()
+        if link is None:
+            over = self._open >= self._size
+            link = await self._new()
+            link.dirty = over
+        return link
+
+    def _warm(self) -> Link | None:
+        while self._idle:
+            link = self._idle.pop()
+            if not link.connection.is_closed():
+                return link
+            self._open -= 1
+        return None
+
+    async def _new(self) -> Link:
+        self._open += 1
+        try:
+            return Link(await self._connect())
+        except BaseException:
+            self._open -= 1
+            self._wake()
+            raise
 
     async def release(self, link: Link) -> None:
         """Give a connection back. One that is dirty, or still in a transaction, is closed instead."""
@@ -79,11 +100,11 @@ class Pool:
             self._open -= 1
             await self._idle.pop().connection.close(timeout=5)
 
-    async def _wait(self) -> None:
+    async def _wait(self, deadline: float) -> None:
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(ready)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout_at(deadline):
                 await ready
         except BaseException as error:
             if ready.done() and not ready.cancelled():

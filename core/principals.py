@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from piccolo.columns import UUID, Array, Bytea, Text, Timestamptz
+from piccolo.columns import UUID, Array, Boolean, Bytea, Text, Timestamptz
 from piccolo.table import Table
 
 from core.columns import CreatedAt, RowId
@@ -41,11 +41,13 @@ class TokenKeyRow(Table, tablename="token_key", schema="charthold"):
 
 
 class TenantDirectory(Table, tablename="tenant_directory", schema="charthold"):
-    """Which tenants there are, by slug, and whether they are open."""
+    """Which tenants there are, by slug, whether they are open, and which wait to be shredded."""
 
     tenant_id = RowId()
     slug = Text(default=None)
     status = Text(default=None)
+    # Since when the tenant waits for its keys to be destroyed. Here, where no tenant can write, and not in its settings.
+    shred_requested_at = Timestamptz(default=None, null=True)
 
     declares: ClassVar[Sequence[SchemaObject]] = (
         PrimaryKey(name="tenant_directory_pkey", columns=("tenant_id",)),
@@ -65,6 +67,8 @@ class Principal(Table, tablename="principal", schema="charthold"):
     tenant_id = UUID(default=None)
     role = Text(default=None)
     facility_scope = Array(base_column=UUID(default=None), default=None, null=True)
+    # A copy of the tenant's state, so that scope() looks in one place.
+    tenant_open = Boolean(default=None)
 
     declares: ClassVar[Sequence[SchemaObject]] = (
         PrimaryKey(name="principal_pkey", columns=("tenant_id", "user_id")),

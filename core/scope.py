@@ -74,7 +74,8 @@ class Scope:
 
     async def __aenter__(self) -> Self:
         # Nesting would let a helper switch the tenant in the middle of a request.
-        if _current.get() is not None:
+        outer = _current.get()
+        if outer is not None and not outer._over:  # a task that outlived a scope may open its own
             raise ScopeError("A scope is open already. Leave it before you open another; a scope is never nested.")
         if self._reset is not None or self._over:
             raise ScopeError("This scope was used already. Call scope(...) again for a new one.")
@@ -147,6 +148,8 @@ def scope(
             address = str(ipaddress.ip_address(source_ip))
         except ValueError:
             raise ScopeError("source_ip is not an IP address.") from None
+        if "%" in address:
+            raise ScopeError("source_ip has a zone, which no log can use. Give the address alone.")
     longest = settings().scope_seconds
     if seconds is not None and not 0 < seconds <= longest:
         raise ScopeError(f"A scope lives between 1 and {longest} seconds; CHARTHOLD_SCOPE_SECONDS sets the most.")

@@ -1,6 +1,7 @@
 from core.columns import RowId
 from core.ids import uuid7
 from piccolo.columns.column_types import Array
+from piccolo.columns.column_types import Boolean
 from piccolo.columns.column_types import Text
 from piccolo.columns.column_types import UUID
 from piccolo.columns.indexes import IndexMethod
@@ -107,6 +108,27 @@ async def forwards():
                 secret=False,
             ),
             "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema="charthold",
+    )
+
+    manager.add_column(
+        table_class_name="Principal",
+        tablename="principal",
+        column_name="tenant_open",
+        db_column_name="tenant_open",
+        column_class_name="Boolean",
+        column_class=Boolean,
+        params={
+            "default": None,
+            "null": False,
             "primary_key": False,
             "unique": False,
             "index": False,

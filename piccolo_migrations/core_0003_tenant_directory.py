@@ -1,6 +1,7 @@
 from core.columns import RowId
 from core.ids import uuid7
 from piccolo.columns.column_types import Text
+from piccolo.columns.column_types import Timestamptz
 from piccolo.columns.indexes import IndexMethod
 from core.schema.migration import MigrationManager
 
@@ -73,6 +74,27 @@ async def forwards():
         params={
             "default": None,
             "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema="charthold",
+    )
+
+    manager.add_column(
+        table_class_name="TenantDirectory",
+        tablename="tenant_directory",
+        column_name="shred_requested_at",
+        db_column_name="shred_requested_at",
+        column_class_name="Timestamptz",
+        column_class=Timestamptz,
+        params={
+            "default": None,
+            "null": True,
             "primary_key": False,
             "unique": False,
             "index": False,

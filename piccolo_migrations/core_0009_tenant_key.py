@@ -376,10 +376,6 @@ $$""",
         check="(select charthold.actor_role()) in ('admin', 'system')",
     )
 
-    manager.add_grant(
-        table="tenant_key",
-        privileges=("select", "insert", "update"),
-        to="app_runtime",
-    )
+    manager.add_grant(table="tenant_key", to="app_runtime")
 
     return manager

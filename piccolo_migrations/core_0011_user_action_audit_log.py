@@ -380,6 +380,13 @@ async def forwards():
 
     manager.add_index(
         table="user_action_audit_log",
+        name="user_action_audit_log_by_transaction",
+        columns=("transaction_id",),
+        method="brin",
+    )
+
+    manager.add_index(
+        table="user_action_audit_log",
         name="user_action_audit_log_by_user",
         columns=("tenant_id", "user_id", "occurred_at desc"),
     )

@@ -12,6 +12,7 @@ import pytest
 
 from core import provision_tenant
 from core.ids import uuid7
+from core.rotation import Target, acting
 from core.schema import Check, Index, References, Unique, objects_of
 from core.tables import (
     AuditSeal,
@@ -64,11 +65,14 @@ ROWS: dict[str, Callable[[Clinic], Any]] = {
     "client_status_known": lambda c: client(c, status="lost"),
     "client_discharged_has_date": lambda c: client(c, status="discharged"),
     "client_dates_in_order": lambda c: client(c, admitted_on=date(2020, 2, 2), discharged_on=date(2020, 2, 1)),
-    "tenant_key_version_key": lambda c: TenantKey(version=1, wrapped=b"x", status="next"),
-    "tenant_key_status_known": lambda c: TenantKey(version=2, wrapped=b"x", status="lost"),
-    "tenant_key_version_positive": lambda c: TenantKey(version=0, wrapped=b"x", status="next"),
-    "tenant_key_shredded_is_empty": lambda c: TenantKey(version=2, wrapped=b"x", status="shredded"),
-    "tenant_key_one_current": lambda c: TenantKey(version=2, wrapped=b"x", status="current"),
+}
+# constraint -> version and status of a key that violates it; only the owner writes keys
+KEYS: dict[str, tuple[int, str]] = {
+    "tenant_key_version_key": (1, "next"),
+    "tenant_key_status_known": (2, "lost"),
+    "tenant_key_version_positive": (0, "next"),
+    "tenant_key_shredded_is_empty": (2, "shredded"),
+    "tenant_key_one_current": (2, "current"),
 }
 # constraint -> an update of the tenant that violates it
 TENANT: dict[str, dict[Any, Any]] = {
@@ -97,6 +101,21 @@ async def test_a_row_that_violates_a_constraint_is_refused_by_name(lakeside: Cli
             await ROWS[name](lakeside).save()
     assert refused.value.constraint_name == name
     assert refused.value.detail is None, "DETAIL prints the row's values"
+
+
+@pytest.mark.parametrize("name", KEYS)
+async def test_a_key_that_violates_a_constraint_is_refused_by_name(
+    lakeside: Clinic, owner: asyncpg.Connection, name: str
+) -> None:
+    version, status = KEYS[name]
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError) as refused:
+        async with acting(owner, Target(lakeside.tenant, "lakeside", lakeside.admin), "test"):
+            await owner.execute(
+                "insert into tenant_key (id, tenant_id, version, wrapped, kek, status)"
+                " values (gen_random_uuid(), $1, $2, 'x', '', $3)",
+                lakeside.tenant, version, status,
+            )  # fmt: skip
+    assert refused.value.constraint_name == name
 
 
 @pytest.mark.parametrize("name", TENANT)
@@ -192,4 +211,4 @@ def test_every_declared_constraint_has_a_test() -> None:
         if isinstance(item, (Check, Unique, References)) or (isinstance(item, Index) and item.unique)
     }
     seals = {name for name in declared if name.startswith("audit_seal_")}  # with the seals' own tests
-    assert declared - seals == (set(ROWS) | set(TENANT) | ELSEWHERE) - seals
+    assert declared - seals == (set(ROWS) | set(KEYS) | set(TENANT) | ELSEWHERE) - seals

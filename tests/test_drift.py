@@ -186,8 +186,7 @@ async def test_looking_for_drift_waits_for_no_reader_and_no_writer(migrated, con
     other = await asyncpg.connect(**server.to(database))
     transaction = other.transaction()
     await transaction.start()
-    await other.execute("lock table item in access exclusive mode")
-    await other.execute("set lock_timeout = '100ms'")
+    await other.execute("lock table item in row exclusive mode")
     assert await migrated.drift(connection) == []
     await transaction.rollback()
     await other.close()

@@ -58,7 +58,7 @@ class Attacker:
                 if inside:
                     await self.connection.execute("savepoint attempt")
                 self.seen += [tuple(row) for row in await self.connection.fetch(statement)]
-            except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
                 # Every field: a value can hide in the detail, the hint or the context.
                 self.seen.append((statement[:40], str(error), error.__dict__))
                 if inside:
@@ -394,7 +394,7 @@ READING: dict[str, Attempt] = {
     "cast errors": ("select * from app_user where email::int > 0 and tenant_id = 'B_TENANT'", "select * from facility where name::int = 1 and tenant_id <> 'A_TENANT'", "select (name || email)::uuid from facility join app_user on app_user.tenant_id = 'B_TENANT'"),
     "errors in order and group": ("select 1 from facility where tenant_id = 'B_TENANT' order by name::int", "select 1 from facility where tenant_id = 'B_TENANT' group by name::date", "select sum(name::numeric) filter (where tenant_id <> 'A_TENANT') from facility"),
     "regular expressions that fail": "select * from facility where tenant_id = 'B_TENANT' and 'x' ~ (name || '(')",
-    "pg_stats": ("select * from pg_stats", "select * from pg_stats_ext", "select * from pg_stats_ext_exprs", "select * from pg_statistic", "select * from pg_statistic_ext_data"),
+    "pg_stats": ("select s::text from pg_stats s", "select s::text from pg_stats_ext s", "select s::text from pg_stats_ext_exprs s", "select * from pg_statistic", "select * from pg_statistic_ext_data"),
     "estimates of a tenant": ("explain select from client where tenant_id = 'B_TENANT'", "explain select from facility where tenant_id = 'B_TENANT'", "explain select from app_user where tenant_id = any ('{B_TENANT}')", "explain select from user_action_audit_log where tenant_id = 'B_TENANT'", "explain (format json) select from facility where tenant_id in ('B_TENANT', 'A_TENANT')"),
     "explain shows no value": ("explain (verbose, costs) select * from facility where name > 'A'", "explain (analyze, verbose, buffers) select * from app_user where email > 'a'", "explain (generic_plan) select * from client where id = $1"),
     "planner and parser output": ("set local debug_print_plan = on", "set local client_min_messages = debug5", "select * from facility", "select charthold.scope()"),
@@ -637,10 +637,9 @@ async def judge(database: ChartholdEngine, populated: tuple[Clinic, Clinic, str]
     await owner.execute("analyze")
     numbers: dict[str, int] = {}
     for table in TABLES:
-        for what, condition in (("theirs", "where tenant_id = $1"), ("all", "where $1::uuid is not null")):
-            counted = await owner.fetchval(f"select count(*) from {table} {condition}", theirs.tenant)
-            if counted > 50:
-                numbers[f"{table} ({what})"] = counted
+        counted = await owner.fetchval(f"select count(*) from {table} where tenant_id = $1", theirs.tenant)
+        if counted > 50:
+            numbers[table] = counted
     hidden = await owner.fetchrow("select encode(wrapped, 'hex') as key from tenant_key where tenant_id = $1", theirs.tenant)
     pads = await owner.fetchrow("select encode(inner_pad, 'hex') as i, encode(outer_pad, 'hex') as o from charthold.token_key")
     phi = await owner.fetchval("select encode(notes, 'hex') from client where id = $1", theirs.client)
@@ -681,7 +680,6 @@ async def run_attempt(engine: ChartholdEngine, judge: Judge, attempt: Attempt, s
             await connection.execute("commit")
     finally:
         connection.terminate()
-    if os.environ.get("SHOW"): print(repr(attacker.seen)[:6000])
     achieved = judge.shown(attacker.seen)
     after = await judge.fingerprint()
     achieved += [f"changed {what}" for what in before if before[what] != after[what]]
@@ -698,6 +696,23 @@ async def test_nothing_of_another_tenant_is_gained_by(
 
 def test_the_attempts_are_many() -> None:
     assert len(ATTEMPTS) >= 60
+
+
+async def test_an_attempt_runs_and_is_seen(
+    database: ChartholdEngine, populated: tuple[Clinic, Clinic, str], judge: Judge
+) -> None:
+    """An attempt that failed for a reason of its own would prove nothing."""
+    said: list[Any] = []
+
+    async def look(a: Attacker) -> None:
+        await a.sql("select name from facility", "select 1 / 0", "do $$ begin raise notice 'heard'; end $$", "select 7")
+        said.extend(a.seen)
+
+    assert await run_attempt(database, judge, look, "") == []
+    assert ("Main street",) in said
+    assert (7,) in said
+    assert "division by zero" in repr(said)
+    assert "heard" in repr(said)
 
 
 # -- guessing ----------------------------------------------------------------------------------------------------------
@@ -818,9 +833,9 @@ async def test_the_same_attempts_find_the_hole_of_a_setting_that_is_believed_uns
 ) -> None:
     """Every published kit for row-level security trusts a setting. With such a ``scope()`` the judge must cry."""
     signed = (SQL / "scope.sql").read_text(encoding="utf-8").replace("create function", "create or replace function")
-    believed, changes = re.subn(r"and sha256\(convert_to\(substr.*?'UTF8'\)\)\)?\s*;", ";", signed, flags=re.DOTALL)
-    believed, more = re.subn(r"where k\.id = substr\(payload, 1, 8\)\s+and \(k\.retired_at[^)]*\(\)\)", "where true", believed)
-    assert (changes, more) == (1, 1), "scope.sql has changed: teach this test where the signature is checked"
+    checked = re.compile(r"where k\.id = substr.*?;\n", re.DOTALL)
+    assert len(checked.findall(signed)) == 1, "scope.sql has changed: teach this test where the signature is checked"
+    believed = checked.sub("limit 1;\n", signed)
     name = f"Wing {populated[2]} 0"
     await judge.owner.execute(believed)
     try:
@@ -829,6 +844,7 @@ async def test_the_same_attempts_find_the_hole_of_a_setting_that_is_believed_uns
         }
     finally:
         await judge.owner.execute(signed)
+    print(achieved)
     broken = {attempt for attempt, found in achieved.items() if found}
     assert broken >= {
         "forged",
@@ -838,8 +854,7 @@ async def test_the_same_attempts_find_the_hole_of_a_setting_that_is_believed_uns
         "own token with another actor",
         "signed with a retired key",
         "token in the session",
-        "context changed while a cursor is open",
-    } - {"context changed while a cursor is open"}
+    }
     # It saw all that there is to see: a secret, a number, a change, another's name.
     everything = [found.split(" ")[0] for founds in achieved.values() for found in founds]
     assert {populated[2], "changed", "acted"} <= set(everything)

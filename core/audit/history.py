@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from uuid import UUID
 
 from piccolo.columns import JSONB, Array, Column, ForeignKey
 
 from core.columns import Encrypted
-from core.errors import ProtectedQueryError
+from core.crypto.derive import forgetful
+from core.crypto.keyring import MissingKeyError
+from core.errors import ChartholdError, ProtectedQueryError
 from core.plan import Plan
 from core.scope import current_scope
 
@@ -54,6 +56,9 @@ class Change:
         """The names of the columns whose values changed."""
         return tuple(sorted({*self.old, *self.new}))
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ChartholdError("A Change may hold PHI and is not pickled. Pass the row's id, and ask again.")
+
 
 @dataclass(frozen=True)
 class Sighting:
@@ -78,8 +83,10 @@ async def history(
     """What happened to the row, oldest first, field by field, PHI opened. It is itself recorded as a read of the row.
 
     Works for a row that was deleted. The scope's role must be allowed to read the log, and the row while it exists.
+    A field that was sealed anew, as by a rotation of keys, keeps its value and is left out; the log itself has it.
     """
-    return [change async for change in _changes(table, row_id, since=since, until=until)]
+    told = [_told(change) async for change in _changes(table, row_id, since=since, until=until)]
+    return [change for change in told if change is not None]
 
 
 async def as_of(table: type[TenantTable], row_id: UUID, time: datetime) -> dict[str, Any] | None:
@@ -186,11 +193,27 @@ async def _changes(
             )  # fmt: skip
             rows = await engine().run_plan(plan)
             for row in rows:
-                row |= {end: _values(table, row_id, row[end], keys) for end in ("old", "new")}
-                yield Change(**row)
+                try:
+                    opened = {end: _values(table, row_id, row[end], keys) for end in ("old", "new")}
+                except MissingKeyError as missing:
+                    # Another process rotated the tenant's key a moment ago.
+                    keys = await engine().keys_of(scope, missing.version)
+                    opened = {end: _values(table, row_id, row[end], keys) for end in ("old", "new")}
+                yield Change(**row | opened)
             if len(rows) < PAGE:
                 return
             after_time, after_id = rows[-1]["occurred_at"], rows[-1]["id"]
+
+
+def _told(change: Change) -> Change | None:
+    """The change without the fields whose values it did not change; None when nothing is left of it."""
+    if change.action != "update":
+        return change
+    moved = [name for name in change.changed if change.old.get(name) != change.new.get(name)]
+    if len(moved) == len(change.changed):
+        return change
+    old, new = ({name: end[name] for name in moved} for end in (change.old, change.new))
+    return replace(change, old=old, new=new) if moved else None
 
 
 def _sealed(table: type[TenantTable]) -> list[str]:
@@ -211,6 +234,7 @@ async def _recorded(table: type[TenantTable], rows: list[UUID]) -> TenantKeys | 
     return await engine().keys_of(current_scope())
 
 
+@forgetful
 def _values(table: type[TenantTable], row_id: UUID, document: str | None, keys: TenantKeys | None) -> dict[str, Any]:
     """A recorded document as Python values: what JSON had to write as text comes back as what it was."""
     recorded: dict[str, Any] = json.loads(document) if document else {}

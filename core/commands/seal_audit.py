@@ -27,7 +27,7 @@ async def seal_audit(
 ) -> int:
     """Seal the audit log: add what finished since the last time to each tenant's tree, and sign it.
 
-    Writers do not wait for it. Safe to run from cron, as often as you like; what is not sealed yet is not protected yet.
+    Writers do not wait for it. Safe to run from cron, as often as you like: what is not sealed yet is not protected.
 
     Example: piccolo core seal_audit --export=/mnt/write-once/heads.jsonl
 

@@ -23,9 +23,10 @@ __all__ = ["read_heads", "verify_audit"]
 async def verify_audit(
     tenant: str = ALL, proof: str = "", heads: str = "", actor: str = "", json: bool = False, quiet: bool = False
 ) -> int:
-    """Compute each tenant's tree again from the log itself, and name every record and head that is not as it was sealed.
+    """Compute each tenant's tree again from the log itself, and name what is not as it was sealed.
 
-    Exit status 1 when there is one.
+    Records that were changed, moved, taken out or put in; heads that were rewritten or deleted. Exit status 1 when
+    there is one.
 
     Example: piccolo core verify_audit --tenant=lakeside --heads=/mnt/write-once/heads.jsonl
 

@@ -29,7 +29,7 @@ from core.columns import Encrypted
 from core.errors import ProtectedQueryError
 from core.plan import Opened, Plan, RawPlan, row_alias
 from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
-from core.queries.where import pin, writes_sql
+from core.queries.where import pin
 
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
 
@@ -91,24 +91,7 @@ class TenantSelect(Select):  # type: ignore[type-arg]
         planned.limit_delegate = LimitDelegate(_limit=limit and BoundLimit(limit.number))
         planned.offset_delegate = OffsetDelegate(_offset=offset and BoundOffset(offset.number))
         statement = Select.default_querystrings.fget(planned)[0]  # type: ignore[attr-defined]
-        return Plan(
-            "{}",
-            statement,
-            opened=opened,
-            outputs=len(selected),
-            trusted=not any(map(writes_sql, self._fragments(selected))),
-        )
-
-    def _fragments(self, selected: Sequence[Selectable]) -> list[Any]:
-        ordered = [c for item in self.order_by_delegate._order_by.order_by_items for c in item.columns]
-        grouped = self.group_by_delegate._group_by
-        return [
-            *selected,
-            *ordered,
-            *(grouped.columns if grouped else ()),
-            self.where_delegate._where,
-            self.having_delegate._where,
-        ]
+        return Plan("{}", statement, opened=opened, outputs=len(selected))
 
     def _refuse_what_ciphertext_cannot_do(self, selected: Sequence[Selectable]) -> None:
         refuse_order(self.order_by_delegate)
@@ -188,7 +171,7 @@ class TenantExists(Exists):  # type: ignore[type-arg]
         select.where_delegate._where = self.where_delegate._where
         inner = select.querystrings[0]
         assert isinstance(inner, Plan)
-        return [Plan('SELECT EXISTS({}) AS "exists"', inner, trusted=inner.trusted)]
+        return [Plan('SELECT EXISTS({}) AS "exists"', inner)]
 
 
 class TenantRaw(Raw):

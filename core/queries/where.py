@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from piccolo.columns import Column
-from piccolo.columns.combination import UNDEFINED, And, Or, Where, WhereRaw
+from piccolo.columns.combination import UNDEFINED, And, Or, Where
 from piccolo.columns.operators.comparison import (
     ComparisonOperator,
     Equal,
@@ -30,7 +30,7 @@ from core.crypto.keyring import TenantKeys
 from core.errors import ProtectedQueryError
 from core.plan import TENANT, Deferred, Plan
 
-__all__ = ["pin", "pinned_id", "protect", "writes_sql"]
+__all__ = ["pin", "pinned_id", "protect"]
 
 
 class AnyOf(ComparisonOperator):
@@ -90,24 +90,8 @@ def pinned_id(table: type[Table], where: Combinable | None) -> UUID | None:
     return None
 
 
-def writes_sql(node: Any) -> bool:
-    """Whether the caller wrote a piece of the SQL, so that the connection cannot be trusted afterwards."""
-    if isinstance(node, (And, Or)):
-        return writes_sql(node.first) or writes_sql(node.second)
-    if isinstance(node, WhereRaw):
-        return True
-    if isinstance(node, Where):
-        return any(_is_fragment(value) for value in (node.value, node.values))
-    return _is_fragment(node)
-
-
 def _has(table: type[Table], name: str) -> bool:
     return any(column._meta.name == name for column in table._meta.columns)
-
-
-def _is_fragment(value: Any) -> bool:
-    # Piccolo's functions and arithmetic are subclasses or are built from columns; a bare QueryString is a person's.
-    return isinstance(value, QueryString) and not isinstance(value, Plan) and not getattr(value, "columns", None)
 
 
 def _leaves(where: Combinable) -> Iterator[Combinable]:

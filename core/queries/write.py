@@ -21,7 +21,7 @@ from core.plan import Deferred, Plan, Sealed
 from core.queries.cells import Cells, index_argument, indexes_of, placeholder, plain, source
 from core.queries.read import opened_columns
 from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
-from core.queries.where import pin, pinned_id, writes_sql
+from core.queries.where import pin, pinned_id
 from core.scope import current_scope
 
 if TYPE_CHECKING:
@@ -156,10 +156,7 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
             *arguments,
             where,
         )
-        trusted = not writes_sql(self.where_delegate._where) and not any(
-            type(v) is QueryString and not v.columns for v in self.values_delegate._values.values()
-        )
-        return returning_plan(statement, self.returning_delegate._returning, trusted=trusted)
+        return returning_plan(statement, self.returning_delegate._returning)
 
     def _checked(self) -> dict[Column, Any]:
         for column, value in self.values_delegate._values.items():
@@ -254,18 +251,17 @@ class TenantDelete(Delete):
     def _compile(self, where: Combinable) -> Plan:
         table = self.table._meta.get_formatted_tablename()
         statement = QueryString(f"DELETE FROM {table} WHERE {{}}", where.querystring_for_update_and_delete)
-        trusted = not writes_sql(self.where_delegate._where)
-        return returning_plan(statement, self.returning_delegate._returning, trusted=trusted)
+        return returning_plan(statement, self.returning_delegate._returning)
 
 
-def returning_plan(statement: QueryString, returning: Returning | None, *, trusted: bool = True) -> Plan:
+def returning_plan(statement: QueryString, returning: Returning | None) -> Plan:
     """The statement with its RETURNING clause; what it returns is opened and recorded as any other read."""
     if returning is None:
-        return Plan("{}", statement, returns=False, trusted=trusted)
+        return Plan("{}", statement, returns=False)
     columns = list(returning.columns)
     opened, rows = opened_columns(columns)
     clause = Returning(columns=[*columns, *rows]).querystring
-    return Plan("{}{}", statement, clause, opened=opened, outputs=len(columns), trusted=trusted)
+    return Plan("{}{}", statement, clause, opened=opened, outputs=len(columns))
 
 
 def check_identity(row: Table) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -28,17 +28,14 @@ from core.errors import ChartholdError
 from core.explain import explain
 from core.ids import uuid7
 from core.provision import engine
-from core.rotation.owner import Target, acting, key_lock, owner_connection, record
+from core.rotation.owner import Progress, Target, acting, key_lock, owner_connection, record, silent
 from core.rotation.rows import SealedTable, check_declared, sealed_tables
 
-__all__ = ["Outcome", "Progress", "Rotation", "rotate", "shortest_wait"]
+__all__ = ["Outcome", "Rotation", "rotate", "shortest_wait"]
 
 TOGETHER = 100  # tenants that wait for the caches at the same time
 AGAIN = 0.2  # seconds between two looks at what others hold
 REASON = "key rotation"
-
-# Told what is done now, and how much of how much.
-Progress = Callable[[str, float, float], None]
 
 
 @dataclass
@@ -124,9 +121,7 @@ class Rotation:
                         now,
                         then,
                     )
-                await record(
-                    self._connection, "key_rotation", {"step": "current", "version": self.outcome.version}
-                )
+                await record(self._connection, "key_rotation", {"step": "current", "version": self.outcome.version})
             current = next(row for row in await self._keys() if row["status"] == "current")
         engine().keyring.forget(tenant)
         return self._rest(current)
@@ -139,14 +134,15 @@ class Rotation:
                 for row in await self._keys()
                 if row["wrapped"] is not None
             ]
-            left = {t.name: await self._older(t) for t in self._tables}
+            self._total, self._done = sum([await self._older(t) for t in self._tables]), 0
         self._keys_open = await engine().keyring.open_keys(self._target.tenant, stored)
-        self._total, self._done = sum(left.values()), 0
         await self._pass()
         # A statement from before could still stand in an open transaction, its row seen by nobody.
         await self._old_transactions_end()
-        while await self._pass() > len(self.outcome.twins):
+        left = await self._pass()
+        while left > len(self.outcome.twins):
             await asyncio.sleep(AGAIN)
+            left = await self._pass()
 
     async def finish(self) -> None:
         """Retire what came before, unless rows are left that need it."""
@@ -204,9 +200,7 @@ class Rotation:
             try:
                 async with acting(self._connection, self._target, REASON):
                     most = 1 if alone else self._size
-                    rows = await table.lock(
-                        self._connection, self._target.tenant, after, self.outcome.version, most
-                    )
+                    rows = await table.lock(self._connection, self._target.tenant, after, self.outcome.version, most)
                     if not rows:
                         return
                     await table.reseal(self._connection, rows, self._keys_open)
@@ -216,6 +210,10 @@ class Rotation:
                     alone = self._size
                     continue
                 self.outcome.twins.append(f"{table.name} {rows[0]['id']}")
+            except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+                if not rows:  # the table itself is locked: somebody migrates
+                    await asyncio.sleep(AGAIN)
+                    continue
             else:
                 self.outcome.rows[table.name] = self.outcome.rows.get(table.name, 0) + len(rows)
                 self._done += len(rows)
@@ -236,7 +234,7 @@ async def rotate(
     *,
     wait: float | None = None,
     batch: int = 500,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> list[Outcome]:
     """Rotate the data keys of the tenants, online. What goes wrong for one is in its ``problem``; the others go on.
 

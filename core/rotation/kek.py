@@ -1,8 +1,8 @@
 """The KEK changes: every wrapped key of a tenant, retired ones too, is wrapped again under the current master key.
 
 Before: give every process the new ``CHARTHOLD_MASTER_KEY`` and the old one in ``CHARTHOLD_RETIRED_MASTER_KEYS``, so
-that each unwraps both. After: when nothing is wrapped by an old key, take it out of the settings and destroy it. No data
-is touched, and no search changes.
+that each unwraps both. After: when nothing is wrapped by an old key, take it out of the settings and destroy it. No
+data is touched, and no search changes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from core.crypto.keyring import WrappedKey
 from core.errors import ChartholdError
 from core.provision import engine
-from core.rotation.data import Progress
-from core.rotation.owner import Target, acting, key_lock, owner_connection, record, sweep
+from core.rotation.owner import Progress, Target, acting, key_lock, owner_connection, record, silent, sweep
 
 __all__ = ["Rewrapped", "rewrap"]
 
@@ -28,9 +27,7 @@ class Rewrapped:
     problem: str = ""
 
 
-async def rewrap(
-    targets: Sequence[Target], *, progress: Progress = lambda what, done, total: None
-) -> tuple[list[Rewrapped], bool]:
+async def rewrap(targets: Sequence[Target], *, progress: Progress = silent) -> tuple[list[Rewrapped], bool]:
     """Wrap the tenants' keys under the current KEK; and whether the old wrappings are gone from the table's file."""
     keyring = engine().keyring
     kek = keyring._provider.describe().get("kek", "")

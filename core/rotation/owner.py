@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -20,12 +20,17 @@ import asyncpg
 from core.errors import ChartholdError
 from core.provision import engine
 
-__all__ = ["Target", "acting", "key_lock", "owner_connection", "record", "sweep", "targets"]
+__all__ = ["Progress", "Target", "acting", "key_lock", "owner_connection", "record", "silent", "sweep", "targets"]
 
 OPEN = ("trial", "active")
 LOCK = "pg_catalog.hashtextextended('charthold keys of ' || $1::text, 0)"
 PATIENCE, POLL = 3.0, 0.1  # seconds: the session of a killed process ends a moment after it
-LOCK_TIMEOUT = 5_000  # milliseconds; a table lock that is waited for longer would hold up the application
+# Milliseconds. A table lock that is waited for longer would hold up the application; and who gives up before
+# deadlock_timeout, 1 s, is never the reason why the application's transaction is the one that is sacrificed.
+LOCK_TIMEOUT = 500
+
+# Told what is done now, and how much of how much.
+Progress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,14 @@ async def owner_connection() -> AsyncIterator[asyncpg.Connection[Any]]:
     """A connection as the schema's owner, which may sit idle while key caches expire."""
     connection = await engine().connect(owner=True)
     try:
-        await connection.execute("set idle_session_timeout = 0")
+        await connection.execute(f"set idle_session_timeout = 0; set lock_timeout = {LOCK_TIMEOUT}")
         yield connection
     finally:
         await connection.close()
 
 
 async def targets(connection: asyncpg.Connection[Any]) -> list[tuple[UUID, str]]:
-    """Every tenant that has a key left, suspended and closed ones too: id and slug."""
-    # Only the directory is readable without a scope; a shredded tenant says so when its keys are looked at.
+    """Every tenant, suspended and closed ones too: id and slug."""
     rows = await connection.fetch("select tenant_id, slug from charthold.tenant_directory order by slug")
     return [(row["tenant_id"], row["slug"]) for row in rows]
 
@@ -109,24 +113,31 @@ async def key_lock(connection: asyncpg.Connection[Any], target: Target) -> Async
 
 
 async def sweep(connection: asyncpg.Connection[Any]) -> bool:
-    """Write ``tenant_key`` anew, without the old versions of its rows; False when it was busy, or is still needed.
+    """Write ``tenant_key`` anew, without the old versions of its rows; False when somebody still needs one of them.
 
     An UPDATE leaves the old tuple, and a plain VACUUM its bytes in the page: a wrapped key that was destroyed would lie
     in the file. VACUUM FULL makes a new file. It says nothing of the WAL and of backups, which hold what they hold.
     """
-    await connection.execute(f"set lock_timeout = {LOCK_TIMEOUT}")
-    try:
-        # A transaction that still sees the old tuples makes VACUUM FULL copy them.
-        await connection.execute("vacuum (full) public.tenant_key")
-        dead = await connection.fetchval(
-            "select exists (select from pg_catalog.pg_stat_activity"
-            " where backend_xmin is not null and pid <> pg_backend_pid() and datname = current_database())"
+    horizon = await connection.fetchval("select pg_snapshot_xmax(pg_current_snapshot())::xid::text")
+    for _ in range(int(PATIENCE / POLL)):
+        # VACUUM FULL copies what an older snapshot may still look at.
+        needed = await connection.fetchval(
+            "select exists (select from pg_catalog.pg_stat_activity where datname = current_database()"
+            " and pid <> pg_backend_pid() and age(backend_xmin) > age($1::text::xid))",
+            horizon,
         )
+        if not needed:
+            break
+        await asyncio.sleep(POLL)
+    try:
+        await connection.execute("vacuum (full) public.tenant_key")
     except asyncpg.LockNotAvailableError:
         return False
-    finally:
-        await connection.execute("reset lock_timeout")
     # CHECKPOINT needs more than the owner's rights on some servers; without it the new file is written a little later.
     with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
         await connection.execute("checkpoint")
-    return not dead
+    return not needed
+
+
+def silent(_what: str, _done: float, _total: float) -> None:
+    """Progress that nobody looks at."""

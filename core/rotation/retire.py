@@ -64,9 +64,7 @@ async def retire(target: Target, version: int) -> Destroyed:
                 target.tenant,
                 version,
             )
-            await record(
-                connection, "key_shredding", {"version": version, "unreadable_records_of_the_log": records}
-            )
+            await record(connection, "key_shredding", {"version": version, "unreadable_records_of_the_log": records})
         engine().keyring.forget(target.tenant)
         return Destroyed(version, records, await sweep(connection))
 

@@ -43,10 +43,11 @@ class SealedTable:
         """As the database calls it."""
         return self.table._meta.tablename
 
-    def older(self, parameter: int) -> str:
-        """The condition that a row holds an envelope under another version than the header in that parameter."""
+    def holds(self, operator: str, parameter: int) -> str:
+        """The condition that a row holds an envelope whose header compares so with that parameter."""
         return " or ".join(
-            f"substring({quote_ident(c._meta.db_column_name)} from 1 for 5) <> ${parameter}" for c in self.sealed
+            f"substring({quote_ident(c._meta.db_column_name)} from 1 for 5) {operator} ${parameter}"
+            for c in self.sealed
         )
 
     def allows(self, role: str) -> bool:
@@ -56,7 +57,7 @@ class SealedTable:
     async def count(self, connection: asyncpg.Connection[Any], tenant: UUID, version: int) -> int:
         """How many rows hold an envelope under another version."""
         found: int = await connection.fetchval(
-            f"select count(*) from {self._place} where tenant_id = $1 and ({self.older(2)})",
+            f"select count(*) from {self._place} where tenant_id = $1 and ({self.holds('<>', 2)})",
             tenant,
             envelope_header(version),
         )
@@ -64,9 +65,8 @@ class SealedTable:
 
     async def uses(self, connection: asyncpg.Connection[Any], tenant: UUID, version: int) -> bool:
         """Whether any row holds an envelope under this version."""
-        using = self.older(2).replace("<>", "=")
         found: bool = await connection.fetchval(
-            f"select exists (select from {self._place} where tenant_id = $1 and ({using}))",
+            f"select exists (select from {self._place} where tenant_id = $1 and ({self.holds('=', 2)}))",
             tenant,
             envelope_header(version),
         )
@@ -79,7 +79,7 @@ class SealedTable:
         columns = ", ".join(quote_ident(c._meta.db_column_name) for c in self.sealed)
         return await connection.fetch(
             f"select id, {columns} from {self._place}"
-            f" where tenant_id = $1 and id > $2 and ({self.older(3)})"
+            f" where tenant_id = $1 and id > $2 and ({self.holds('<>', 3)})"
             " order by id limit $4 for no key update skip locked",
             tenant,
             after,

@@ -14,6 +14,7 @@ import asyncpg
 
 from core.schema.catalog_queries import QUERIES, ROLES
 from core.schema.declarations import declared_roles
+from core.settings import settings
 
 __all__ = ["BOOKKEEPING", "Catalog", "snapshot"]
 
@@ -36,6 +37,8 @@ async def snapshot(
     await transaction.start()
     try:
         await connection.execute("set local search_path = ''")
+        # Deparsing takes the lock of a reader: it waits for whoever holds a table exclusively, but not for ever.
+        await connection.execute(f"set local lock_timeout = '{settings().lock_timeout * 1000:.0f}ms'")
         found: Catalog = {}
         for kind, query in QUERIES.items():
             given = [list(schemas), list(ignore)][: 2 if "$2" in query else 1 if "$1" in query else 0]

@@ -198,7 +198,9 @@ QUERIES: dict[str, str] = {
     """,
     "comment": """
         select i.type || ' ' || i.identity as name, jsonb_build_object(
-            'type', i.type, 'ident', i.identity, 'text', description
+            'type', i.type, 'ident', i.identity, 'text', description,
+            'on', case when classoid = 'pg_class'::regclass then objoid::regclass::text
+                else substring(i.identity from ' on (.*)$') end
         ) as value
         from (
             select distinct classoid, objoid, objsubid, description from pg_description where objoid >= 16384

@@ -20,7 +20,7 @@ def mend(kind: str, expected: Value | None, found: Value | None, create: Sequenc
         return column(expected, found)
     if kind in WHOLE:
         drop, make = WHOLE[kind]
-        same_place = kind == "function" and expected is not None
+        same_place = kind in {"function", "comment", "storage_parameters"} and expected is not None
         statements = [] if found is None or same_place else [drop(found)]
         return "\n".join(statements + ([] if expected is None else [make(expected)]))
     return ""

@@ -1,4 +1,4 @@
--- Keeps charthold.tenant_directory, where scope() and find_tenant() look, in step with public.tenant.
+-- Keeps charthold.tenant_directory, where find_tenant() looks, and charthold.principal in step with public.tenant.
 -- They cannot read public.tenant itself: its policies call scope().
 create function charthold.follow_tenant() returns trigger
     language plpgsql security definer
@@ -11,6 +11,9 @@ begin
     end if;
     insert into charthold.tenant_directory (tenant_id, slug, status) values (new.id, new.slug, new.status)
     on conflict (tenant_id) do update set slug = excluded.slug, status = excluded.status;
+    -- The users of a tenant that closes, or opens again, follow at once.
+    update charthold.principal set tenant_open = new.status in ('trial', 'active')
+    where tenant_id = new.id and tenant_open is distinct from (new.status in ('trial', 'active'));
     return null;
 end
 $$

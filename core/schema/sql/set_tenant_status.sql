@@ -4,10 +4,10 @@ create function charthold.set_tenant_status(tenant uuid, actor uuid, new_status 
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    update charthold.tenant_directory set status = 'active' where tenant_id = tenant;
+    update charthold.principal set tenant_open = true where tenant_id = tenant;
     perform set_config('charthold.scope', charthold.sign(tenant, actor, reason), true);
     update public.tenant set status = new_status where id = tenant;
-    update charthold.tenant_directory set status = new_status where tenant_id = tenant;
+    -- The trigger on public.tenant has closed the principals again, if that is the new status.
     perform set_config('charthold.scope', '', true);
 end
 $$

@@ -1,0 +1,84 @@
+"""``piccolo core shred_tenant``: asks for a tenant's keys to be destroyed, and after the waiting period does it."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from datetime import UTC, datetime
+from typing import Any
+
+from core.commands.family import command, console, errors
+from core.commands.rotate_keys import confirmed, target_of
+from core.shredding import cancel as withdraw
+from core.shredding import due, request, shred
+
+__all__ = ["shred_tenant"]
+
+
+@command(stopped="Stopped. Run the command again to see how far it came.")
+async def shred_tenant(
+    slug: str,
+    cancel: bool = False,
+    confirm: str = "",
+    actor: str = "",
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Destroy a tenant's keys, so that nothing of its PHI opens again, in tables, log or backups taken later.
+
+    The first run asks for it; from CHARTHOLD_SHRED_DAYS later on the same command does it. Until then everything works,
+    and --cancel withdraws the request. The slug must be typed each time. Backups taken before hold the wrapped keys:
+    destroy those, or change the master key (rotate_keys --tenant=all --what=kek) and destroy the old one.
+
+    Example: piccolo core shred_tenant lakeside
+
+    :param slug:
+        The tenant's slug.
+    :param cancel:
+        Withdraw the request.
+    :param confirm:
+        The slug again, where nobody can type it.
+    :param actor:
+        In whose name, by e-mail or id; left out, the tenant's first admin.
+    :param json:
+        Print the result as JSON.
+    :param quiet:
+        Print nothing but problems.
+
+    """
+    target = await target_of(slug, actor)
+
+    def say(sentence: str, **result: Any) -> None:
+        if json:
+            print(jsonlib.dumps({"tenant": slug, **result}, default=str))
+        elif not quiet:
+            console().print(sentence)
+
+    if cancel:
+        await withdraw(target)
+        say(f"The keys of {slug} stay.", step="withdrawn")
+        return
+    when = await due(target)
+    if when is None:
+        confirmed(slug, confirm, f"This asks for the keys of {slug} to be destroyed, and with them all of its PHI.")
+        when = await request(target)
+        if when > datetime.now(UTC):
+            say(
+                f"Asked. From {when:%Y-%m-%d %H:%M} UTC on the same command destroys the keys of {slug}; "
+                "--cancel withdraws the request.",
+                step="requested",
+                not_before=when,
+            )
+            return
+    elif when <= datetime.now(UTC):
+        confirmed(slug, confirm, f"This destroys the keys of {slug}, and with them all of its PHI, for good.")
+    done = await shred(target)
+    say(
+        f"The keys of {slug} are destroyed and the tenant is closed. Running processes forget them within "
+        "CHARTHOLD_KEY_CACHE_SECONDS; restart those that must forget at once. WAL and backups from before still hold "
+        "the wrapped keys: let them expire, or destroy the master key that wraps them.",
+        step="destroyed",
+        versions=done.versions,
+        swept=done.swept,
+    )
+    if not done.swept:
+        errors().print("An older transaction still looks at tenant_key. Later, as the owner: VACUUM FULL tenant_key")
