@@ -299,6 +299,13 @@ class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
             forwards="""do $$
 begin
     create table public.user_action_audit_log_default partition of public.user_action_audit_log default;
+    -- A partition does not take over what the planner must not sample.
+    execute (
+        select 'alter table public.user_action_audit_log_default '
+            || string_agg(format('alter column %I set statistics 0', attname), ', ')
+        from pg_attribute
+        where attrelid = 'public.user_action_audit_log'::regclass and attstattarget = 0
+    );
     alter table public.user_action_audit_log_default enable row level security;
     alter table public.user_action_audit_log_default force row level security;
 end

@@ -445,4 +445,23 @@ $$""",
         table="tenant", privileges=("select", "update"), to="app_runtime"
     )
 
+    manager.add_statement(
+        name="planner_does_not_sample_tenant",
+        forwards="""alter table "public"."tenant"
+    alter column "id" set statistics 0,
+    alter column "slug" set statistics 0,
+    alter column "name" set statistics 0,
+    alter column "settings" set statistics 0,
+    alter column "branding" set statistics 0,
+    alter column "time_zone" set statistics 0""",
+        backwards="""alter table "public"."tenant"
+    alter column "id" set statistics -1,
+    alter column "slug" set statistics -1,
+    alter column "name" set statistics -1,
+    alter column "settings" set statistics -1,
+    alter column "branding" set statistics -1,
+    alter column "time_zone" set statistics -1""",
+        after_tables=True,
+    )
+
     return manager

@@ -597,4 +597,21 @@ $$""",
         to="app_runtime",
     )
 
+    manager.add_statement(
+        name="planner_does_not_sample_app_user",
+        forwards="""alter table "public"."app_user"
+    alter column "id" set statistics 0,
+    alter column "tenant_id" set statistics 0,
+    alter column "email" set statistics 0,
+    alter column "full_name" set statistics 0,
+    alter column "facility_scope" set statistics 0""",
+        backwards="""alter table "public"."app_user"
+    alter column "id" set statistics -1,
+    alter column "tenant_id" set statistics -1,
+    alter column "email" set statistics -1,
+    alter column "full_name" set statistics -1,
+    alter column "facility_scope" set statistics -1""",
+        after_tables=True,
+    )
+
     return manager

@@ -498,4 +498,31 @@ async def forwards():
         table="audit_seal", privileges=("select", "insert"), to="app_runtime"
     )
 
+    manager.add_statement(
+        name="planner_does_not_sample_audit_seal",
+        forwards="""alter table "public"."audit_seal"
+    alter column "id" set statistics 0,
+    alter column "tenant_id" set statistics 0,
+    alter column "root_hash" set statistics 0,
+    alter column "leaf_list" set statistics 0,
+    alter column "previous" set statistics 0,
+    alter column "key_id" set statistics 0,
+    alter column "signature" set statistics 0,
+    alter column "frontier" set statistics 0,
+    alter column "record_ids" set statistics 0,
+    alter column "leaf_hashes" set statistics 0""",
+        backwards="""alter table "public"."audit_seal"
+    alter column "id" set statistics -1,
+    alter column "tenant_id" set statistics -1,
+    alter column "root_hash" set statistics -1,
+    alter column "leaf_list" set statistics -1,
+    alter column "previous" set statistics -1,
+    alter column "key_id" set statistics -1,
+    alter column "signature" set statistics -1,
+    alter column "frontier" set statistics -1,
+    alter column "record_ids" set statistics -1,
+    alter column "leaf_hashes" set statistics -1""",
+        after_tables=True,
+    )
+
     return manager

@@ -574,4 +574,29 @@ $$""",
         to="app_runtime",
     )
 
+    manager.add_statement(
+        name="planner_does_not_sample_facility",
+        forwards="""alter table "public"."facility"
+    alter column "id" set statistics 0,
+    alter column "tenant_id" set statistics 0,
+    alter column "name" set statistics 0,
+    alter column "npi" set statistics 0,
+    alter column "address" set statistics 0,
+    alter column "phone" set statistics 0,
+    alter column "time_zone" set statistics 0,
+    alter column "license_number" set statistics 0,
+    alter column "settings" set statistics 0""",
+        backwards="""alter table "public"."facility"
+    alter column "id" set statistics -1,
+    alter column "tenant_id" set statistics -1,
+    alter column "name" set statistics -1,
+    alter column "npi" set statistics -1,
+    alter column "address" set statistics -1,
+    alter column "phone" set statistics -1,
+    alter column "time_zone" set statistics -1,
+    alter column "license_number" set statistics -1,
+    alter column "settings" set statistics -1""",
+        after_tables=True,
+    )
+
     return manager

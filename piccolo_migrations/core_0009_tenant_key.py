@@ -378,4 +378,19 @@ $$""",
 
     manager.add_grant(table="tenant_key", to="app_runtime")
 
+    manager.add_statement(
+        name="planner_does_not_sample_tenant_key",
+        forwards="""alter table "public"."tenant_key"
+    alter column "id" set statistics 0,
+    alter column "tenant_id" set statistics 0,
+    alter column "wrapped" set statistics 0,
+    alter column "kek" set statistics 0""",
+        backwards="""alter table "public"."tenant_key"
+    alter column "id" set statistics -1,
+    alter column "tenant_id" set statistics -1,
+    alter column "wrapped" set statistics -1,
+    alter column "kek" set statistics -1""",
+        after_tables=True,
+    )
+
     return manager

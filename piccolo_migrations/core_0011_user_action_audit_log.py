@@ -437,10 +437,44 @@ async def forwards():
     manager.add_grant(table="user_action_audit_log", to="app_runtime")
 
     manager.add_statement(
+        name="planner_does_not_sample_user_action_audit_log",
+        forwards="""alter table "public"."user_action_audit_log"
+    alter column "id" set statistics 0,
+    alter column "tenant_id" set statistics 0,
+    alter column "user_id" set statistics 0,
+    alter column "record_id" set statistics 0,
+    alter column "old_values" set statistics 0,
+    alter column "new_values" set statistics 0,
+    alter column "changed_columns" set statistics 0,
+    alter column "reason" set statistics 0,
+    alter column "request_id" set statistics 0,
+    alter column "source_ip" set statistics 0""",
+        backwards="""alter table "public"."user_action_audit_log"
+    alter column "id" set statistics -1,
+    alter column "tenant_id" set statistics -1,
+    alter column "user_id" set statistics -1,
+    alter column "record_id" set statistics -1,
+    alter column "old_values" set statistics -1,
+    alter column "new_values" set statistics -1,
+    alter column "changed_columns" set statistics -1,
+    alter column "reason" set statistics -1,
+    alter column "request_id" set statistics -1,
+    alter column "source_ip" set statistics -1""",
+        after_tables=True,
+    )
+
+    manager.add_statement(
         name="user_action_audit_log_default",
         forwards="""do $$
 begin
     create table public.user_action_audit_log_default partition of public.user_action_audit_log default;
+    -- A partition does not take over what the planner must not sample.
+    execute (
+        select 'alter table public.user_action_audit_log_default '
+            || string_agg(format('alter column %I set statistics 0', attname), ', ')
+        from pg_attribute
+        where attrelid = 'public.user_action_audit_log'::regclass and attstattarget = 0
+    );
     alter table public.user_action_audit_log_default enable row level security;
     alter table public.user_action_audit_log_default force row level security;
 end

@@ -40,7 +40,9 @@ from tests.schema_app.project import catalog, changes, table
 ROOT = Path(__file__).parent.parent
 
 
-def function(body: str = "return new;", returns: str = "trigger", execute_to: tuple[str, ...] = ("app_toy",)) -> Function:
+def function(
+    body: str = "return new;", returns: str = "trigger", execute_to: tuple[str, ...] = ("app_toy",)
+) -> Function:
     return Function(
         "toy.stamp",
         source=f"""
@@ -63,7 +65,9 @@ def shared(**changed: object) -> list:
         "schema_grant": SchemaGrant(schema="toy", to="app_toy"),
         "domain": Domain("toy.code", type="text", check="length(value) < 20"),
         "function": function(),
-        "statement": Statement("note", forwards="comment on schema toy is 'one'", backwards="comment on schema toy is null"),
+        "statement": Statement(
+            "note", forwards="comment on schema toy is 'one'", backwards="comment on schema toy is null"
+        ),
     }
     return [item for item in {**objects, **changed}.values() if item is not None]
 
@@ -76,7 +80,9 @@ def objects(**changed: object) -> list:
         "check": Check("item_size_positive", condition="size > 0"),
         "index": Index("item_big", columns=("code", "(size + 1) desc"), where="size > 10", include=("note",)),
         "references": References("item_shelf_fkey", columns=("shelf",), to_table="shelf", to_columns=("id",)),
-        "trigger": Trigger("stamp", timing="before", events=("insert", "update"), function="toy.stamp", columns=("size",)),
+        "trigger": Trigger(
+            "stamp", timing="before", events=("insert", "update"), function="toy.stamp", columns=("size",)
+        ),
         "row_security": RowSecurity(),
         "policy": Policy("sized", command="select", using="size > 1", to=("app_toy",)),
         "grant": Grant(privileges=("select", "insert"), to="app_toy"),
@@ -178,7 +184,9 @@ CHANGED = {
 SHARED_CHANGED = {
     "domain": Domain("toy.code", type="text", check="length(value) < 30"),
     "function": function("new.size := 1; return new;"),
-    "statement": Statement("note", forwards="comment on schema toy is 'two'", backwards="comment on schema toy is null"),
+    "statement": Statement(
+        "note", forwards="comment on schema toy is 'two'", backwards="comment on schema toy is null"
+    ),
     "schema_grant": SchemaGrant(schema="toy", privileges=("usage", "create"), to="app_toy"),
 }
 
@@ -304,7 +312,11 @@ async def test_a_renamed_table_keeps_its_rows_and_its_objects(project, connectio
         return table(name, objects(primary_key=None, references=None), **columns())
 
     def columns() -> dict:
-        return {"code": Varchar(length=20, default=None), "size": Integer(default=None, null=True), "note": Text(default="")}
+        return {
+            "code": Varchar(length=20, default=None),
+            "size": Integer(default=None, null=True),
+            "note": Text(default=""),
+        }
 
     project.declare(named("Item"), shared=shared())
     await project.new()

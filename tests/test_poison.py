@@ -49,7 +49,9 @@ async def state(db: ChartholdEngine) -> dict[str, Any]:
             "locks": await fetch("select * from pg_locks where pid = pg_backend_pid() and locktype = 'advisory'"),
             "temporary": await fetch("select relname from pg_class where relpersistence = 't'"),
             "functions": await fetch("select proname from pg_proc where pronamespace = pg_my_temp_schema()"),
-            "statements": await fetch("select name from pg_prepared_statements where statement ilike '%' || 'spr' || 'ung%'"),
+            "statements": await fetch(
+                "select name from pg_prepared_statements where statement ilike '%' || 'spr' || 'ung%'"
+            ),
         }
     finally:
         link.dirty = False
@@ -349,7 +351,7 @@ async def test_a_logins_own_defaults_do_not_reach_the_session(
     database: ChartholdEngine, lakeside: Clinic, owner: asyncpg.Connection
 ) -> None:
     """A login may change its own defaults, for ever: they must not decide what is shown or how the log is written."""
-    login = (await database.connect(owner=False))
+    login = await database.connect(owner=False)
     name = await login.fetchval("select session_user")
     evil = {"search_path": "evil", "row_security": "off", "bytea_output": "escape", "transform_null_equals": "on",
             "default_transaction_read_only": "on", "plan_cache_mode": "force_custom_plan", "timezone": "Asia/Tokyo"}  # fmt: skip

@@ -12,7 +12,9 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def block(number: int, language: str) -> str:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[number]
+    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[
+        number
+    ]
 
 
 async def test_the_twelve_lines_run(database: ChartholdEngine) -> None:

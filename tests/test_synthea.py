@@ -220,7 +220,7 @@ p-3,o1,
     with Export(write(tmp_path, HEADER, providers=content.encode())) as export:
         emails = [row.email for _, row in providers(export.providers, problems.append)]
     assert emails == [
-        "victor493.noriega353.2d85c411@providers.example",
+        "victor.noriega.2d85c411@providers.example",
         "o.neil.ada.p.1@providers.example",
         "provider.7d85c411@providers.example",
     ]

@@ -67,7 +67,8 @@ class Report:
         if self.exported_heads:
             said += f", {self.exported_heads} exported heads"
         said += f", {self.unsealed} not sealed yet"
-        return f"{said}: {'as they were sealed' if self.good else f'{len(self.findings)} findings'}."
+        count = len(self.findings)
+        return f"{said}: {'as they were sealed' if self.good else f'{count} finding' + 's' * (count > 1)}."
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -69,6 +69,8 @@ async def verify_audit(
             continue
         if not json:
             _print_report(slug, reports[slug], quiet=quiet)
+    if not tenants and not (quiet or json):
+        console().print("There is no tenant yet.")
     gone = {head.tenant_id for head in exported} - set(tenants.values()) if tenant == ALL else set()
     for tenant_id in sorted(gone):
         errors().print(f"The tenant {tenant_id} has exported heads and is gone.")

@@ -111,6 +111,9 @@ def homeless(file: CsvFile) -> list[str]:
     ]
 
 
+_DIGITS = re.compile(r"(?<=[^\W\d])\d+")
+
+
 def _rows(
     file: CsvFile, columns: Sequence[str], parse: Callable[[Sequence[str]], Row], report: Report
 ) -> Iterator[tuple[int, Row]]:
@@ -158,6 +161,8 @@ def _organization(fields: Sequence[str]) -> Organization:
 
 def _provider(fields: Sequence[str]) -> Provider:
     identity, organization, name = fields
+    # Synthea marks made-up names with digits. Without them a provider and a patient of one name are told apart.
+    name = _DIGITS.sub("", name).strip()
     if not name:
         raise BadRecord("has no NAME")
     if not organization:

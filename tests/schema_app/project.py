@@ -93,7 +93,10 @@ def project_of(app_name: str, project: Project, original: Any) -> Any:
 
 def table(name: str, objects: Sequence[SchemaObject] = (), /, schema: str | None = None, **columns: Any) -> type[Table]:
     """A table class; ``name`` is the class's, and in lower case the table's."""
-    members = columns or {"code": Varchar(length=20, default=None, null=False), "size": Integer(default=None, null=True)}
+    members = columns or {
+        "code": Varchar(length=20, default=None, null=False),
+        "size": Integer(default=None, null=True),
+    }
     cls = create_table_class(name, class_kwargs={"tablename": name.lower(), "schema": schema}, class_members=members)
     cls.schema_objects = tuple(objects)
     return cls

@@ -38,7 +38,13 @@ class Server:
         return {**self.connect, "database": database}
 
     def environ(self, database: str) -> dict[str, str]:
-        names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "database": "PGDATABASE"}
+        names = {
+            "host": "PGHOST",
+            "port": "PGPORT",
+            "user": "PGUSER",
+            "password": "PGPASSWORD",
+            "database": "PGDATABASE",
+        }
         return {names[key]: str(value) for key, value in self.to(database).items()}
 
     @asynccontextmanager

@@ -1,0 +1,756 @@
+"""Steps run up, down and up again without a trace, alone or in a crowd, and whatever kills them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import asyncpg
+import pytest
+from piccolo.apps.migrations.commands.backwards import run_backwards
+from piccolo.apps.migrations.commands.forwards import run_forwards
+from piccolo.columns import UUID, Integer, Text, Varchar
+from piccolo.columns.defaults.uuid import UUID4
+
+import core.piccolo_app as core_app
+from core.errors import MigrationError
+from core.schema import (
+    Check,
+    Function,
+    Index,
+    Namespace,
+    References,
+    Role,
+    Statement,
+    lock,
+    lock,
+    run,
+    runner,
+    shared_objects,
+)
+from core.schema.catalog import snapshot
+from core.schema.drift import drift
+from core.schema.regenerate import regenerate
+from core.schema.unsafe import KINDS as UNSAFE
+from core.schema.unsafe import findings
+from core.settings import Settings
+from tests.schema_app import project as toy
+from tests.schema_app.fixtures import connection, database, project, server  # noqa: F401
+from tests.schema_app.project import catalog, changes, ran, table
+
+ROOT = Path(__file__).parent.parent
+CORE = sorted(path.stem for path in (ROOT / "piccolo_migrations").glob("core_*.py"))
+
+
+@pytest.fixture(autouse=True)
+def unsettled(monkeypatch):
+    """What follows the steps of core needs its engine; here the steps are looked at alone."""
+    monkeypatch.setattr(runner, "_settled", {})
+
+
+async def rows(connection, app: str = "toy") -> list[str]:  # noqa: F811
+    return [
+        row["name"] for row in await connection.fetch("select name from migration where app_name = $1 order by id", app)
+    ]
+
+
+# -- the steps of core -----------------------------------------------------------------------------------------------
+
+
+async def test_each_step_of_core_goes_up_down_and_up_without_a_trace(connection):
+    states = [await snapshot(connection)]
+    for _ in CORE:
+        result = await run_forwards("core", "1")
+        assert result.success, result.message
+        states.append(await snapshot(connection))
+        assert (await run_backwards("core", "1", auto_agree=True)).success
+        assert changes(states[-2], await snapshot(connection)) == {}
+        assert (await run_forwards("core", "1")).success
+        assert changes(states[-1], await snapshot(connection)) == {}
+    assert len(await rows(connection, "core")) == len(CORE)
+
+
+async def test_all_steps_of_core_leave_an_empty_database_empty(connection):
+    empty = await snapshot(connection)
+    assert (await run_forwards("core")).success
+    full = await snapshot(connection)
+    assert (await run_backwards("core", "all", auto_agree=True)).success
+    assert changes(empty, await snapshot(connection)) == {}
+    assert await rows(connection, "core") == []
+    assert (await run_forwards("core")).success
+    assert changes(full, await snapshot(connection)) == {}
+
+
+async def test_the_declarations_are_what_the_steps_of_core_make(connection):
+    assert (await run_forwards("core")).success
+    assert await drift(connection, core_app.APP_CONFIG.table_classes, shared_objects("core")) == []
+
+
+async def test_the_steps_of_core_are_what_is_generated(tmp_path, monkeypatch):
+    """Nothing in piccolo_migrations is written by hand."""
+    monkeypatch.setattr(core_app.APP_CONFIG, "migrations_folder_path", str(tmp_path))
+    written = await asyncio.create_task(regenerate("core"))
+    assert [path.stem for path in written] == CORE
+    for path in written:
+        assert path.read_text() == (ROOT / "piccolo_migrations" / path.name).read_text()
+        # Leave the module of that name to the tests that follow.
+        sys.modules.pop(path.stem, None)
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+
+
+async def test_rows_of_untouched_tables_survive(project, connection):  # noqa: F811
+    shelves = table("Shelf", [Check("shelf_named", condition="name <> ''")], name=Text())
+    boxes = table("Box", code=Varchar(default=None), size=Integer(default=None, null=True))
+    project.declare(shelves, boxes)
+    await project.new()
+    await project.up()
+    await connection.execute("insert into shelf (name) values ('a'), ('b'); insert into box (code) values ('x')")
+    project.declare(shelves, boxes, table("Crate", note=Text()))
+    await project.new()
+    await project.up()
+    await connection.execute("insert into crate (note) values ('gone')")
+    before = await connection.fetch("select * from shelf, box order by 1, 2")
+    await project.down()
+    await project.up()
+    assert await connection.fetch("select * from shelf, box order by 1, 2") == before
+    assert await connection.fetchval("select count(*) from crate") == 0
+
+
+# -- order, bookkeeping, the way back ---------------------------------------------------------------------------------
+
+
+async def test_raw_steps_see_new_columns_before_anything_goes(project, connection):  # noqa: F811
+    project.declare(table("Box", code=Varchar(length=20, default=None)))
+    await project.new()
+    await project.up()
+    await connection.execute("insert into box (code) values ('12')")
+    before = await catalog(connection)
+    project.write(
+        "2100",
+        """
+manager.add_column(table_class_name="Box", tablename="box", column_name="size", column_class_name="Integer",
+    params={"default": None, "null": True})
+manager.drop_column(table_class_name="Box", tablename="box", column_name="code")
+manager.add_check(table="box", name="box_size_positive", condition="size > 0")
+async def fill():
+    ran.append("fill")
+    await __import__("core.schema.lock").schema.lock.engine().run_ddl("update box set size = code::int")
+async def empty():
+    ran.append("empty")
+    await __import__("core.schema.lock").schema.lock.engine().run_ddl("update box set code = size::text")
+manager.add_raw(fill)
+manager.add_raw_backwards(empty)
+""",
+    )
+    await project.up()
+    assert await connection.fetchval("select size from box") == 12
+    await project.down()
+    assert await connection.fetchval("select code from box") == "12"
+    assert changes(before, await catalog(connection)) == {}
+    assert ran == ["fill", "empty"]
+
+
+async def test_a_raw_step_without_a_way_back_is_refused_before_anything_runs(project, connection):  # noqa: F811
+    project.declare(table("Box", code=Varchar()))
+    await project.new()
+    project.write("2100", "manager.add_raw(lambda: ran.append('raw'))")
+    result = await project.forwards()
+    assert not result.success
+    assert "no way back" in result.message
+    assert ran == []
+    assert await connection.fetchval("select to_regclass('box')") is None
+    with pytest.raises(MigrationError, match="no way back"):
+        await project.new()
+
+
+async def test_an_irreversible_step_says_why_and_stays(project, connection):  # noqa: F811
+    project.write("2100", "manager.add_raw(lambda: ran.append('raw'))\nmanager.irreversible('the old codes are lost')")
+    assert (await project.forwards()).success
+    result = await project.backwards()
+    assert not result.success
+    assert "the old codes are lost" in result.message
+    assert await rows(connection) == ["2100"]
+
+
+async def test_a_statement_without_a_way_back_says_why(project, connection):  # noqa: F811
+    project.declare(shared=[Statement("s", forwards="select 1", irreversible="it was never there")])
+    await project.new()
+    await project.up()
+    result = await project.backwards()
+    assert "it was never there" in result.message
+
+
+async def test_a_step_that_fails_changes_nothing_and_quotes_no_value(project, connection, capsys):  # noqa: F811
+    project.declare(table("Box", code=Varchar(default=None)))
+    await project.new()
+    await project.up()
+    await connection.execute("insert into box (code) values ('Nguyen'), ('Nguyen')")
+    before = await catalog(connection)
+    project.write(
+        "2100",
+        """
+manager.add_comment(table="box", text="new")
+manager.add_statement(name="s", forwards="create unique index on box (code)", backwards="select 1", after_tables=True)
+""",
+    )
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("core.schema.unsafe.settings", lambda: Settings(allow_unsafe=frozenset({"blocking_index"})))
+    result = await project.forwards()
+    monkey.undo()
+    assert not result.success
+    assert "failed and changed nothing" in result.message
+    assert "23505" in result.message
+    assert "Nguyen" not in result.message + capsys.readouterr().err
+    assert changes(before, await catalog(connection)) == {}
+    assert "2100" not in await rows(connection)
+
+
+async def test_each_step_has_one_row_of_its_app(project, connection):  # noqa: F811
+    project.declare(table("Box", code=Varchar()))
+    await project.new()
+    await project.up()
+    [name] = await rows(connection)
+    await connection.execute("insert into migration (name, app_name) values ($1, 'other')", name)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await connection.execute("insert into migration (name, app_name) values ($1, 'other')", name)
+    await project.down()
+    assert await rows(connection) == []
+    assert await rows(connection, "other") == [name]
+
+
+async def test_steps_go_back_in_the_order_in_which_they_ran(project, connection):  # noqa: F811
+    project.write(
+        "2200", "manager.add_raw(lambda: ran.append('b')); manager.add_raw_backwards(lambda: ran.append('-b'))"
+    )
+    await project.up()
+    project.write(
+        "2100", "manager.add_raw(lambda: ran.append('a')); manager.add_raw_backwards(lambda: ran.append('-a'))"
+    )
+    await project.up()
+    await project.down("all")
+    assert ran == ["b", "a", "-a", "-b"]
+
+
+async def test_fake_records_without_running(project, connection):  # noqa: F811
+    project.declare(table("Box", code=Varchar()))
+    await project.new()
+    assert (await project.forwards(fake=True)).success
+    assert len(await rows(connection)) == 1
+    assert await connection.fetchval("select to_regclass('box')") is None
+
+
+async def test_a_step_of_piccolos_own_runs_with_its_row(project, connection):  # noqa: F811
+    (project.folder / "old.py").write_text("""
+from piccolo.apps.migrations.auto.migration_manager import MigrationManager
+from piccolo.columns import Varchar
+from piccolo.constraints import Check
+ID = "2000"
+VERSION = "1.38"
+DESCRIPTION = ""
+
+async def forwards():
+    manager = MigrationManager(migration_id=ID, app_name="toy")
+    manager.add_table("Box", tablename="box")
+    manager.add_column("Box", "box", "code", column_class=Varchar, params={"default": ""})
+    manager.add_constraint("Box", "box", "code_known", Check, {"condition": "code <> ''"})
+    return manager
+""")
+    empty = await catalog(connection)
+    await project.up()
+    assert await rows(connection) == ["2000"]
+    # The declaration has the same check; nothing is left to do.
+    project.declare(table("Box", [Check("code_known", condition="code <> ''")], code=Varchar(default="")))
+    assert await project.new() == ""
+    assert await project.drift(connection) == []
+    await project.down()
+    assert changes(empty, await catalog(connection)) == {}
+
+
+# -- roles of a cluster that holds several databases ------------------------------------------------------------------
+
+
+async def test_a_role_that_another_database_uses_stays(project, connection, server, monkeypatch):  # noqa: F811
+    project.declare(shared=[Role("app_toy", application=False), Namespace("toy")])
+    await project.new()
+    await project.up()
+    async with server.database() as other:
+        second = await asyncpg.connect(**server.to(other))
+        await second.execute("create table t (); grant select on t to app_toy")
+        await project.down()
+        assert await connection.fetchval("select count(*) from pg_roles where rolname = 'app_toy'") == 1
+        assert await second.fetchval("select has_table_privilege('app_toy', 't', 'select')")
+        await second.execute("drop table t")
+        await second.close()
+    await project.up()
+    await connection.execute("create table t (); grant select on t to app_toy")
+    await project.down()
+    left = await connection.fetchval("select count(*) from pg_roles where rolname = 'app_toy'")
+    # What hand-made grants hold on to goes with them, if the migrator may act for the role.
+    assert left == (0 if server.name == "embedded" else 1)
+
+
+async def test_generated_steps_know_no_prefix_and_render_it(project, connection, monkeypatch):  # noqa: F811
+    project.declare(shared=[Role("app_toy", application=False)])
+    source = await project.new()
+    configured = Settings(role_prefix="clinic_")
+    monkeypatch.setattr("core.schema.role.settings", lambda: configured)
+    assert 'name="app_toy"' in source
+    await project.up()
+    assert await connection.fetchval("select count(*) from pg_roles where rolname = 'clinic_app_toy'") == 1
+    await project.down()
+    assert await connection.fetchval("select count(*) from pg_roles where rolname = 'clinic_app_toy'") == 0
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+
+
+def migrate(app: str, connect: dict, *folder: object) -> subprocess.Popen:
+    arguments = [sys.executable, "-m", "tests.schema_app.migrate", app, json.dumps(connect), *map(str, folder)]
+    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("crowd", [2, 8])
+async def test_of_many_migrators_one_runs_each_step(server, database, connection, crowd):  # noqa: F811
+    processes = [migrate("core", server.to(database)) for _ in range(crowd)]
+    outputs = [await asyncio.to_thread(process.communicate) for process in processes]
+    assert [process.returncode for process in processes] == [0] * crowd, outputs
+    told = [output for output, _ in outputs]
+    assert sum(f"Running {len(CORE)} migrations" in output for output in told) == 1
+    assert sum("No migrations need to be run" in output for output in told) == crowd - 1
+    assert len(await rows(connection, "core")) == len(CORE)
+    assert await drift(connection, core_app.APP_CONFIG.table_classes, shared_objects("core")) == []
+
+
+async def test_two_migrators_in_one_process_take_turns(project, connection):  # noqa: F811
+    project.declare(table("Box", code=Varchar()))
+    await project.new()
+    results = await asyncio.gather(project.forwards(), project.forwards())
+    assert all(result.success for result in results)
+    assert len(await rows(connection)) == 1
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(run, "settings", lambda: Settings(lock_timeout=0.1))
+    monkeypatch.setattr(run, "PAUSE", 0.05)
+
+
+async def test_a_step_waits_its_turn_for_a_table_and_tries_again(
+    project,
+    connection,
+    server,
+    database,
+    impatient,  # noqa: F811
+):
+    project.declare(table("Box", code=Varchar()))
+    await project.new()
+    await project.up()
+    other = await asyncpg.connect(**server.to(database))
+    holding = other.transaction()
+    await holding.start()
+    await other.execute("select * from box")
+    project.declare(table("Box", [Check("box_code", condition="code <> ''")], code=Varchar()))
+    await project.new()
+    running = asyncio.create_task(project.forwards())
+    await asyncio.sleep(0.3)
+    assert not running.done()
+    await holding.rollback()
+    assert (await running).success
+    await other.close()
+
+
+async def test_a_step_that_never_gets_its_table_gives_up_and_changes_nothing(
+    project,
+    connection,
+    server,
+    database,
+    impatient,  # noqa: F811
+):
+    project.declare(table("Box", code=Varchar()))
+    await project.new()
+    await project.up()
+    other = await asyncpg.connect(**server.to(database))
+    holding = other.transaction()
+    await holding.start()
+    await other.execute("select * from box")
+    project.declare(
+        table("Box", [Check("box_code", condition="code <> ''")], code=Varchar()), table("Lid", a=Integer())
+    )
+    await project.new()
+    result = await project.forwards()
+    assert not result.success
+    assert "did not get its locks in 5 attempts" in result.message
+    assert len(await rows(connection)) == 1
+    assert await connection.fetchval("select to_regclass('lid')") is None
+    await holding.rollback()
+    await other.close()
+
+
+async def test_the_lock_goes_when_the_command_ends(project, connection):  # noqa: F811
+    await project.up()
+    await project.up()
+    held = "select count(*) from pg_locks where locktype = 'advisory'"
+    for _ in range(20):
+        if await connection.fetchval(held) == 0:
+            return
+        await asyncio.sleep(0.05)
+    assert await connection.fetchval(held) == 0
+
+
+# -- kill -9 -----------------------------------------------------------------------------------------------------------
+
+
+async def wait_for(connection, query: str, process: subprocess.Popen, *arguments: object) -> bool:  # noqa: F811
+    """Poll until the query says yes; False when the process was faster."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if await connection.fetchval(query, *arguments):
+            return True
+        if process.poll() is not None:
+            return False
+        await asyncio.sleep(0.001)
+    raise AssertionError(f"it never came to: {query}")
+
+
+async def alone(connection) -> None:  # noqa: F811
+    """Wait until the server has noticed that its client is gone."""
+    gone = (
+        "select count(*) = 0 from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        " and backend_type = 'client backend'"
+    )
+    for _ in range(500):
+        if await connection.fetchval(gone):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("a killed migrator's backend still runs")
+
+
+async def states_of_core(connection) -> list[dict]:  # noqa: F811
+    """The catalog after no step, after the first, after the second ..."""
+    states = [await snapshot(connection)]
+    for _ in CORE:
+        await run_forwards("core", "1")
+        states.append(await snapshot(connection))
+    await run_backwards("core", "all", auto_agree=True)
+    return states
+
+
+STEP_RUNS = (
+    "select exists (select from pg_locks where locktype = 'advisory' and granted and mode = 'ExclusiveLock' offset 1)"
+)
+
+
+async def test_a_killed_migrator_leaves_the_old_state_or_the_new(server, database, connection):  # noqa: F811
+    states = await states_of_core(connection)
+    dice = random.Random(20260101)
+    interrupted = 0
+    for attempt in range(10):
+        process = migrate("core", server.to(database))
+        if attempt % 2:
+            await wait_for(connection, "select count(*) >= $1 from migration", process, dice.randrange(1, len(CORE)))
+        else:
+            # Two advisory locks are held while a step's transaction is open.
+            await wait_for(connection, STEP_RUNS, process)
+        await asyncio.sleep(dice.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(process.communicate)
+        await alone(connection)
+        ran = await rows(connection, "core")
+        interrupted += len(ran) < len(CORE)
+        assert changes(states[len(ran)], await snapshot(connection)) == {}
+        result = await run_forwards("core")
+        assert result.success, result.message
+        assert changes(states[-1], await snapshot(connection)) == {}
+        await run_backwards("core", "all", auto_agree=True)
+    assert interrupted >= 5
+
+
+async def test_a_killed_index_build_is_finished_by_the_next_run(project, connection, server, database):  # noqa: F811
+    project.declare(table("Box", code=Varchar(), size=Integer(default=None, null=True)))
+    await project.new()
+    await project.up()
+    await connection.execute("insert into box (code, size) select n::text, n from generate_series(1, 1000) as n")
+    big = Index("box_size", columns=("size",), concurrently=True)
+    project.declare(table("Box", [big], code=Varchar(), size=Integer(default=None, null=True)))
+    await project.new()
+    # A writer that does not end holds the build up.
+    other = await asyncpg.connect(**server.to(database))
+    holding = other.transaction()
+    await holding.start()
+    await other.execute("update box set size = 0 where code = '1'")
+    process = migrate("toy", server.to(database), project.folder)
+    invalid = "select exists (select from pg_index where indexrelid = to_regclass('box_size') and not indisvalid)"
+    assert await wait_for(connection, invalid, process)
+    process.send_signal(signal.SIGKILL)
+    await asyncio.to_thread(process.communicate)
+    # The backend itself waits for the writer, and notices only then that nobody listens.
+    await connection.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity where query like 'create index concurrently%'"
+    )
+    assert len(await rows(connection)) == 1  # a step that is nothing but a build is recorded when it is built
+    assert await connection.fetchval(invalid)
+    await holding.rollback()
+    await other.close()
+    await project.up()
+    assert len(await rows(connection)) == 2
+    assert await connection.fetchval("select indisvalid from pg_index where indexrelid = 'box_size'::regclass")
+    assert await project.drift(connection) == []
+
+
+async def test_a_step_with_more_than_a_build_is_finished_too(project, connection):  # noqa: F811
+    project.declare(table("Box", code=Varchar(), size=Integer(default=None, null=True)))
+    await project.new()
+    await project.up()
+    await connection.execute("insert into box (code, size) select n::text, n from generate_series(1, 10) as n")
+    declared = [Index("box_size", columns=("size",), concurrently=True), Check("box_sized", condition="size > 0")]
+    project.declare(table("Box", declared, code=Varchar(), size=Integer(default=None, null=True)))
+    await project.new()
+    monkey = pytest.MonkeyPatch()
+
+    async def killed(*_: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkey.setattr(run, "unfinished", killed)
+    with pytest.raises(KeyboardInterrupt):
+        await project.forwards()
+    monkey.undo()
+    assert len(await rows(connection)) == 2
+    assert {d.name for d in await project.drift(connection)} == {"box_sized on public.box", "public.box_size"}
+    await project.up()
+    assert await project.drift(connection) == []
+
+
+# -- preview -----------------------------------------------------------------------------------------------------------
+
+
+def psql(server, database: str, script: str) -> str:  # noqa: F811
+    done = subprocess.run(
+        [server.psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-"],
+        input=script, capture_output=True, text=True, env={**os.environ, **server.environ(database)}, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+async def test_psql_runs_what_preview_prints(server, database, connection, capsys):  # noqa: F811
+    if server.name == "configured":
+        pytest.skip("psql is not handed over")
+    empty = await snapshot(connection)
+    capsys.readouterr()
+    await run_forwards("core", preview=True)
+    up = capsys.readouterr().out
+    assert changes(empty, await snapshot(connection)) == {}  # printing changes nothing
+    assert await connection.fetchval("select to_regclass('migration')") is None
+    psql(server, database, up)
+    assert len(await rows(connection, "core")) == len(CORE)
+    assert await drift(connection, core_app.APP_CONFIG.table_classes, shared_objects("core")) == []
+    result = await run_forwards("core")
+    assert result.message == "🏁 No migrations need to be run"
+    capsys.readouterr()
+    await run_backwards("core", "all", auto_agree=True, preview=True)
+    psql(server, database, capsys.readouterr().out)
+    assert changes(empty, await snapshot(connection)) == {}
+
+
+# -- unsafe steps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def filled(project, connection):  # noqa: F811
+    project.declare(table("Box", code=Varchar(length=20, default=None), size=Integer(default=None, null=True)))
+    await project.new()
+    await project.up()
+    await connection.execute("insert into box (code, size) values ('a', 1)")
+    await connection.execute("create domain short as text check (length(value) < 9)")
+    return project
+
+
+STATEMENTS: dict[str, str | None] = {
+    "alter table box add column a uuid default gen_random_uuid()": "volatile_default",
+    "alter table box add column a timestamptz default clock_timestamp()": "volatile_default",
+    "alter table box add column a serial": "volatile_default",
+    "alter table box add column a timestamptz default now()": None,
+    "alter table box add column a integer not null default 3": None,
+    "alter table box add column a short": "rewrite",
+    "alter table box add column a integer generated always as (size + 1) stored": "rewrite",
+    "alter table box add column a integer references box (id)": "unchecked_constraint",
+    "alter table box add column a integer unique": "blocking_index",
+    "alter table box alter column size type bigint": "type_change",
+    "alter table box alter column code type varchar(10)": "type_change",
+    "alter table box alter column code type varchar(40)": None,
+    "alter table box alter column code type text": None,
+    "alter table box alter column size set not null": "not_null",
+    "alter table box alter column code set not null": None,  # it is already
+    "create index i on box (size)": "blocking_index",
+    "create unique index i on box (size)": "blocking_index",
+    "alter table box add constraint c unique (size)": "blocking_index",
+    "alter table box add constraint c primary key (size)": "blocking_index",
+    "alter table box add constraint c check (size > 0)": "unchecked_constraint",
+    "alter table box add constraint c check (size > 0) not valid": None,
+    "alter table box add constraint c foreign key (size) references box (id)": "unchecked_constraint",
+    "alter table box add constraint c foreign key (size) references box (id) not valid": None,
+    "alter table box set unlogged": "rewrite",
+    "cluster box using box_pkey": "rewrite",
+    "alter table box rename to crate; create index i on crate (size)": "blocking_index",
+    "create table crate (a integer); create index i on crate (a)": None,
+    "comment on table box is 'x'": None,
+    "alter table box drop column size": None,
+    "create table box_2 (like box); alter table box_2 alter column size type bigint": None,
+}
+
+
+@pytest.mark.parametrize(("statement", "kind"), STATEMENTS.items())
+async def test_unsafe_statements_are_named_on_tables_with_rows(filled, connection, statement, kind):
+    found = await findings(connection, [statement])
+    assert [finding.kind for finding in found] == ([kind] if kind else [])
+    for finding in found:
+        assert finding.kind in UNSAFE
+        assert "Safe form:" in str(finding)
+
+
+async def test_every_kind_that_is_named_really_rewrites_or_scans(filled, connection):
+    """The claims of this list about rewriting, held against the server's own file numbers."""
+    for statement, kind in STATEMENTS.items():
+        if ";" in statement or "cluster" in statement:
+            continue
+        transaction = connection.transaction()
+        await transaction.start()
+        file = "select pg_relation_filenode('box')"
+        before = await connection.fetchval(file)
+        try:
+            await connection.execute(statement.replace("primary key (size)", "unique (size)"))
+            rewritten = before != await connection.fetchval(file)
+        finally:
+            await transaction.rollback()
+        if rewritten:
+            assert kind in {"volatile_default", "type_change", "rewrite"}, statement
+        elif kind == "rewrite" or (kind == "type_change" and "bigint" in statement):
+            raise AssertionError(f"not rewritten: {statement}")
+
+
+async def test_the_same_statements_are_welcome_on_an_empty_table(filled, connection):
+    await connection.execute("truncate box")
+    for statement in STATEMENTS:
+        assert await findings(connection, [statement]) == []
+
+
+async def test_a_check_that_says_so_makes_not_null_safe(filled, connection):
+    await connection.execute("alter table box add constraint c check (size is not null)")
+    assert await findings(connection, ["alter table box alter column size set not null"]) == []
+
+
+async def test_a_domain_that_columns_use_is_looked_after(filled, connection):
+    await connection.execute("create table d (a short); insert into d values ('a')")
+    statement = "alter domain short add constraint more check (value <> '')"
+    assert [f.kind for f in await findings(connection, [statement])] == ["domain_check"]
+    assert await findings(connection, [f"{statement} not valid"]) == []
+
+
+async def test_an_unsafe_step_stops_and_a_setting_lets_it_pass(filled, connection, monkeypatch):
+    index = Index("box_size", columns=("size",))
+    filled.declare(table("Box", [index], code=Varchar(length=20, default=None), size=Integer(default=None, null=True)))
+    await filled.new()
+    result = await filled.forwards()
+    assert not result.success
+    assert "blocking_index on box" in result.message
+    assert "concurrently=True" in result.message
+    assert "CHARTHOLD_ALLOW_UNSAFE=blocking_index" in result.message
+    assert len(await rows(connection)) == 1
+    allowed = Settings(allow_unsafe=frozenset({"blocking_index"}))
+    monkeypatch.setattr("core.schema.unsafe.settings", lambda: allowed)
+    await filled.up()
+    assert await filled.drift(connection) == []
+
+
+async def test_checks_and_foreign_keys_are_added_the_safe_way(filled, connection, capsys):
+    declared = [
+        Check("box_sized", condition="size > 0"),
+        References("box_self", columns=("size",), to_table="box", to_columns=("id",)),
+    ]
+    filled.declare(table("Box", declared, code=Varchar(length=20, default=None), size=Integer(default=None, null=True)))
+    await filled.new()
+    capsys.readouterr()
+    await filled.forwards(preview=True)
+    printed = capsys.readouterr().out
+    assert printed.count("not valid;") == 2
+    assert printed.index("commit;") < printed.index("validate constraint")
+    await filled.up()
+    assert await filled.drift(connection) == []
+
+
+async def test_rows_that_break_a_new_check_leave_it_unfinished_and_say_so(filled, connection):
+    columns = {"code": Varchar(length=20, default=None), "size": Integer(default=None, null=True)}
+    filled.declare(table("Box", [Check("box_big", condition="size > 9")], **columns))
+    await filled.new()
+    result = await filled.forwards()
+    assert not result.success
+    assert "Not finished" in result.message
+    with pytest.raises(asyncpg.CheckViolationError):  # new rows are bound already
+        await connection.execute("insert into box (code, size) values ('b', 2)")
+    await connection.execute("update box set size = 10")
+    await filled.up()
+    assert await filled.drift(connection) == []
+
+
+async def test_the_safe_form_of_an_index_is_built_outside_of_the_transaction(filled, connection):
+    index = Index("box_size", columns=("size",), concurrently=True)
+    filled.declare(table("Box", [index], code=Varchar(length=20, default=None), size=Integer(default=None, null=True)))
+    await filled.new()
+    await filled.up()
+    assert await filled.drift(connection) == []
+    await filled.down()
+    await filled.up()
+    assert await filled.drift(connection) == []
+
+
+async def test_a_waiting_migrator_does_not_hold_an_index_build_up(filled, connection):
+    """CREATE INDEX CONCURRENTLY waits for every snapshot, so nobody may wait for the lock inside of a statement."""
+    index = Index("box_size", columns=("size",), concurrently=True)
+    filled.declare(table("Box", [index], code=Varchar(length=20, default=None), size=Integer(default=None, null=True)))
+    await filled.new()
+    results = await asyncio.wait_for(asyncio.gather(*(filled.forwards() for _ in range(3))), timeout=20)
+    assert all(result.success for result in results)
+
+
+async def test_a_uuid_default_of_piccolo_is_named(filled, connection):
+    columns = {"code": Varchar(length=20, default=None), "size": Integer(default=None, null=True)}
+    filled.declare(table("Box", key=UUID(default=UUID4()), **columns))
+    await filled.new()
+    result = await filled.forwards()
+    assert "volatile_default on box" in result.message
+
+
+async def test_a_function_is_made_before_the_tables_that_it_names(project, connection):  # noqa: F811
+    count = Function(
+        "public.boxes",
+        source="create function public.boxes() returns bigint language sql as 'select count(*) from box'",
+    )
+    typed = Function(
+        "public.code_of",
+        signature="(box)",
+        source="create function public.code_of(b box) returns text language sql as 'select b.code'",
+        after_tables=True,
+    )
+    project.declare(table("Box", code=Varchar()), shared=[typed, count])
+    empty = await catalog(connection)
+    await project.new()
+    await project.up()
+    assert await connection.fetchval("select boxes()") == 0
+    assert await project.drift(connection) == []
+    await project.down()
+    assert changes(empty, await catalog(connection)) == {}
+
+
+def test_the_step_lock_is_not_the_session_lock():
+    assert lock.STEP_LOCK.count("migration step of") == 1
+    assert "migrations of" in lock.SESSION_LOCK
+    assert toy.APP == "toy"
