@@ -67,6 +67,8 @@ class Transaction(PostgresTransaction):
     def __init__(self, engine: ChartholdEngine, *, allow_nested: bool = True) -> None:
         super().__init__(engine, allow_nested=allow_nested)
         self.engine_ = engine
+        if self._parent is not None and cast("Transaction", self._parent)._link is None:
+            self._parent = None  # it ended; this task outlived it
         self._link: Link | None = None
         self._savepoint: Any = None
         self._scope: Scope | None = None

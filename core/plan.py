@@ -14,6 +14,7 @@ from uuid import UUID
 from piccolo.querystring import QueryString
 from piccolo.utils.encoding import JSONDict
 
+from core.crypto.derive import Secret, forgetful
 from core.crypto.values import Kind
 from core.errors import ProtectedQueryError
 from core.residue import is_one_statement, leaves_nothing
@@ -37,7 +38,7 @@ class _Tenant:
 TENANT = _Tenant()
 
 
-class Sealed:
+class Sealed(Secret):
     """A value to be sealed for one row. Its repr shows nothing."""
 
     __slots__ = ("column", "kind", "row_id", "table", "value")
@@ -57,7 +58,7 @@ class Sealed:
         return "<encrypted>"
 
 
-class Deferred:
+class Deferred(Secret):
     """An argument made by a function of the tenant's keys: a blind index, a column of sealed values."""
 
     __slots__ = ("make",)
@@ -65,6 +66,7 @@ class Deferred:
     def __init__(self, make: Callable[[TenantKeys], Any]) -> None:
         self.make = make
 
+    @forgetful  # what ``make`` closes over is plaintext
     def bind(self, tenant: UUID, keys: TenantKeys | None) -> Any:
         assert keys is not None
         return self.make(keys)
@@ -122,7 +124,7 @@ class Statement:
 class Plan(QueryString):
     """A statement of ours with its arguments, as a QueryString of Piccolo's."""
 
-    __slots__ = ("_statement", "opened", "outputs", "returns")
+    __slots__ = ("_statement", "keep", "opened", "outputs", "returns")
 
     def __init__(
         self,
@@ -131,8 +133,11 @@ class Plan(QueryString):
         opened: Sequence[Opened] = (),
         outputs: int | None = None,
         returns: bool = True,
+        keep: Callable[[Sequence[Any]], bool] | None = None,
     ) -> None:
         super().__init__(template, *args)
+        # Which rows are shown, judged by their opened values; None: all.
+        self.keep = keep
         self.opened = tuple(opened)
         self.outputs = outputs
         self.returns = returns
@@ -152,6 +157,7 @@ class Plan(QueryString):
         plan.opened = statement.opened
         plan.outputs = statement.outputs
         plan.returns = statement.returns
+        plan.keep = None
         plan._statement = statement
         return plan
 
@@ -216,6 +222,7 @@ def needs_keys(arguments: Sequence[Any]) -> bool:
     return any(isinstance(a, (Sealed, Deferred)) for a in arguments)
 
 
+@forgetful
 def open_rows(plan: Plan, rows: Sequence[Any], keys: TenantKeys | None) -> list[dict[str, Any]]:
     """Rows as dicts, opened by position, without the ids that were fetched for that."""
     if not rows:
@@ -233,6 +240,8 @@ def open_rows(plan: Plan, rows: Sequence[Any], keys: TenantKeys | None) -> list[
             for position, value in zip(positions, row_values, strict=True):
                 # Piccolo takes a plain dict for a nested row.
                 row[position] = JSONDict(**value) if type(value) is dict else value
+    if plan.keep is not None:
+        values = [row for row in values if plan.keep(row)]
     return [dict(zip(names, row, strict=False)) for row in values]
 
 

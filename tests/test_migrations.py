@@ -107,6 +107,51 @@ async def test_the_steps_of_core_are_what_is_generated(tmp_path, monkeypatch):
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
+async def contents(connection) -> dict[str, tuple[int, str]]:
+    """How many rows each table of core holds, and a digest of them."""
+    found = {}
+    for row in await connection.fetch(
+        "select oid::regclass::text as name from pg_class where relkind in ('r', 'p') and not relispartition"
+        " and relnamespace in (select oid from pg_namespace where nspname in ('public', 'charthold'))"
+    ):
+        if row["name"] != "migration":
+            counted = await connection.fetchrow(
+                f"select count(*), md5(string_agg(t::text, ',' order by t::text)) from {row['name']} as t"
+            )
+            found[row["name"]] = tuple(counted)
+    return found
+
+
+async def test_rows_of_core_survive_every_step_down_and_up(server, monkeypatch):  # noqa: F811
+    if server.name != "embedded":
+        pytest.skip("the engine of piccolo_conf is on another server")
+    from piccolo_conf import DB
+    from tests.conftest import make_clinic
+
+    monkeypatch.setattr(runner, "_settled", {"core": core_app.settle})
+    async with server.database() as name:
+        await DB.use(name)
+        connection = await asyncpg.connect(**server.to(name))
+        try:
+            assert (await run_forwards("core")).success
+            await make_clinic("lakeside")
+            await make_clinic("hillside")
+            before = await contents(connection)
+            assert sum(count > 0 for count, _ in before.values()) >= 8
+            for _ in CORE:
+                assert (await run_backwards("core", "1", auto_agree=True)).success
+                left = await contents(connection)
+                assert left.items() <= before.items()
+                assert (await run_forwards("core", "1")).success
+                assert left.items() <= (await contents(connection)).items()
+                assert (await run_backwards("core", "1", auto_agree=True)).success
+                assert await contents(connection) == left
+            assert left == {}
+        finally:
+            await connection.close()
+            await DB.use(None)
+
+
 async def test_rows_of_untouched_tables_survive(project, connection):  # noqa: F811
     shelves = table("Shelf", [Check("shelf_named", condition="name <> ''")], name=Text())
     boxes = table("Box", code=Varchar(default=None), size=Integer(default=None, null=True))
@@ -129,7 +174,7 @@ async def test_rows_of_untouched_tables_survive(project, connection):  # noqa: F
 
 
 async def test_raw_steps_see_new_columns_before_anything_goes(project, connection):  # noqa: F811
-    project.declare(table("Box", code=Varchar(length=20, default=None)))
+    project.declare(table("Box", code=Varchar(length=20, default=None, null=True)))
     await project.new()
     await project.up()
     await connection.execute("insert into box (code) values ('12')")
@@ -570,8 +615,12 @@ async def filled(project, connection):  # noqa: F811
     await project.new()
     await project.up()
     await connection.execute("insert into box (code, size) values ('a', 1)")
-    await connection.execute("create domain short as text check (length(value) < 9)")
     return project
+
+
+@pytest.fixture
+async def with_domain(filled, connection):  # noqa: F811
+    await connection.execute("create domain short as text check (length(value) < 9)")
 
 
 STATEMENTS: dict[str, str | None] = {
@@ -609,7 +658,7 @@ STATEMENTS: dict[str, str | None] = {
 
 
 @pytest.mark.parametrize(("statement", "kind"), STATEMENTS.items())
-async def test_unsafe_statements_are_named_on_tables_with_rows(filled, connection, statement, kind):
+async def test_unsafe_statements_are_named_on_tables_with_rows(with_domain, connection, statement, kind):
     found = await findings(connection, [statement])
     assert [finding.kind for finding in found] == ([kind] if kind else [])
     for finding in found:
@@ -617,7 +666,7 @@ async def test_unsafe_statements_are_named_on_tables_with_rows(filled, connectio
         assert "Safe form:" in str(finding)
 
 
-async def test_every_kind_that_is_named_really_rewrites_or_scans(filled, connection):
+async def test_every_kind_that_is_named_really_rewrites_or_scans(with_domain, connection):
     """The claims of this list about rewriting, held against the server's own file numbers."""
     for statement, kind in STATEMENTS.items():
         if ";" in statement or "cluster" in statement:
@@ -637,7 +686,7 @@ async def test_every_kind_that_is_named_really_rewrites_or_scans(filled, connect
             raise AssertionError(f"not rewritten: {statement}")
 
 
-async def test_the_same_statements_are_welcome_on_an_empty_table(filled, connection):
+async def test_the_same_statements_are_welcome_on_an_empty_table(with_domain, connection):
     await connection.execute("truncate box")
     for statement in STATEMENTS:
         assert await findings(connection, [statement]) == []
@@ -648,7 +697,7 @@ async def test_a_check_that_says_so_makes_not_null_safe(filled, connection):
     assert await findings(connection, ["alter table box alter column size set not null"]) == []
 
 
-async def test_a_domain_that_columns_use_is_looked_after(filled, connection):
+async def test_a_domain_that_columns_use_is_looked_after(with_domain, connection):
     await connection.execute("create table d (a short); insert into d values ('a')")
     statement = "alter domain short add constraint more check (value <> '')"
     assert [f.kind for f in await findings(connection, [statement])] == ["domain_check"]

@@ -33,7 +33,7 @@ from core.crypto.kms import master_key
 from core.errors import ChartholdError, ScopeError
 from core.ids import uuid7
 from core.settings import settings
-from core.tables import Facility
+from core.tables import Facility, Tenant
 
 VERIFY_PROOF = Path(__file__).parent.parent / "docs" / "verify_proof.py"
 LOG = "public.user_action_audit_log"
@@ -613,3 +613,12 @@ async def test_a_file_that_holds_no_heads_is_refused_with_a_sentence(tmp_path):
             read_heads(path)
     with pytest.raises(ChartholdError, match="cannot be read"):
         read_heads(tmp_path / "absent")
+
+
+async def test_the_log_of_a_suspended_tenant_is_sealed_and_verified_too(hillside, capsys):
+    await seal_audit.__wrapped__(tenant="hillside", quiet=True)
+    async with hillside.as_admin():
+        await Tenant.update({Tenant.status: "suspended"}).where(Tenant.id == hillside.tenant)
+    assert await seal_audit.__wrapped__(tenant="hillside") == 0
+    assert "hillside: 1 records sealed" in capsys.readouterr().out
+    assert await verify_audit.__wrapped__(tenant="hillside") == 0

@@ -60,13 +60,15 @@ class Cells:
         """Seals all encrypted columns, row by row, when the first of them is bound: one ``urandom`` a row."""
         table, place = self.table._meta.tablename, self._sealed_place
         names = [c._meta.name for c in self._sealed]
-        done: list[list[list[bytes | None]]] = []
+        done: list[tuple[TenantKeys, list[list[bytes | None]]]] = []
 
         def columns(keys: TenantKeys) -> list[list[bytes | None]]:
-            if not done:
+            # A query that is run again may meet other keys; digests and envelopes of a row are of one version.
+            if not done or done[0][0] is not keys:
                 pairs = [(row.__dict__["id"], [row.__dict__[name] for name in names]) for row in rows]
-                done.append([list(column) for column in zip(*keys.row(table, place).seal_many(pairs), strict=True)])
-            return done[0]
+                sealed = [list(column) for column in zip(*keys.row(table, place).seal_many(pairs), strict=True)]
+                done[:] = [(keys, sealed)]
+            return done[0][1]
 
         return columns
 

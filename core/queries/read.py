@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from piccolo.columns import Column, ForeignKey
@@ -29,7 +29,7 @@ from core.columns import Encrypted
 from core.errors import ProtectedQueryError
 from core.plan import Opened, Plan, RawPlan, row_alias
 from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
-from core.queries.where import pin
+from core.queries.where import Approximate, approximate, exact, pin, refuse_encrypted
 
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
 
@@ -45,6 +45,7 @@ class TenantSelect(Select):  # type: ignore[type-arg]
         where = pin(self.table, self.where_delegate._where)
         arguments: list[Any] = []
         try:
+            # A search that finds too much has no shape, so it ends up in _compile too.
             shape = self._shape(where, arguments)
         except NO_SHAPE:
             return [self._compile(where)]
@@ -81,17 +82,36 @@ class TenantSelect(Select):  # type: ignore[type-arg]
         if self.exclude_secrets:
             selected = [c for c in selected if not isinstance(c, Column) or not c._meta.secret]
         self._refuse_what_ciphertext_cannot_do(selected)
-        opened, rows = opened_columns(selected)
+        refuse_encrypted(self.having_delegate._where)
+        found = approximate(where)
+        if found:
+            self._refuse_what_cannot_be_judged_later(found[0], selected)
+        # Behind the caller's columns, what the rows are judged by.
+        hidden = [c.as_alias(f"charthold_judged_{n}") for n, c in enumerate(c for f in found for c in f.sources)]
+        opened, rows = opened_columns([*selected, *hidden])
 
         planned = copy.copy(self)
-        planned.columns_delegate = ColumnsDelegate(selected_columns=[*selected, *rows])
+        planned.columns_delegate = ColumnsDelegate(selected_columns=[*selected, *hidden, *rows])
         planned.where_delegate = WhereDelegate(_where=where)
         # Numbers are bound like any value, so that one statement serves every page.
         limit, offset = self.limit_delegate._limit, self.offset_delegate._offset
         planned.limit_delegate = LimitDelegate(_limit=limit and BoundLimit(limit.number))
         planned.offset_delegate = OffsetDelegate(_offset=offset and BoundOffset(offset.number))
         statement = Select.default_querystrings.fget(planned)[0]  # type: ignore[attr-defined]
-        return Plan("{}", statement, opened=opened, outputs=len(selected))
+        keep = _judge(found, len(selected)) if found else None
+        return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep)
+
+    def _refuse_what_cannot_be_judged_later(self, found: Approximate, selected: Sequence[Selectable]) -> None:
+        for asked, what in (
+            (self.limit_delegate._limit, "LIMIT (as in first() and get())"),
+            (self.offset_delegate._offset, "OFFSET"),
+            (self.distinct_delegate._distinct.enabled, "DISTINCT"),
+            (self.group_by_delegate._group_by, "GROUP BY"),
+            (any(isinstance(c, CountFunction) for c in selected), "COUNT"),
+            (any(not isinstance(c, Column) for c in selected), "what is computed from the rows"),
+        ):
+            if asked:
+                found.refuse(what)
 
     def _refuse_what_ciphertext_cannot_do(self, selected: Sequence[Selectable]) -> None:
         refuse_order(self.order_by_delegate)
@@ -169,6 +189,7 @@ class TenantExists(Exists):  # type: ignore[type-arg]
     def default_querystrings(self) -> Sequence[QueryString]:
         select = TenantSelect(table=self.table, columns_list=[self.table._meta.primary_key])
         select.where_delegate._where = self.where_delegate._where
+        exact(pin(self.table, self.where_delegate._where), "EXISTS")
         inner = select.querystrings[0]
         assert isinstance(inner, Plan)
         return [Plan('SELECT EXISTS({}) AS "exists"', inner)]
@@ -223,6 +244,16 @@ def opened_columns(selected: Sequence[Any]) -> tuple[list[Opened], list[Column]]
             )
         )
     return opened, rows
+
+
+def _judge(found: Sequence[Approximate], start: int) -> Callable[[Sequence[Any]], bool]:
+    """Whether the opened values that begin at ``start`` are those that were searched."""
+    places: list[tuple[Approximate, slice]] = []
+    for search in found:
+        end = start + len(search.sources)
+        places.append((search, slice(start, end)))
+        start = end
+    return lambda row: all(search.matches(row[place]) for search, place in places)
 
 
 def refuse_order(delegate: OrderByDelegate) -> None:

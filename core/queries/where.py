@@ -6,8 +6,8 @@ stays an ordinary ``Where``, so that ``get_or_create`` can read the value back o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 from uuid import UUID
 
 from piccolo.columns import Column
@@ -26,11 +26,12 @@ from piccolo.querystring import QueryString
 from piccolo.table import Table
 
 from core.columns import BlindIndex, Encrypted, EndsWith, InMonth, InYear, StartsWith
+from core.crypto.derive import forgetful
 from core.crypto.keyring import TenantKeys
 from core.errors import ProtectedQueryError
 from core.plan import TENANT, Deferred, Plan
 
-__all__ = ["pin", "pinned_id", "protect"]
+__all__ = ["Approximate", "approximate", "exact", "pin", "pinned_id", "protect"]
 
 
 class AnyOf(ComparisonOperator):
@@ -45,6 +46,44 @@ class NoneOf(ComparisonOperator):
     template = "{name} <> ALL({value}::bytea[])"
 
 
+class Approximate(Where):
+    """A search by an index of few bits. It finds rows of other values too, which are left out after they are opened.
+
+    They are recorded as read all the same: they were opened, and a record too many is better than one too few.
+    """
+
+    __slots__ = ("wanted",)
+
+    def __init__(self, index: BlindIndex, wanted: list[Any], hashes: Deferred) -> None:
+        super().__init__(column=index, value=hashes, operator=AnyOf)
+        self.wanted = wanted
+
+    @property
+    def sources(self) -> list[Column]:
+        """The encrypted columns of the index, reached by the same joins."""
+        index: Any = self.column
+        chain = index._meta.call_chain
+        return [getattr(chain[-1], n) if chain else index._meta.table._meta.get_column_by_name(n) for n in index.of]
+
+    def matches(self, values: Sequence[Any]) -> bool:
+        """Whether opened values are what was searched."""
+        index: Any = self.column
+        opened = tuple(values) if index.spec.kind == "compound" else values[0]
+        return any(index.spec.matches(opened, wanted) for wanted in self.wanted)
+
+    def refuse(self, what: str) -> NoReturn:
+        """Say that this cannot be exact."""
+        meta, spec = self.column._meta, self.column.spec  # type: ignore[attr-defined]
+        raise ProtectedQueryError(
+            f"{meta.table.__name__}.{meta.name} keeps {spec.bits} bits, so the database finds rows of other values too. "
+            f"They are left out after they are opened, and {what} cannot wait for that. Select the rows and go on from "
+            "them, or declare the index with bits=64."
+        )
+
+
+# So many bits make a false positive less likely than a failing disk.
+EXACT_BITS = 64
+
 # Which kinds of index answer which question, the most exact first.
 SERVES: dict[type[ComparisonOperator], tuple[str, ...]] = {
     Equal: ("exact", "folded"),
@@ -58,11 +97,29 @@ SERVES: dict[type[ComparisonOperator], tuple[str, ...]] = {
 }
 
 
+@forgetful
 def pin(table: type[Table], where: Combinable | None) -> Combinable:
     """The condition with ``tenant_id = $n`` before it, so that indexes are used and a distributed engine can route."""
     key = table._meta.get_column_by_name("tenant_id" if _has(table, "tenant_id") else "id")
     pinned = Where(column=key, value=TENANT, operator=Equal)
     return pinned if where is None else And(pinned, protect(where))
+
+
+def approximate(where: Combinable | None) -> list[Approximate]:
+    """The searches in a protected condition that find too much. Only an AND can be judged after the rows are opened."""
+    if isinstance(where, And):
+        return [*approximate(where.first), *approximate(where.second)]
+    if isinstance(where, Or):
+        for found in (*approximate(where.first), *approximate(where.second)):
+            found.refuse("OR")
+    return [where] if isinstance(where, Approximate) else []
+
+
+def exact(where: Combinable, what: str) -> Combinable:
+    """The protected condition, if the database alone can judge it; ``what`` asks."""
+    for found in approximate(where):
+        found.refuse(what)
+    return where
 
 
 def protect(where: Combinable) -> Combinable:
@@ -74,6 +131,15 @@ def protect(where: Combinable) -> Combinable:
     if isinstance(where, Where):
         return _leaf(where)
     return where
+
+
+def refuse_encrypted(where: Combinable | None) -> None:
+    """Raise for a condition on an encrypted column where no blind index is looked at: after grouping."""
+    if isinstance(where, (And, Or)):
+        refuse_encrypted(where.first)
+        refuse_encrypted(where.second)
+    elif isinstance(where, Where) and isinstance(where.column, Encrypted):
+        where.column._refuse("answer that condition after grouping")
 
 
 def pinned_id(table: type[Table], where: Combinable | None) -> UUID | None:
@@ -128,6 +194,11 @@ def _conjunction(where: And) -> Combinable:
 
 def _leaf(where: Where) -> Where:
     column, operator = where.column, where.operator
+    if isinstance(where.values, Plan) and where.values.keep is not None:
+        raise ProtectedQueryError(
+            "A sub-select cannot search by a blind index of few bits: it finds rows of other values too. Run it by itself, "
+            "or declare the index with bits=64."
+        )
     if isinstance(where.values, Plan) and where.values.opened:
         raise ProtectedQueryError("A sub-select cannot return an encrypted column. Select ids in it instead.")
     if isinstance(where.value, Encrypted):
@@ -173,4 +244,9 @@ def _ask(index: BlindIndex, values: list[Any], operator: type[ComparisonOperator
     def hashes(keys: TenantKeys) -> list[bytes]:
         return [digest for value in values for digest in keys.blind_all(label, spec, value)]
 
-    return Where(column=index, value=Deferred(hashes), operator=operator)
+    if spec.bits >= EXACT_BITS:
+        return Where(column=index, value=Deferred(hashes), operator=operator)
+    found = Approximate(index, values, Deferred(hashes))
+    if operator is NoneOf:
+        found.refuse("a condition that is negated")
+    return found

@@ -21,7 +21,7 @@ from core.plan import Deferred, Plan, Sealed
 from core.queries.cells import Cells, index_argument, indexes_of, placeholder, plain, source
 from core.queries.read import opened_columns
 from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
-from core.queries.where import pin, pinned_id
+from core.queries.where import exact, pin, pinned_id, protect
 from core.scope import current_scope
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class TenantInsert(Insert):  # type: ignore[type-arg]
         if item.action is OnConflictAction.do_update:
             by_id = isinstance(columns, tuple) and len(columns) == 2 and isinstance(columns[1], RowId)
             values = self._conflict_values(values or (), by_id=by_id)
-        return OnConflictItem(target=columns, action=item.action, values=values, where=item.where).querystring
+        where = item.where and exact(protect(item.where), "ON CONFLICT")
+        return OnConflictItem(target=columns, action=item.action, values=values, where=where).querystring
 
     def _conflict_values(self, values: Sequence[Any], *, by_id: bool) -> list[Any]:
         chosen: list[Any] = []
@@ -136,7 +137,7 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
                 arguments.append(plain(value, column))
         arguments += [index_argument(index, given) for index in indexes]
         written = [*values, *indexes]
-        where = pin(self.table, self.where_delegate._where)
+        where = exact(pin(self.table, self.where_delegate._where), "UPDATE")
         bound = list(arguments)
         try:
             names = tuple(written_shape(column, value) for column, value in values.items())
@@ -150,7 +151,7 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
         return returning_shape(self.returning_delegate._returning)
 
     def _plan(self, assignments: str, arguments: list[Any], source: str = "", joined: str = "") -> Plan:
-        where = pin(self.table, self.where_delegate._where).querystring_for_update_and_delete
+        where = exact(pin(self.table, self.where_delegate._where), "UPDATE").querystring_for_update_and_delete
         statement = QueryString(
             f"UPDATE {self.table._meta.get_formatted_tablename()} SET {assignments}{source} WHERE {joined}{{}}",
             *arguments,
@@ -239,7 +240,7 @@ class TenantDelete(Delete):
 
     @property
     def default_querystrings(self) -> Sequence[QueryString]:
-        where = pin(self.table, self.where_delegate._where)
+        where = exact(pin(self.table, self.where_delegate._where), "DELETE")
         arguments: list[Any] = []
         try:
             returning = returning_shape(self.returning_delegate._returning)

@@ -31,6 +31,8 @@ class Grant(SchemaObject):
 
     def __post_init__(self) -> None:
         refuse_public(self.to, self)
+        if not self.privileges:
+            raise MigrationError(f"A grant to {self.to} gives nothing. Name the privileges, or leave it out.")
 
     @property
     def title(self) -> str:
@@ -64,6 +66,8 @@ class SchemaGrant(SchemaObject):
 
     def __post_init__(self) -> None:
         refuse_public(self.to, self)
+        if not self.privileges:
+            raise MigrationError(f"A grant to {self.to} gives nothing. Name the privileges, or leave it out.")
 
     @property
     def title(self) -> str:

@@ -154,7 +154,11 @@ def full(relation: Any) -> str:
 
 def suspicions(statement: str, names: Names) -> Iterator[Suspect]:
     """What may be wrong with a statement, from its parse tree."""
-    for raw in pglast.parse_sql(statement):
+    try:
+        parsed = pglast.parse_sql(statement)
+    except pglast.parser.ParseError:
+        return  # syntax of a newer server, or none at all: PostgreSQL itself will say
+    for raw in parsed:
         node: Any = raw.stmt
         if isinstance(node, ast.CreateStmt):
             names.made(node.relation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 from piccolo.apps.migrations.commands import new as piccolo_new
@@ -51,7 +52,8 @@ class Project:
     def write(self, name: str, body: str) -> None:
         """A step by hand; ``body`` uses ``manager``."""
         lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
-        (self.folder / f"{name}.py").write_text(
+        # Steps are imported by their bare name, once a process.
+        (self.folder / f"toy_{name}_{uuid4().hex}.py").write_text(
             "from core.schema.migration import MigrationManager\n"
             "from core.schema import *\n"
             "from tests.schema_app.project import ran\n"

@@ -53,9 +53,6 @@ class Server:
         name = f"migrations_{uuid4().hex[:12]}"
         admin = await asyncpg.connect(**self.to("postgres"))
         try:
-            # Roles outlive databases; the toy app's is made by its steps.
-            with suppress(asyncpg.DependentObjectsStillExistError):
-                await admin.execute("drop role if exists app_toy")
             await admin.execute(f"create database {name} template template0 strategy file_copy")
             yield name
         finally:
@@ -110,9 +107,19 @@ def debian() -> Iterator[Server]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+async def forget_roles(server: Server) -> None:
+    """Roles outlive databases: those that an earlier test left, and nothing uses, are in the way."""
+    admin = await asyncpg.connect(**server.to("postgres"))
+    for role in ("app_toy", "app_runtime", "app_auditor"):
+        with suppress(asyncpg.DependentObjectsStillExistError, asyncpg.InsufficientPrivilegeError):
+            await admin.execute(f"drop role if exists {role}")
+    await admin.close()
+
+
 @pytest.fixture
 async def database(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     """An empty database, on which the migrator works."""
+    await forget_roles(server)
     async with server.database() as name:
         engine = PostgresEngine(config={**server.to(name), "server_settings": {"timezone": "UTC"}})
         monkeypatch.setattr(lock, "engine_finder", lambda: engine)

@@ -1,0 +1,1 @@
+"""An app outside of core, as a team would write it: one table, one registration."""

@@ -1,0 +1,42 @@
+"""What the table does, printed as JSON."""
+
+import asyncio
+import datetime
+import json
+
+import asyncpg
+
+from appointments.tables import Appointment
+from core import provision_tenant, scope
+from core.commands.doctor import find_drift
+from core.tables import Client, Facility
+
+
+async def main() -> None:
+    told: dict = {"drift": [difference.as_dict() for difference in await find_drift()]}
+    lakeside = await provision_tenant(slug="lakeside", name="Lakeside", admin_email="ada@lakeside.example")
+    hillside = await provision_tenant(slug="hillside", name="Hillside", admin_email="bob@hillside.example")
+    async with scope(tenant=lakeside.tenant_id, actor=lakeside.admin_id, reason="treatment"):
+        site = Facility(name="Main street")
+        await site.save()
+        client = Client(
+            facility_id=site.id, first_name="Ana", last_name="Nguyen", date_of_birth=datetime.date(1980, 2, 29)
+        )
+        await client.save()
+        visit = Appointment(client_id=client.id, starts_at=datetime.datetime(2026, 5, 4, tzinfo=datetime.UTC), note="knee")
+        await visit.save()
+        visit.status = "kept"
+        await visit.save([Appointment.status])
+        told["notes"] = [row["note"] for row in await Appointment.select(Appointment.note)]
+        told["actions"] = [record.action for record in await visit.history()]
+    async with scope(tenant=hillside.tenant_id, actor=hillside.admin_id, reason="treatment"):
+        told["of_another_tenant"] = await Appointment.count()
+        stolen = Appointment(client_id=client.id, starts_at=datetime.datetime(2026, 5, 4, tzinfo=datetime.UTC))
+        try:
+            await stolen.save()
+        except asyncpg.ForeignKeyViolationError as error:
+            told["stolen"] = error.constraint_name
+    print(json.dumps(told))
+
+
+asyncio.run(main())
