@@ -10,6 +10,8 @@ from core.commands.audit import audit_history, audit_search, audit_who_saw
 from core.commands.import_synthea import import_synthea
 from core.commands.install_token_key import install_token_key
 from core.commands.partitions import partitions
+from core.commands.seal_audit import seal_audit
+from core.commands.verify_audit import verify_audit
 from core.foundation import FOUNDATION
 from core.provision import install_token_key as install_key
 from core.provision import make_partitions
@@ -38,6 +40,8 @@ COMMANDS = (
     import_synthea,
     install_token_key,
     partitions,
+    seal_audit,
+    verify_audit,
 )
 
 APP_CONFIG = AppConfig(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from piccolo.columns import UUID, Array, Boolean, Bytea, Text, Timestamptz
+from piccolo.columns import UUID, Array, Boolean, Bytea, SmallInt, Text, Timestamptz
 from piccolo.table import Table
 
 from core.columns import CreatedAt, RowId
@@ -46,7 +46,9 @@ class TenantDirectory(Table, tablename="tenant_directory", schema="charthold"):
     tenant_id = RowId()
     slug = Text(default=None)
     status = Text(default=None)
-    # Since when the tenant waits for its keys to be destroyed. Here, where no tenant can write, and not in its settings.
+    # How long the tenant's audit records must be kept; asked when a month is archived.
+    retention_years = SmallInt(default=None)
+    # Since when the tenant waits for its keys to be destroyed. Here, where no tenant can write.
     shred_requested_at = Timestamptz(default=None, null=True)
 
     declares: ClassVar[Sequence[SchemaObject]] = (

@@ -139,6 +139,22 @@ async def install_token_key(*, retire_others_after: float | None = None) -> bool
     return added is not None
 
 
+async def archive_partition(part: str) -> int:
+    """Detach a month of the audit log for archiving, as the schema's owner; how many records it holds.
+
+    Refused for a month that must still be kept, 164.316(b)(2)(i), or that holds records which are not sealed.
+    """
+    connection = await engine().connect(owner=True)
+    try:
+        return cast("int", await connection.fetchval("select charthold.archive_partition($1)", part))
+    except asyncpg.PostgresError as error:
+        if (getattr(error, "sqlstate", "") or "").startswith("CH02"):
+            raise ChartholdError(f"{str(error).capitalize()}.") from None
+        raise explain(error) from None
+    finally:
+        await connection.close()
+
+
 async def make_partitions(ahead: int = 3) -> list[str]:
     """Make the audit log's partitions for this month and ``ahead`` more, as the schema's owner; the new ones' names."""
     connection = await engine().connect(owner=True)

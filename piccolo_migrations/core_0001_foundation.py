@@ -85,6 +85,59 @@ $$""",
     )
 
     manager.add_function(
+        name="charthold.archive_partition",
+        signature="(text)",
+        source="""-- Detaches one month of the audit log, so that it can be dumped and kept elsewhere, 164.316(b)(2)(i).
+--
+-- Threat: evidence is "archived" to make it disappear. So a month leaves only when its youngest record is older than the
+-- longest retention among the tenants in it, six years at least, and only when every record in it is sealed: the seals
+-- stay, and a month that was altered on the way to the archive does not fit them.
+create function charthold.archive_partition(part text) returns bigint
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    kept bigint;
+    youngest timestamptz;
+    longest int;
+    unsealed bigint;
+begin
+    if part !~ '^user_action_audit_log_[0-9]{4}_[0-9]{2}$' or not exists (
+        select from pg_inherits
+        where inhrelid = to_regclass('public.' || quote_ident(part))
+            and inhparent = 'public.user_action_audit_log'::regclass
+    ) then
+        raise exception using errcode = 'CH020', message = format('%I is not a month of the audit log', part);
+    end if;
+
+    -- The owner is bound by the policies too; it looks past them here, while nobody else can use the two tables.
+    execute format('alter table public.%I no force row level security', part);
+    alter table public.audit_seal no force row level security;
+    execute format(
+        'select count(*), max(l.occurred_at), max(d.retention_years), count(*) filter ('
+        '    where l.transaction_id >= coalesce(('
+        '        select s.horizon from public.audit_seal as s where s.tenant_id = l.tenant_id'
+        '        order by s.tree_size desc limit 1), 0))'
+        ' from public.%I as l left join charthold.tenant_directory as d on d.tenant_id = l.tenant_id', part
+    ) into kept, youngest, longest, unsealed;
+    alter table public.audit_seal force row level security;
+    execute format('alter table public.%I force row level security', part);
+
+    if youngest > clock_timestamp() - make_interval(years => greatest(coalesce(longest, 6), 6)) then
+        raise exception using errcode = 'CH021', message = format(
+            '%I holds records that must be kept for %s years', part, greatest(coalesce(longest, 6), 6)
+        );
+    end if;
+    if unsealed > 0 then
+        raise exception using errcode = 'CH022', message = format('%I holds %s records that are not sealed', part, unsealed);
+    end if;
+    execute format('alter table public.user_action_audit_log detach partition public.%I', part);
+    return kept;
+end
+$$""",
+    )
+
+    manager.add_function(
         name="charthold.ensure_partitions",
         signature="(integer)",
         source="""-- Makes the audit log's partitions for this month and the months ahead, and returns the names of the new ones.
@@ -202,8 +255,10 @@ begin
         delete from charthold.tenant_directory where tenant_id = old.id;
         return null;
     end if;
-    insert into charthold.tenant_directory (tenant_id, slug, status) values (new.id, new.slug, new.status)
-    on conflict (tenant_id) do update set slug = excluded.slug, status = excluded.status;
+    insert into charthold.tenant_directory (tenant_id, slug, status, retention_years)
+    values (new.id, new.slug, new.status, new.retention_years)
+    on conflict (tenant_id) do update
+    set slug = excluded.slug, status = excluded.status, retention_years = excluded.retention_years;
     -- The users of a tenant that closes, or opens again, follow at once.
     update charthold.principal set tenant_open = new.status in ('trial', 'active')
     where tenant_id = new.id and tenant_open is distinct from (new.status in ('trial', 'active'));
@@ -300,7 +355,8 @@ begin
     end if;
 
     -- A new tenant appears in the directory first, because scope() looks there. An id or a slug that is taken fails.
-    insert into charthold.tenant_directory (tenant_id, slug, status) values (tenant, slug, 'trial');
+    insert into charthold.tenant_directory (tenant_id, slug, status, retention_years)
+    values (tenant, slug, 'trial', retention_years);
     insert into charthold.principal (tenant_id, user_id, role, tenant_open) values (tenant, admin, 'system', true);
     perform set_config('charthold.scope', charthold.sign(tenant, admin, 'provision'), true);
 
@@ -496,7 +552,7 @@ as $$
 begin
     update charthold.principal set tenant_open = true where tenant_id = tenant;
     perform set_config('charthold.scope', charthold.sign(tenant, actor, reason), true);
-    update public.tenant set status = new_status where id = tenant;
+    update public.tenant as t set status = new_status where t.id = set_tenant_status.tenant;
     -- The trigger on public.tenant has closed the principals again, if that is the new status.
     perform set_config('charthold.scope', '', true);
 end

@@ -1,5 +1,6 @@
 from core.columns import RowId
 from core.ids import uuid7
+from piccolo.columns.column_types import SmallInt
 from piccolo.columns.column_types import Text
 from piccolo.columns.column_types import Timestamptz
 from piccolo.columns.indexes import IndexMethod
@@ -71,6 +72,27 @@ async def forwards():
         db_column_name="status",
         column_class_name="Text",
         column_class=Text,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema="charthold",
+    )
+
+    manager.add_column(
+        table_class_name="TenantDirectory",
+        tablename="tenant_directory",
+        column_name="retention_years",
+        db_column_name="retention_years",
+        column_class_name="SmallInt",
+        column_class=SmallInt,
         params={
             "default": None,
             "null": False,

@@ -11,9 +11,11 @@ import pytest
 
 from core import ProtectedQueryError, ScopeError, scope, transaction
 from core.audit.record import record
+from core.audit.seal import seal
 from core.audit.search import Filter, search
 from core.engine import ChartholdEngine
-from core.tables import Client, Facility, User, UserActionAuditLog
+from core.provision import archive_partition
+from core.tables import Client, Facility, Tenant, User, UserActionAuditLog
 from tests.conftest import Clinic
 
 BORN = date(1990, 7, 1)
@@ -286,3 +288,48 @@ async def test_a_deactivated_users_records_stay(lakeside: Clinic, owner: asyncpg
         await User.update({User.status: "deactivated"}).where(User.id == lakeside.billing)
         with pytest.raises(ScopeError):
             await User.raw("delete from user_action_audit_log where user_id = {}", lakeside.billing)
+
+
+async def test_a_month_is_archived_only_when_it_is_old_and_sealed(
+    database: ChartholdEngine, owner: asyncpg.Connection, lakeside: Clinic
+) -> None:
+    async def month(back: int) -> str:
+        first = datetime.now(UTC).replace(year=datetime.now(UTC).year - back, day=1)
+        name = f"user_action_audit_log_{first:%Y_%m}"
+        await owner.execute(
+            f"create table {name} partition of user_action_audit_log for values"
+            f" from ('{first:%Y-%m}-01 00:00+00') to (timestamptz '{first:%Y-%m}-01 00:00+00' + interval '1 month')"
+        )
+        await owner.execute(f"alter table {name} enable row level security")
+        await owner.execute(f"alter table {name} force row level security")
+        async with lakeside.as_admin() as here, owner.transaction():
+            token = here.token(database.token_key, owner.get_server_pid())
+            await owner.execute("select set_config('charthold.scope', $1, true)", token)
+            await owner.execute(
+                "insert into user_action_audit_log (tenant_id, user_id, action_type, reason, occurred_at)"
+                " values ($1, $2, 'login', 'long ago', $3)",
+                lakeside.tenant,
+                lakeside.admin,
+                first.replace(day=2),
+            )
+        return name
+
+    young, old = await month(5), await month(8)
+    with pytest.raises(Exception, match="must be kept for 6 years"):
+        await archive_partition(young)
+    with pytest.raises(Exception, match="1 records that are not sealed"):
+        await archive_partition(old)
+    with pytest.raises(Exception, match="not a month"):
+        await archive_partition("client")
+    async with lakeside.as_admin():
+        await seal()
+    with pytest.raises(Exception, match="must be kept for 6 years"):
+        await archive_partition(young)
+    async with lakeside.as_admin():
+        await Tenant.update({Tenant.retention_years: 9}).where(Tenant.id == lakeside.tenant)
+    with pytest.raises(Exception, match="must be kept for 9 years"):
+        await archive_partition(old)
+    async with lakeside.as_admin():
+        await Tenant.update({Tenant.retention_years: 6}).where(Tenant.id == lakeside.tenant)
+    assert await archive_partition(old) == 1
+    assert await owner.fetchval("select count(*) from user_action_audit_log where reason = 'long ago'") == 1

@@ -30,7 +30,6 @@ from core.schema import (
     Role,
     Statement,
     lock,
-    lock,
     run,
     runner,
     shared_objects,

@@ -75,7 +75,7 @@ class Approximate(Where):
         """Say that this cannot be exact."""
         meta, spec = self.column._meta, self.column.spec  # type: ignore[attr-defined]
         raise ProtectedQueryError(
-            f"{meta.table.__name__}.{meta.name} keeps {spec.bits} bits, so the database finds rows of other values too. "
+            f"{meta.table.__name__}.{meta.name} keeps {spec.bits} bits, so the database finds other values too. "
             f"They are left out after they are opened, and {what} cannot wait for that. Select the rows and go on from "
             "them, or declare the index with bits=64."
         )
@@ -196,8 +196,8 @@ def _leaf(where: Where) -> Where:
     column, operator = where.column, where.operator
     if isinstance(where.values, Plan) and where.values.keep is not None:
         raise ProtectedQueryError(
-            "A sub-select cannot search by a blind index of few bits: it finds rows of other values too. Run it by itself, "
-            "or declare the index with bits=64."
+            "A sub-select cannot search by a blind index of few bits: it finds rows of other values too. Run it by "
+            "itself, or declare the index with bits=64."
         )
     if isinstance(where.values, Plan) and where.values.opened:
         raise ProtectedQueryError("A sub-select cannot return an encrypted column. Select ids in it instead.")

@@ -28,7 +28,7 @@ from core.schema.object import Kind, SchemaObject
 from core.schema.partition import Partitions
 from core.schema.quoting import quote_ident, split_table
 from core.schema.role import Role, application_login
-from core.schema.run import failed, preamble
+from core.schema.run import BUSY, failed, preamble
 from core.settings import settings
 
 __all__ = ["Difference", "declared_statements", "drift"]
@@ -121,6 +121,8 @@ async def declared_catalog(
         ):
             await connection.execute(running)
         return await snapshot(connection, schemas, roles=[])
+    except BUSY:
+        raise MigrationError("A migration or another doctor is at work. Ask again when it is done.") from None
     except asyncpg.InsufficientPrivilegeError as error:
         raise MigrationError(
             f"The owner of the schema may not build it: {error.args[0]}. It needs CREATE on the database and "

@@ -6,6 +6,7 @@ The commands are looked up in Piccolo's modules, and ``install`` puts ours there
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -40,6 +41,8 @@ def install() -> None:
     new.SchemaSnapshot = autogenerate.SchemaSnapshot
     new.AutoMigrationManager = autogenerate.AutoMigrationManager
     new.JINJA_ENV = autogenerate.JINJA_ENV
+    if not hasattr(new._create_new_migration, "__wrapped__"):
+        new._create_new_migration = one_sentence(new._create_new_migration)
     base: Any = piccolo_base.BaseMigrationManager
     base.create_migration_table = create_migration_table
     forwards: Any = piccolo_forwards.ForwardsMigrationManager
@@ -55,6 +58,19 @@ def install() -> None:
     # A heading is a comment, so that --preview of all apps is still SQL.
     for module in (piccolo_forwards, piccolo_backwards):
         module.print_heading = heading  # type: ignore[attr-defined]
+
+
+def one_sentence(create: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """For a mistake that its message explains, the command line would print the whole help as well."""
+
+    @functools.wraps(create)
+    async def wrapped(*arguments: Any, **options: Any) -> Any:
+        try:
+            return await create(*arguments, **options)
+        except ChartholdError as error:
+            sys.exit(str(error))
+
+    return wrapped
 
 
 def heading(text: str) -> None:

@@ -46,7 +46,7 @@ async def missing_indexes(connection: asyncpg.Connection[Any], indexes: Sequence
             "   join pg_catalog.pg_class as c on c.oid = i.indexrelid"
             "   where c.relnamespace = n.oid and c.relname = $3) as valid"
             " from pg_catalog.pg_namespace as n"
-            " left join pg_catalog.pg_class as t on t.relnamespace = n.oid and t.relname = $2"
+            " left join pg_catalog.pg_class as t on t.relnamespace = n.oid and t.relname = $2 and t.relkind = 'r'"
             " where n.nspname = $1",
             schema,
             table,

@@ -44,7 +44,8 @@ class Project:
     async def new(self, auto_input: str = "n") -> str:
         """Write a step; its source, or an empty string when nothing changed."""
         try:
-            made = await piccolo_new._create_new_migration(self.config, auto=True, auto_input=auto_input)
+            create = piccolo_new._create_new_migration.__wrapped__  # the command line's exits instead of raising
+            made = await create(self.config, auto=True, auto_input=auto_input)
         except piccolo_new.NoChanges:
             return ""
         return Path(made.migration_path).read_text()

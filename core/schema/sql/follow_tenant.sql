@@ -9,8 +9,10 @@ begin
         delete from charthold.tenant_directory where tenant_id = old.id;
         return null;
     end if;
-    insert into charthold.tenant_directory (tenant_id, slug, status) values (new.id, new.slug, new.status)
-    on conflict (tenant_id) do update set slug = excluded.slug, status = excluded.status;
+    insert into charthold.tenant_directory (tenant_id, slug, status, retention_years)
+    values (new.id, new.slug, new.status, new.retention_years)
+    on conflict (tenant_id) do update
+    set slug = excluded.slug, status = excluded.status, retention_years = excluded.retention_years;
     -- The users of a tenant that closes, or opens again, follow at once.
     update charthold.principal set tenant_open = new.status in ('trial', 'active')
     where tenant_id = new.id and tenant_open is distinct from (new.status in ('trial', 'active'));

@@ -16,7 +16,8 @@ begin
     end if;
 
     -- A new tenant appears in the directory first, because scope() looks there. An id or a slug that is taken fails.
-    insert into charthold.tenant_directory (tenant_id, slug, status) values (tenant, slug, 'trial');
+    insert into charthold.tenant_directory (tenant_id, slug, status, retention_years)
+    values (tenant, slug, 'trial', retention_years);
     insert into charthold.principal (tenant_id, user_id, role, tenant_open) values (tenant, admin, 'system', true);
     perform set_config('charthold.scope', charthold.sign(tenant, admin, 'provision'), true);
 

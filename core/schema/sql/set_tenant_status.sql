@@ -6,7 +6,7 @@ as $$
 begin
     update charthold.principal set tenant_open = true where tenant_id = tenant;
     perform set_config('charthold.scope', charthold.sign(tenant, actor, reason), true);
-    update public.tenant set status = new_status where id = tenant;
+    update public.tenant as t set status = new_status where t.id = set_tenant_status.tenant;
     -- The trigger on public.tenant has closed the principals again, if that is the new status.
     perform set_config('charthold.scope', '', true);
 end

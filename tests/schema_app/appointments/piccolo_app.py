@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from piccolo.conf.apps import AppConfig
-
 from appointments.tables import Appointment
+from piccolo.conf.apps import AppConfig
 
 APP_CONFIG = AppConfig(
     app_name="appointments",

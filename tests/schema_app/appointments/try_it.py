@@ -1,12 +1,12 @@
 """What the table does, printed as JSON."""
 
 import asyncio
-import datetime
+import datetime as dt
 import json
 
 import asyncpg
-
 from appointments.tables import Appointment
+
 from core import provision_tenant, scope
 from core.commands.doctor import find_drift
 from core.tables import Client, Facility
@@ -19,11 +19,9 @@ async def main() -> None:
     async with scope(tenant=lakeside.tenant_id, actor=lakeside.admin_id, reason="treatment"):
         site = Facility(name="Main street")
         await site.save()
-        client = Client(
-            facility_id=site.id, first_name="Ana", last_name="Nguyen", date_of_birth=datetime.date(1980, 2, 29)
-        )
+        client = Client(facility_id=site.id, first_name="Ana", last_name="Nguyen", date_of_birth=dt.date(1980, 2, 29))
         await client.save()
-        visit = Appointment(client_id=client.id, starts_at=datetime.datetime(2026, 5, 4, tzinfo=datetime.UTC), note="knee")
+        visit = Appointment(client_id=client.id, starts_at=dt.datetime(2026, 5, 4, tzinfo=dt.UTC), note="knee")
         await visit.save()
         visit.status = "kept"
         await visit.save([Appointment.status])
@@ -31,7 +29,7 @@ async def main() -> None:
         told["actions"] = [record.action for record in await visit.history()]
     async with scope(tenant=hillside.tenant_id, actor=hillside.admin_id, reason="treatment"):
         told["of_another_tenant"] = await Appointment.count()
-        stolen = Appointment(client_id=client.id, starts_at=datetime.datetime(2026, 5, 4, tzinfo=datetime.UTC))
+        stolen = Appointment(client_id=client.id, starts_at=dt.datetime(2026, 5, 4, tzinfo=dt.UTC))
         try:
             await stolen.save()
         except asyncpg.ForeignKeyViolationError as error:

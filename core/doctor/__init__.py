@@ -1,0 +1,8 @@
+"""The doctor: which safeguards of 45 CFR 164.312 hold on the live database, each with its evidence."""
+
+from __future__ import annotations
+
+from core.doctor.check import RULES, Finding, Verdict
+from core.doctor.examine import Examination, check_names, examine
+
+__all__ = ["RULES", "Examination", "Finding", "Verdict", "check_names", "examine"]

@@ -1,0 +1,295 @@
+"""Who may do what: roles, grants, policies by role, functions; and how long a scope lives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from core.doctor.check import Notes, check
+from core.doctor.live import LOG, Live, plural
+from core.permissions import COMMANDS, PERMISSIONS, ROLES, roles_for
+from core.schema.quoting import quote_ident
+from core.schema.role import application_login
+
+__all__ = ["roles_of"]
+
+# What PostgreSQL makes of the conditions of core/tenant_table.py.
+ROLE = r"\( SELECT charthold\.{0}\(\) AS {0}\) = (?:ANY \(ARRAY\[([^\]]*)\]\)|('[^']*'::text))"
+BY_ROLE = re.compile(rf"\(?{ROLE.format('actor_role')}\)?")
+BY_FACILITY = re.compile(
+    rf"\(\({ROLE.format('actor_role_everywhere')}\) OR \(\({ROLE.format('actor_role')}\) AND "
+    r"\((\w+) = ANY \(\( SELECT charthold\.actor_facilities\(\) AS actor_facilities\)::uuid\[\]\)\)\)\)"
+)
+
+LOGINS = """
+select r.rolname::text as name, r.rolcanlogin as login, r.rolsuper as superuser, r.rolbypassrls as bypasses,
+    r.rolname <> $1 and pg_has_role(r.oid, $1::name, 'member') as owner,
+    pg_has_role(r.oid, 'pg_read_all_data', 'member') as reads_all
+from pg_roles as r where r.rolname !~ '^pg_' order by 1"""
+
+DEFINERS = """
+select p.oid::regprocedure::text as name, p.prosecdef as definer, pg_get_userbyid(p.proowner) as owner,
+    exists (select from unnest(p.proconfig) as c where c like 'search_path=%') as pinned
+from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+where n.nspname !~ '^pg_' and n.nspname <> 'information_schema' and not exists (
+    select from pg_depend as d where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
+order by 1"""
+
+
+@check("164.312(a)(1)")
+async def roles(live: Live, notes: Notes) -> None:
+    """Threat: a role that is the owner, a superuser or BYPASSRLS goes round every policy."""
+    found = {row["name"]: row for row in await live.connection.fetch(LOGINS, live.owner)}
+    login = application_login()
+    ours = [name for name in (live.runtime, live.auditor, login) if name in found]
+    for name in dict.fromkeys(name for name in ours if name is not None):
+        row, ident = found[name], quote_ident(name)
+        for power, way in (("superuser", "nosuperuser"), ("bypasses", "nobypassrls")):
+            if row[power]:
+                what = "is a superuser" if power == "superuser" else "has BYPASSRLS"
+                notes.fail(f"{name} {what}: no policy binds it.", subject=f"role {name}", sql=f"alter role {ident} {way};")
+        for kind, group in (("owner", live.owner), ("reads_all", "pg_read_all_data")):
+            if row[kind] and not row["superuser"]:
+                notes.fail(
+                    f"{name} is a member of {group}, directly or through another role.",
+                    subject=f"membership {name} in {group}",
+                    sql=f"revoke {quote_ident(group)} from {ident};",
+                )
+    for name in (live.runtime, live.auditor):
+        value = live.catalog["role"].get(name)
+        if value is None:
+            notes.fail(f"The role {name} is missing.", subject=f"role {name}")
+        owned = [info.name for info in live.relations.values() if info.owner == name]
+        for table in owned:
+            notes.fail(
+                f"{name} owns {table}, and could switch its policies off.",
+                subject=f"table {table}",
+                sql=f"alter table {table} owner to {quote_ident(live.owner)};",
+            )
+    others = [
+        row["name"]
+        for row in found.values()
+        if row["login"] and row["name"] not in {*ours, live.owner} and (row["superuser"] or row["bypasses"] or row["owner"])
+    ]
+    live.shown["bypass"] = [
+        {"role": row["name"], "why": why}
+        for row in found.values()
+        if (why := _why(row, live.owner)) and (row["login"] or row["name"] == live.owner)
+    ]
+    if not live.settings.embedded and login is None:
+        notes.warn(
+            "The application and the migrations share one login, which owns the tables. The pool does SET ROLE, and "
+            "whoever injects SQL can undo that.",
+            mend="Set DATABASE_OWNER_URL to the owner, and DATABASE_URL to a login that is a member of app_runtime only.",
+        )
+    if found[live.owner]["superuser"]:
+        notes.warn(
+            f"{live.owner}, which owns the tables, is a superuser, so FORCE does not bind it"
+            + (" (the embedded server has this one login for everything)." if live.settings.embedded else "."),
+            mend="In production let an ordinary role own the tables; migrations need no superuser.",
+        )
+    if others:
+        notes.warn(
+            f"Beside the owner, {plural(len(others), 'login')} could read past the policies: {', '.join(others)}.",
+            mend="Keep such logins for administrators, one person each, and audit them on the server.",
+        )
+    notes.end(f"{live.runtime} and {live.auditor} own nothing, bypass nothing and are members of nothing that does.")
+
+
+def _why(row: Any, owner: str) -> str:
+    why = [
+        text
+        for key, text in (
+            ("superuser", "superuser"),
+            ("bypasses", "BYPASSRLS"),
+            ("owner", f"member of {owner}"),
+            ("reads_all", "pg_read_all_data"),
+        )
+        if row[key] and not (key != "superuser" and row["superuser"])
+    ]
+    if row["name"] == owner:
+        why.append("owns the tables")
+    return ", ".join(why)
+
+
+@check("164.312(a)(1)")
+async def grants(live: Live, notes: Notes) -> None:
+    """Rights on tables: only our roles, and none of them more than select, insert, update and delete."""
+    checked = 0
+    for name in live.relations:
+        # The log's are looked at by ``append_only``.
+        if name == LOG or live.relations[name].parent == LOG:
+            continue
+        for grant in live.grants(name):
+            checked += 1
+            subject = f"{grant['kind']} {grant['name']}"
+            if grant["to"] == "public":
+                notes.fail(f"Everybody who can connect may {grant['privilege']} on {name}.", subject=subject)
+            elif grant["to"] in (live.runtime, live.auditor) and grant["privilege"] not in COMMANDS:
+                notes.fail(f"{grant['to']} may {grant['privilege']} on {name}, past policies and triggers.", subject=subject)
+            elif grant["to"] not in (live.runtime, live.auditor):
+                notes.fail(f"{grant['to']} may {grant['privilege']} on {name}, and is no role of ours.", subject=subject)
+    for role in (live.runtime, application_login()):
+        may = role and await live.connection.fetchval(
+            "select has_parameter_privilege($1::name, 'session_replication_role', 'set')"
+            " from pg_roles where rolname = $1 and not rolsuper", role
+        )  # fmt: skip
+        if may:
+            notes.fail(
+                f"{role} may set session_replication_role, which switches triggers off.",
+                subject=f"parameter session_replication_role to {role}",
+                sql=f"revoke set on parameter session_replication_role from {quote_ident(str(role))};",
+            )
+    notes.end(f"{plural(checked, 'right')} on tables, all of them to {live.runtime} and {live.auditor}.")
+
+
+@check("164.312(a)(1)")
+async def permissions(live: Live, notes: Notes) -> None:
+    """The live policies and grants, role by table by command, against core/permissions.py."""
+    matrix: list[dict[str, Any]] = []
+    for name, info in live.tenant_tables().items():
+        if info.part or live.closed(info):
+            continue
+        declared = live.declared().get(name)
+        own = getattr(declared, "permissions", None)
+        table = name.removeprefix("public.")
+        for command in COMMANDS:
+            policies = {
+                title: policy
+                for title, policy in live.catalog["policy"].items()
+                if policy["on"] == name and not policy["restrictive"] and policy["command"] in (command, "all")
+            }
+            allowed, bound, odd = _allowed(policies.values(), command)
+            granted = any(g["to"] == live.runtime and g["privilege"] == command for g in live.grants(name))
+            wanted = set(roles_for(table, command, own))
+            matrix.append(
+                {"table": name, "command": command, "granted": granted, "declared": table in PERMISSIONS or own is not None}
+                | {role: "facility" if role in bound else "yes" if role in allowed else "no" for role in ROLES}
+            )
+            more, less = sorted(allowed - wanted), sorted(wanted - allowed)
+            if not (more or less or odd) or declared is None:
+                continue
+            title = next((t for t in [*odd, *policies] if not t.startswith(f"{command}_by_role ")), None)
+            because = "; ".join(
+                [f"{', '.join(more)} may and should not"] * bool(more)
+                + [f"{', '.join(less)} should and may not"] * bool(less)
+                + ["a policy has a condition that is none of ours"] * bool(odd and not more)
+            )
+            notes.fail(
+                f"To {command} on {name}: {because}.",
+                subject=f"policy {title or f'{command}_by_role on {name}'}",
+                mend="Bring core/permissions.py and the policies together: piccolo migrations new core --auto.",
+            )
+    live.shown["matrix"] = matrix
+    tables = len({row["table"] for row in matrix})
+    notes.end(f"{len(ROLES)} roles on {plural(tables, 'table')}, {len(matrix)} commands: as core/permissions.py says.")
+
+
+def _allowed(policies: Iterable[dict[str, Any]], command: str) -> tuple[set[str], set[str], list[str]]:
+    """Who any of the permissive policies lets in, who of them within their facilities, and policies unlike ours."""
+    allowed: set[str] = set()
+    bound: set[str] = set()
+    odd: list[str] = []
+    for policy in policies:
+        clauses = [policy[c] for c in ("using", "check") if policy[c] is not None and (c == "check" or command != "insert")]
+        for clause in clauses or ["true"]:
+            roles, facility = roles_of(clause)
+            if roles is None:
+                odd.append(f"{policy['ident']} on {policy['on']}")
+                continue
+            allowed |= roles
+            bound |= roles if facility else set()
+    return allowed, bound, odd
+
+
+def roles_of(condition: str) -> tuple[set[str] | None, bool]:
+    """The roles that a policy's condition lets in, and whether only within a user's facilities. None: unlike ours."""
+    if condition.strip("()") == "true":
+        return set(ROLES), False
+    if match := BY_ROLE.fullmatch(condition):
+        return _listed(match[1] or match[2]), False
+    if match := BY_FACILITY.fullmatch(condition):
+        return _listed(match[1] or match[2]) | _listed(match[3] or match[4]), True
+    return None, False
+
+
+def _listed(text: str) -> set[str]:
+    return set(re.findall(r"'([^']*)'", text))
+
+
+@check("164.312(a)(1)")
+async def functions(live: Live, notes: Notes) -> None:
+    """Threat: a definer function acts as its owner: with an open search path, for whoever plants a name in it."""
+    found = await live.connection.fetch(DEFINERS)
+    definers = [row for row in found if row["definer"]]
+    for row in definers:
+        if not row["pinned"]:
+            notes.fail(
+                f"{row['name']} runs as {row['owner']} with the caller's search_path.",
+                subject=f"function {row['name']}",
+                sql=f"alter function {row['name']} set search_path = pg_catalog, pg_temp;",
+            )
+    for title, grant in live.catalog["function_grant"].items():
+        if grant["to"] == "public":
+            name = grant["object"].removeprefix("function ")
+            notes.fail(
+                f"Everybody who can connect may call {name}.",
+                subject=f"function_grant {title}",
+                sql=f"revoke execute on function {name} from public;",
+            )
+    notes.end(
+        f"{len(definers)} of {plural(len(found), 'function')} run as their owner, each with a pinned search_path; "
+        "PUBLIC may call none."
+    )
+
+
+@check("164.312(a)(1)")
+async def views(live: Live, notes: Notes) -> None:
+    """Threat: a view reads as its owner, past the policies of whoever asks it."""
+    rows = await live.connection.fetch(
+        "select c.oid::regclass::text as name, c.relkind = 'm' as stored,"
+        " 'security_invoker=true' = any(coalesce(c.reloptions, '{}')) as invoker"
+        " from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
+        " where c.relkind in ('v', 'm') and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'"
+        " and not exists (select from pg_depend as d where d.classid = 'pg_class'::regclass and d.objid = c.oid"
+        " and d.deptype = 'e') order by 1"
+    )
+    for row in rows:
+        name = row["name"] if "." in row["name"] else f"public.{row['name']}"
+        if row["stored"]:
+            notes.fail(f"The materialized view {name} holds rows of all tenants.", subject=f"view {name}")
+        elif not row["invoker"]:
+            notes.fail(
+                f"The view {name} reads as its owner.",
+                subject=f"view {name}",
+                sql=f"alter view {name} set (security_invoker = true);",
+            )
+    notes.end(f"{plural(len(rows), 'view')}, each reading as the one who asks." if rows else "There is no view.")
+
+
+@check("164.312(a)(2)(iii)")
+async def scope_expiry(live: Live, notes: Notes) -> None:
+    """How long a signed context lives, and whether it is bound to one connection."""
+    seconds = live.settings.scope_seconds
+    if seconds > 3600:
+        notes.warn(
+            f"A scope lives for {seconds} seconds.",
+            mend="Set CHARTHOLD_SCOPE_SECONDS to 900, or to what your risk analysis says.",
+        )
+    if not live.settings.bind_backend:
+        notes.warn(
+            "Tokens are not bound to a connection: one that leaks works on every connection until it expires.",
+            mend="Unset CHARTHOLD_BIND_BACKEND, unless a transaction pooler needs it off.",
+        )
+    notes.end(f"A scope ends after {seconds} seconds, and the database itself refuses it from then on.")
+
+
+@check("164.312(a)(2)(ii)")
+async def emergency_access(live: Live, notes: Notes) -> None:
+    """164.312(a)(2)(ii) is required; what stands in for it is the organisation's to arrange."""
+    notes.unbuilt(
+        "Charthold has no break-glass access: nobody can reach a record beyond their role in an emergency, with a "
+        "reason, for one client, for a time.",
+        mend="Until it is built, an admin gives a role or a facility for the time needed; the log records both.",
+    )

@@ -1,0 +1,115 @@
+"""What a check says, and the list of checks. A check reads the live database; what was meant is only compared with it.
+
+Threat: evidence that leaks. A finding names tables, columns, roles and counts; never a value, never a key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from core.doctor.live import Live
+
+__all__ = ["CHECKS", "RULES", "SYMBOLS", "Check", "Finding", "Notes", "Verdict", "check"]
+
+Verdict = Literal["pass", "warn", "fail", "unbuilt"]
+
+# For people who do not see colours, and for paper.
+SYMBOLS: dict[str, str] = {"pass": "✓", "warn": "!", "fail": "✗", "unbuilt": "○"}
+
+# The safeguards that software can show, 45 CFR, in the order of the rule.
+RULES: dict[str, str] = {
+    "164.312(a)(1)": "Access control",
+    "164.312(a)(2)(i)": "Unique user identification",
+    "164.312(a)(2)(ii)": "Emergency access",
+    "164.312(a)(2)(iii)": "Automatic logoff",
+    "164.312(a)(2)(iv)": "Encryption",
+    "164.312(b)": "Audit controls",
+    "164.312(c)": "Integrity",
+    "164.312(d)": "Authentication",
+    "164.312(e)": "Transmission security",
+    "164.308(a)(1)(ii)(D)": "Activity review",
+    "164.316(b)(2)(i)": "Records kept six years",
+    "164.528": "Accounting of disclosures",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One verdict. ``subject`` is the object that it is about, named as drift names it; empty: the check as a whole.
+
+    ``mend`` says what to do; ``sql``, where statements alone can do it, does it.
+    """
+
+    check: str
+    verdict: Verdict
+    safeguard: str
+    evidence: str
+    subject: str = ""
+    mend: str = ""
+    sql: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return dataclasses.asdict(self) | {"rule": RULES[self.safeguard]}
+
+
+class Notes:
+    """What one check finds, as it finds it."""
+
+    def __init__(self, name: str, safeguard: str) -> None:
+        self.name = name
+        self.safeguard = safeguard
+        self.findings: list[Finding] = []
+
+    def fail(self, evidence: str, *, subject: str = "", mend: str = "", sql: str = "") -> None:
+        """The safeguard does not hold."""
+        self._add("fail", evidence, subject, mend, sql)
+
+    def warn(self, evidence: str, *, subject: str = "", mend: str = "", sql: str = "") -> None:
+        """It holds, and somebody should look at this."""
+        self._add("warn", evidence, subject, mend, sql)
+
+    def unbuilt(self, evidence: str, *, mend: str = "") -> None:
+        """Charthold does not have it."""
+        self._add("unbuilt", evidence, "", mend, "")
+
+    def end(self, evidence: str) -> None:
+        """What was found to hold. Not said when the check failed: then its failures are the evidence."""
+        if all(finding.verdict == "warn" for finding in self.findings):
+            self._add("pass", evidence, "", "", "")
+
+    def _add(self, verdict: Verdict, evidence: str, subject: str, mend: str, sql: str) -> None:
+        self.findings.append(
+            Finding(
+                check=self.name, verdict=verdict, safeguard=self.safeguard, evidence=evidence,
+                subject=subject, mend=mend, sql=sql,
+            )
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """A name for ``--only``, the safeguard that it is evidence of, and what looks."""
+
+    name: str
+    safeguard: str
+    run: Callable[[Live, Notes], Awaitable[None]]
+
+
+CHECKS: dict[str, Check] = {}
+
+
+def check(safeguard: str) -> Callable[[Callable[[Live, Notes], Awaitable[None]]], Callable[[Live, Notes], Awaitable[None]]]:  # fmt: skip
+    """Register a check under its function's name."""
+    assert safeguard in RULES
+
+    def register(run: Callable[[Live, Notes], Awaitable[None]]) -> Callable[[Live, Notes], Awaitable[None]]:
+        name = run.__name__
+        CHECKS[name] = Check(name, safeguard, run)
+        return run
+
+    return register

@@ -1,0 +1,142 @@
+"""Runs the checks, and folds drift into them: one thing that is broken is one finding."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+from piccolo.conf.apps import Finder
+from piccolo.table import Table
+
+from core.doctor import access, audit, authentication, coverage, encryption, integrity, isolation, server, transmission
+from core.doctor.check import CHECKS, RULES, Check, Finding, Notes, Verdict
+from core.doctor.live import Live
+from core.errors import ChartholdError
+from core.schema import SchemaObject, shared_objects
+from core.schema.drift import Difference, drift
+from core.schema.lock import migrating
+
+__all__ = ["DRIFT", "Examination", "check_names", "examine", "registered"]
+
+# Imported for the checks that they register.
+GROUPS = (access, isolation, encryption, coverage, audit, integrity, authentication, transmission, server)
+DRIFT = "drift"
+ORDER: tuple[Verdict, ...] = ("fail", "warn", "unbuilt", "pass")
+
+
+@dataclass
+class Examination:
+    """What one run found."""
+
+    at: datetime
+    database: str
+    server: str
+    findings: list[Finding]
+    drift: list[Difference]
+    # For the report: rows by name (``matrix``, ``phi``, ``keys``, ``seals``, ...).
+    shown: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def counts(self) -> dict[str, int]:
+        return {verdict: sum(f.verdict == verdict for f in self.findings) for verdict in ORDER}
+
+    @property
+    def failed(self) -> bool:
+        return any(finding.verdict == "fail" for finding in self.findings)
+
+    def verdict_of(self, safeguard: str) -> Verdict | None:
+        """The worst of the safeguard's verdicts; None when no check of it ran."""
+        found = {finding.verdict for finding in self.findings if finding.safeguard == safeguard}
+        return next((verdict for verdict in ORDER if verdict in found), None)
+
+
+def check_names() -> list[str]:
+    """What ``--only`` takes."""
+    return [DRIFT, *CHECKS]
+
+
+def registered() -> tuple[list[type[Table]], list[SchemaObject]]:
+    """The tables, and what they share, of every app: they live in the same schemas."""
+    apps = Finder().get_app_configs()
+    return (
+        [table for app in apps for table in app.table_classes],
+        [item for app in apps for item in shared_objects(app.app_name)],
+    )
+
+
+async def examine(only: Sequence[str] = ()) -> Examination:
+    """Look at the database, as the schema's owner. Changes nothing."""
+    began, at = time.monotonic(), datetime.now(UTC)
+    tables, shared = registered()
+    async with migrating(locked=False) as connection:
+        live = await Live.read(connection, tables, shared)
+        findings: list[Finding] = []
+        for item in CHECKS.values():
+            if not only or item.name in only:
+                findings += await look(live, item)
+        differences: list[Difference] = []
+        if not only or DRIFT in only:
+            await connection.execute("set statement_timeout = 0")
+            differences = await drift(connection, tables, shared)
+            findings = fold(findings, differences)
+    place = {rule: number for number, rule in enumerate(RULES)}
+    findings.sort(key=lambda f: (place[f.safeguard], ORDER.index(f.verdict)))
+    return Examination(
+        at=at,
+        database=live.database,
+        server=live.server,
+        findings=findings,
+        drift=differences,
+        shown=live.shown,
+        seconds=time.monotonic() - began,
+    )
+
+
+async def look(live: Live, item: Check) -> list[Finding]:
+    """One check. That it cannot look is a finding too: no evidence is not evidence."""
+    notes = Notes(item.name, item.safeguard)
+    try:
+        await item.run(live, notes)
+    except ChartholdError as error:
+        notes.fail(f"It could not be looked at: {error}")
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.UndefinedColumnError) as error:
+        notes.fail(
+            f"It could not be looked at, because the schema is not as declared (SQLSTATE {error.sqlstate}).",
+            mend="Run the mends of drift first.",
+        )
+    except asyncpg.PostgresError as error:
+        notes.fail(f"It could not be looked at: {type(error).__name__} (SQLSTATE {error.sqlstate}).")
+    return notes.findings
+
+
+def fold(findings: Iterable[Finding], differences: Sequence[Difference]) -> list[Finding]:
+    """Drift knows how to mend what a check found broken; what no check is about is a finding of its own."""
+    by_subject = {f"{d.kind} {d.name}": d for d in differences}
+    told: set[str] = set()
+    merged: list[Finding] = []
+    for finding in findings:
+        difference = by_subject.get(finding.subject)
+        if difference is not None and finding.verdict == "fail":
+            told.add(finding.subject)
+            merged.append(dataclasses.replace(finding, sql=difference.mend or finding.sql))
+        else:
+            merged.append(finding)
+    notes = Notes(DRIFT, "164.312(a)(1)")
+    for subject, difference in by_subject.items():
+        if subject not in told:
+            what = {"missing": "is declared and missing", "unexpected": "is there and not declared"}
+            notes.fail(
+                f"The {difference.kind.replace('_', ' ')} {difference.name} "
+                f"{what.get(difference.problem, 'is not as declared')}.",
+                subject=subject,
+                sql=difference.mend,
+                mend="" if difference.mend else "Decide by hand: the rows or the meaning are known to you alone.",
+            )
+    if not differences:
+        notes.end("The schema is as declared: tables, columns, keys, policies, triggers, functions and grants.")
+    return merged + notes.findings

@@ -1,0 +1,111 @@
+"""No row crosses a tenant: row-level security, its policies, and keys that begin with the tenant."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from core.doctor.check import Notes, check
+from core.doctor.live import Live, TableInfo, plural
+
+__all__ = ["is_isolation"]
+
+# What PostgreSQL makes of ``tenant_id = (select charthold.tenant_id())``.
+PINNED = re.compile(r"\(?(\w+) = \( SELECT charthold\.tenant_id\(\) AS tenant_id\)\)?")
+
+# Unique indexes and foreign keys, with the column that each begins with on either side.
+KEYS = """
+select format('%I.%I', n.nspname, t.relname) as on, format('%I.%I', n.nspname, i.relname) as name, 'index' as kind,
+    (select attname::text from pg_attribute where attrelid = t.oid and attnum = x.indkey[0]) as first, '' as target
+from pg_index as x join pg_class as i on i.oid = x.indexrelid join pg_class as t on t.oid = x.indrelid
+join pg_namespace as n on n.oid = t.relnamespace
+where x.indisunique and not t.relispartition
+union all
+select format('%I.%I', n.nspname, t.relname), format('%I on %I.%I', k.conname, n.nspname, t.relname), 'constraint',
+    (select attname::text from pg_attribute where attrelid = t.oid and attnum = k.conkey[1]),
+    (select attname::text from pg_attribute where attrelid = k.confrelid and attnum = k.confkey[1])
+        || ' of ' || k.confrelid::regclass
+from pg_constraint as k join pg_class as t on t.oid = k.conrelid join pg_namespace as n on n.oid = t.relnamespace
+where k.contype = 'f' and not t.relispartition
+order by 2"""
+
+
+@check("164.312(a)(1)")
+async def row_security(live: Live, notes: Notes) -> None:
+    """Threat: a table without FORCE shows its owner, and every definer function of the owner, all tenants."""
+    checked = live.tenant_tables()
+    for name, info in checked.items():
+        if (info.enabled and info.forced) or (not info.part and live.closed(info)):
+            continue
+        lacks = "row-level security is off" if not info.enabled else "row-level security is not forced"
+        notes.fail(
+            f"On {name} {lacks}: {'everybody' if not info.enabled else 'its owner'} reads all tenants there.",
+            subject=f"row_security {name}",
+            sql=f"alter table {name} enable row level security;\nalter table {name} force row level security;",
+        )
+    parts = sum(info.part for info in checked.values())
+    closed = [info.name for info in checked.values() if not info.forced]
+    notes.end(
+        f"Enabled and forced on {plural(len(checked) - parts - len(closed), 'table')} with tenants' rows and "
+        f"{plural(parts, 'partition')}; {plural(len(closed), 'table')} of the machinery belong to the owner alone."
+    )
+
+
+@check("164.312(a)(1)")
+async def tenant_policies(live: Live, notes: Notes) -> None:
+    """One restrictive policy pins the tenant; whatever permissive policy comes later can only narrow."""
+    checked = 0
+    for name, info in live.tenant_tables().items():
+        if info.part or live.closed(info):
+            continue
+        checked += 1
+        column = "id" if name == "public.tenant" else "tenant_id"
+        if any(is_isolation(policy, column) for policy in live.catalog["policy"].values() if policy["on"] == name):
+            continue
+        notes.fail(
+            f"{name} has no restrictive policy that pins {column} to the scope's tenant for every command.",
+            subject=f"policy tenant_isolation on {name}",
+            sql=f"create policy tenant_isolation on {name} as restrictive using ({column} = "
+            f"(select charthold.tenant_id())) with check ({column} = (select charthold.tenant_id()));",
+        )
+    notes.end(f"A restrictive policy for every command pins the tenant on each of {plural(checked, 'table')}.")
+
+
+def is_isolation(policy: dict[str, Any], column: str) -> bool:
+    """True for a policy that lets no command of no role leave the tenant."""
+    said = [PINNED.fullmatch(policy[clause] or "") for clause in ("using", "check")]
+    return bool(
+        policy["restrictive"]
+        and policy["command"] == "all"
+        and policy["to"] == ["public"]
+        and all(match is not None and match[1] == column for match in said)
+    )
+
+
+@check("164.312(a)(1)")
+async def composite_keys(live: Live, notes: Notes) -> None:
+    """A key that begins with the tenant cannot name another tenant's row, nor betray that it exists."""
+    ours = {name: info for name, info in live.tenant_tables().items() if not info.part and not live.closed(info)}
+    ours.pop("public.tenant", None)
+    keys = [key for key in await live.connection.fetch(KEYS) if key["on"] in ours]
+    for key in keys:
+        if key["first"] == "tenant_id" and key["target"] in ("", "id of tenant", *_targets(ours)):
+            continue
+        what = "A foreign key" if key["target"] else "A unique index"
+        notes.fail(
+            f"{what} of {key['on']} does not begin with tenant_id: it reaches into other tenants.",
+            subject=f"{key['kind']} {key['name']}",
+            mend="Drop it, and declare it with tenant_id first.",
+        )
+    for name, info in ours.items():
+        if "tenant_id" not in info.required:
+            notes.fail(
+                f"{name}.tenant_id may be null: such a row would belong to nobody.",
+                subject=f"column {name}.tenant_id",
+                sql=f"alter table {name} alter column tenant_id set not null;",
+            )
+    notes.end(f"{plural(len(keys), 'primary, unique and foreign key')} of {plural(len(ours), 'table')} begin with it.")
+
+
+def _targets(tables: dict[str, TableInfo]) -> list[str]:
+    return [f"tenant_id of {name.removeprefix('public.')}" for name in tables]
