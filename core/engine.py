@@ -413,10 +413,11 @@ class ChartholdEngine(PostgresEngine):
         link = await pool.acquire()
         try:
             yield link
-        except (asyncpg.PostgresError, ChartholdError):
-            raise  # the statement failed by itself, and its transaction with it: the session is clean
-        except BaseException:
-            link.dirty = True
+        except BaseException as error:
+            # When the server calls it an ERROR, the statement failed by itself and its transaction with it: the session
+            # is clean. Whatever else happened, a lost connection or a cancelled task, nobody knows what it is.
+            failed = isinstance(error, ChartholdError) or getattr(error, "severity_en", None) == "ERROR"
+            link.dirty = link.dirty or not failed
             raise
         finally:
             await pool.release(link)
@@ -427,6 +428,9 @@ class ChartholdEngine(PostgresEngine):
             return await link.connection.fetch(sql, *arguments, token)
         except asyncpg.PostgresError as error:
             raise explain(error) from None
+        except asyncpg.InternalClientError:
+            # The server ended the idle session a moment ago, and the driver has not seen the socket close yet.
+            raise asyncpg.ConnectionDoesNotExistError("the server closed the connection; nothing was sent") from None
 
     @contextlib.asynccontextmanager
     async def outside(self) -> AsyncIterator[asyncpg.Connection[Any]]:

@@ -210,7 +210,7 @@ $$""",
     manager.add_function(
         name="charthold.find_principal",
         signature="(uuid, text)",
-        source="""-- An active user of the tenant with that role, for commands that run without a named actor.
+        source="""-- An active user of the tenant with that role, for commands that run without a named actor; rather one who sees all of it.
 --
 -- Threat: it answers before a scope exists, so it would tell a stranger who works at a clinic. Only the owner may call it.
 create function charthold.find_principal(tenant uuid, wanted text) returns uuid
@@ -221,7 +221,7 @@ begin
     return (
         select p.user_id from charthold.principal as p
         where p.tenant_id = tenant and p.role = wanted
-        order by p.user_id limit 1
+        order by p.facility_scope is not null, p.user_id limit 1
     );
 end
 $$""",

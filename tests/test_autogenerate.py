@@ -453,3 +453,22 @@ def test_generated_steps_are_the_same_whatever_the_hash_seed(tmp_path):
         )  # fmt: skip
         written.add(done.stdout)
     assert len(written) == 1
+
+
+async def test_a_step_to_be_written_by_hand_has_its_way_back_prepared(project, connection):  # noqa: F811
+    from piccolo.apps.migrations.commands import new
+
+    made = await new._create_new_migration(project.config, description="it's")
+    source = Path(made.migration_path).read_text()
+    assert "manager.add_raw_backwards(run_backwards)" in source
+    await project.up()
+    assert await connection.fetchval("select app_name from migration") == "toy"
+    await project.down()
+
+
+async def test_the_command_line_says_a_mistake_in_one_sentence(project):  # noqa: F811
+    from piccolo.apps.migrations.commands import new
+
+    project.declare(table("Item", [Check("a", condition="true"), Check("a", condition="false")]))
+    with pytest.raises(SystemExit, match="is declared twice"):
+        await new._create_new_migration(project.config, auto=True)

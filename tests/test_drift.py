@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+from piccolo.columns import Integer
 
 from core.commands import doctor as doctor_module
 from core.commands.doctor import doctor
-from core.schema import Comment, Domain, Function, register_shared
+from core.schema import Comment, Domain, Function, Partitions, Role, RowSecurity, register_shared
 from core.schema.drift import Difference
 from tests.schema_app.fixtures import connection, database, project, server  # noqa: F401
-from tests.test_autogenerate import item, objects, shared, shelf
+from tests.schema_app.project import table
+from tests.test_autogenerate import BareId, item, objects, shared, shelf
 
 
 @pytest.fixture
@@ -240,3 +242,22 @@ async def test_the_doctor_exits_with_1_and_prints_json(migrated, connection, mon
     with pytest.raises(SystemExit):
         await doctor()
     assert "create policy sized on public.item" in capsys.readouterr().out
+
+
+async def test_a_partition_that_can_be_read_around_its_parent_is_found(project, connection):  # noqa: F811
+    log = table(
+        "Log", [RowSecurity(), Partitions("range (at)")], id=BareId(primary_key=True, default=None), at=Integer()
+    )
+    project.declare(log, shared=[Role("app_toy", application=False)])
+    await project.new()
+    await project.up()
+    await connection.execute("create table log_1 partition of log for values from (0) to (9)")
+    [difference] = await project.drift(connection)
+    assert (difference.kind, difference.name, difference.problem) == ("row_security", "public.log_1", "missing")
+    await connection.execute(difference.mend)
+    assert await project.drift(connection) == []
+    await connection.execute("grant select on log_1 to app_toy")
+    [difference] = await project.drift(connection)
+    assert (difference.kind, difference.problem) == ("grant", "unexpected")
+    await connection.execute(difference.mend)
+    assert await project.drift(connection) == []

@@ -802,3 +802,32 @@ def test_the_step_lock_is_not_the_session_lock():
     assert lock.STEP_LOCK.count("migration step of") == 1
     assert "migrations of" in lock.SESSION_LOCK
     assert toy.APP == "toy"
+
+
+async def test_one_login_for_everything_may_set_role_and_inherits_nothing(server, database, connection, monkeypatch):  # noqa: F811
+    if server.name == "configured":
+        pytest.skip("its roles are not ours to make")
+    monkeypatch.setattr("core.schema.role.application_login", lambda: None)
+    await connection.execute("drop role if exists plain_migrator")
+    try:
+        await connection.execute("create role plain_migrator login createrole")
+        await connection.execute(f"grant create on database {database} to plain_migrator")
+    except asyncpg.InsufficientPrivilegeError:
+        pytest.skip("this owner makes no such role")
+    statements = Role("app_toy").create()
+    if not await connection.fetchval("select rolsuper from pg_roles where rolname = current_user"):
+        await connection.execute("grant plain_migrator to current_user")
+    await connection.execute("set role plain_migrator")
+    for statement in statements * 2:  # the second time finds everything there
+        await connection.execute(statement)
+    assert await connection.fetchval("select pg_has_role('plain_migrator', 'app_toy', 'member')")
+    await connection.execute("set role app_toy")
+    await connection.execute("reset role")
+    version = connection.get_server_version().major
+    assert await connection.fetchval("select pg_has_role('plain_migrator', 'app_toy', 'usage')") == (version < 16)
+    await connection.execute("set role plain_migrator")
+    for statement in Role("app_toy").drop():
+        await connection.execute(statement)
+    await connection.execute("reset role")
+    assert await connection.fetchval("select count(*) from pg_roles where rolname = 'app_toy'") == 0
+    await connection.execute(f"revoke create on database {database} from plain_migrator; drop role plain_migrator")

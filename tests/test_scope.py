@@ -36,12 +36,14 @@ async def set_up(monkeypatch: pytest.MonkeyPatch, db: ChartholdEngine, **changed
     """Other settings, with a pool made by them."""
     given = replace(settings(), **changed)
     await db.close_connection_pool()
-    with monkeypatch.context() as patch:
-        patch.setattr(Settings, "from_environ", lambda _: given)
-        settings.cache_clear()
-        yield
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Settings, "from_environ", lambda _: given)
+            settings.cache_clear()
+            yield
+    finally:
         await db.close_connection_pool()
-    settings.cache_clear()
+        settings.cache_clear()
 
 
 def someone(clinic: Clinic, **values: Any) -> Client:

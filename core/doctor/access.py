@@ -160,21 +160,24 @@ async def permissions(live: Live, notes: Notes) -> None:
                 for title, policy in live.catalog["policy"].items()
                 if policy["on"] == name and not policy["restrictive"] and policy["command"] in (command, "all")
             }
-            allowed, bound, odd = _allowed(policies.values(), command)
+            allowed, everywhere, odd = _allowed(policies.values())
+            held = getattr(declared, "facility_column", None) is not None
             granted = any(g["to"] == live.runtime and g["privilege"] == command for g in live.grants(name))
             wanted = set(roles_for(table, command, own))
             matrix.append(
                 {"table": name, "command": command, "granted": granted, "declared": table in PERMISSIONS or own is not None}
-                | {role: "facility" if role in bound else "yes" if role in allowed else "no" for role in ROLES}
+                | {r: "yes" if r in everywhere else "facility" if r in allowed else "no" for r in ROLES}
             )
             more, less = sorted(allowed - wanted), sorted(wanted - allowed)
-            if not (more or less or odd) or declared is None:
+            loose = sorted(everywhere) if held else []
+            if not (more or less or odd or loose) or declared is None:
                 continue
             title = next((t for t in [*odd, *policies] if not t.startswith(f"{command}_by_role ")), None)
             because = "; ".join(
                 [f"{', '.join(more)} may and should not"] * bool(more)
                 + [f"{', '.join(less)} should and may not"] * bool(less)
-                + ["a policy has a condition that is none of ours"] * bool(odd and not more)
+                + ["users bound to facilities are not held to them"] * bool(loose)
+                + ["a policy has a condition that is none of ours"] * bool(odd)
             )
             notes.fail(
                 f"To {command} on {name}: {because}.",
@@ -186,21 +189,24 @@ async def permissions(live: Live, notes: Notes) -> None:
     notes.end(f"{len(ROLES)} roles on {plural(tables, 'table')}, {len(matrix)} commands: as core/permissions.py says.")
 
 
-def _allowed(policies: Iterable[dict[str, Any]], command: str) -> tuple[set[str], set[str], list[str]]:
-    """Who any of the permissive policies lets in, who of them within their facilities, and policies unlike ours."""
+def _allowed(policies: Iterable[dict[str, Any]]) -> tuple[set[str], set[str], list[str]]:
+    """Who any of the permissive policies lets in, who of them everywhere, and the policies that are unlike ours.
+
+    A policy with two conditions lets in whom both let in.
+    """
     allowed: set[str] = set()
-    bound: set[str] = set()
+    everywhere: set[str] = set()
     odd: list[str] = []
     for policy in policies:
-        clauses = [policy[c] for c in ("using", "check") if policy[c] is not None and (c == "check" or command != "insert")]
-        for clause in clauses or ["true"]:
-            roles, facility = roles_of(clause)
-            if roles is None:
-                odd.append(f"{policy['ident']} on {policy['on']}")
-                continue
-            allowed |= roles
-            bound |= roles if facility else set()
-    return allowed, bound, odd
+        both = [roles_of(policy[clause]) for clause in ("using", "check") if policy[clause] is not None]
+        named = [roles for roles, _ in both if roles is not None]
+        if len(named) < len(both):
+            odd.append(f"{policy['ident']} on {policy['on']}")
+            continue
+        may = set(ROLES).intersection(*named)
+        allowed |= may
+        everywhere |= set() if any(facility for _, facility in both) else may
+    return allowed, everywhere, odd
 
 
 def roles_of(condition: str) -> tuple[set[str] | None, bool]:

@@ -22,7 +22,6 @@ from core.provision import engine
 
 __all__ = ["Progress", "Target", "acting", "key_lock", "owner_connection", "record", "silent", "sweep", "targets"]
 
-OPEN = ("trial", "active")
 LOCK = "pg_catalog.hashtextextended('charthold keys of ' || $1::text, 0)"
 PATIENCE, POLL = 3.0, 0.1  # seconds: the session of a killed process ends a moment after it
 # Milliseconds. A table lock that is waited for longer would hold up the application; and who gives up before
@@ -63,16 +62,15 @@ async def targets(connection: asyncpg.Connection[Any]) -> list[tuple[UUID, str]]
 async def acting(connection: asyncpg.Connection[Any], target: Target, reason: str) -> AsyncIterator[None]:
     """One transaction in the target's tenant, in the name of its actor; for a minute at most.
 
-    Nobody can write in a suspended or closed tenant. For this transaction, and for nobody else's eyes, it is open.
+    Nobody can write in a suspended or closed tenant. In this transaction, and for nobody else's eyes, the actor can.
     """
     async with connection.transaction():
-        status = await connection.fetchval(
-            "select status from charthold.tenant_directory where tenant_id = $1", target.tenant
+        was_closed = await connection.fetchval(
+            "update charthold.principal set tenant_open = true"
+            " where tenant_id = $1 and user_id = $2 and not tenant_open returning true",
+            target.tenant,
+            target.actor,
         )
-        if status not in OPEN:
-            await connection.execute(
-                "update charthold.tenant_directory set status = 'active' where tenant_id = $1", target.tenant
-            )
         await connection.execute(
             "select pg_catalog.set_config('charthold.scope', charthold.sign($1, $2, $3), true)",
             target.tenant,
@@ -80,11 +78,14 @@ async def acting(connection: asyncpg.Connection[Any], target: Target, reason: st
             reason,
         )
         yield
-        await connection.execute(
-            "update charthold.tenant_directory as d set status = t.status from public.tenant as t"
-            " where d.tenant_id = $1 and t.id = $1 and d.status <> t.status",
-            target.tenant,
-        )
+        if was_closed:
+            await connection.execute(
+                "update charthold.principal as p set tenant_open = d.status in ('trial', 'active')"
+                " from charthold.tenant_directory as d"
+                " where d.tenant_id = $1 and p.tenant_id = $1 and p.user_id = $2",
+                target.tenant,
+                target.actor,
+            )
 
 
 async def record(connection: asyncpg.Connection[Any], action: str, said: Mapping[str, Any]) -> None:

@@ -1,0 +1,236 @@
+"""The log: everything is captured, by somebody, and nothing of it can be changed or get lost."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from core.doctor.check import Notes, check
+from core.doctor.live import LOG, Live, plural
+from core.schema.declarations import objects_of
+from core.schema.quoting import quote_ident
+from core.schema.trigger import Trigger
+
+__all__ = ["month_after"]
+
+MONTHS = 2  # partitions ahead; fewer is a warning, none a failure
+DAYS = 30  # of activity, for the plot
+CAPTURE = ("audit_insert", "audit_update", "audit_delete", "audit_truncate")
+GUARDS = ("append_only", "append_only_truncate")
+
+# Every trigger, also those that PostgreSQL makes for foreign keys and for partitions.
+TRIGGERS = """
+select format('%I.%I', n.nspname, c.relname) as on, t.tgname::text as name, t.tgenabled::text as enabled,
+    t.tgisinternal as internal, c.relispartition as part
+from pg_trigger as t join pg_class as c on c.oid = t.tgrelid join pg_namespace as n on n.oid = c.relnamespace
+where n.nspname !~ '^pg_' and n.nspname <> 'information_schema' order by 1, 2"""
+
+ACTIVITY = """
+select (occurred_at at time zone 'UTC')::date as day, action_type as action, count(*) as records
+from public.user_action_audit_log
+where ($1::uuid is null or tenant_id = $1) and occurred_at > now() - make_interval(days => $2)
+group by 1, 2"""
+
+STRAY = """select count(*) as rows from public.user_action_audit_log
+where ($1::uuid is null or tenant_id = $1) and tableoid = 'public.user_action_audit_log_default'::regclass"""
+
+
+@check("164.312(b)")
+async def triggers(live: Live, notes: Notes) -> None:
+    """Threat: a trigger that is gone or switched off records nothing, and nobody notices."""
+    there = {(row["on"], row["name"]): row for row in await live.connection.fetch(TRIGGERS)}
+    wanted = [
+        (name, item.name)
+        for name, table in live.declared().items()
+        if name in live.relations
+        for item in objects_of(table)
+        if isinstance(item, Trigger)
+    ]
+    for name, trigger in wanted:
+        if (name, trigger) not in there:
+            notes.fail(f"The trigger {trigger} on {name} is missing.", subject=f"trigger {quote_ident(trigger)} on {name}")
+    for (name, trigger), row in there.items():
+        if row["enabled"] in ("O", "A"):
+            continue
+        ident = quote_ident(trigger)
+        notes.fail(
+            f"The trigger {trigger} on {name} {'runs on replicas only' if row['enabled'] == 'R' else 'is disabled'}.",
+            subject=f"trigger {ident} on {name}",
+            sql=f"alter table {name} enable trigger {ident};",
+        )
+    ours = sum(not row["internal"] and not row["part"] for row in there.values())
+    notes.end(f"{plural(ours, 'trigger')}, those of foreign keys and of partitions too, are there and enabled.")
+
+
+@check("164.312(b)")
+async def capture(live: Live, notes: Notes) -> None:
+    """Every table of tenants records inserts, updates and deletes, and refuses TRUNCATE."""
+    recorded, exempt = [], []
+    for name, info in live.tenant_tables().items():
+        if info.part or live.closed(info) or name == LOG:
+            continue
+        table = live.declared().get(name)
+        if table is not None and not getattr(table, "audited", True):
+            exempt.append(name)
+            continue
+        recorded.append(name)
+        on = {value["ident"] for value in live.catalog["trigger"].values() if value["on"] == name}
+        # Of a declared table ``triggers`` has told which one is missing.
+        if table is None and not on.issuperset(CAPTURE):
+            notes.fail(
+                f"{name} has rows of tenants, and what happens to them is not recorded.",
+                subject=f"table {name}",
+                mend="Declare it as a TenantTable and let a migration make it.",
+            )
+    notes.end(
+        f"Triggers record inserts, updates and deletes on {plural(len(recorded), 'table')}, raw SQL included; reads of "
+        f"PHI are recorded by the statement that reads. Not recorded: {', '.join(exempt) or 'none'}."
+    )
+
+
+@check("164.312(b)")
+async def append_only(live: Live, notes: Notes) -> None:
+    """Threat: whoever may write to the log directly can write what did not happen, or take out what did."""
+    places = [name for name, info in live.relations.items() if name == LOG or info.parent == LOG]
+    rights = []
+    for name in places:
+        for grant in live.grants(name):
+            if grant["privilege"] == "select" and grant["to"] in (live.runtime, live.auditor) and name == LOG:
+                rights.append(grant)
+                continue
+            what = f"{grant['to'] if grant['to'] != 'public' else 'Everybody'} may {grant['privilege']} on {name}"
+            notes.fail(
+                f"{what}{', where no policy applies' if name != LOG else ''}.",
+                subject=f"{grant['kind']} {grant['name']}",
+                sql=f"revoke {grant['privilege']} on table {name} from {grant['to']};",
+            )
+    for name in places:
+        on = {value["ident"] for value in live.catalog["trigger"].values() if value["on"] == name}
+        # Of the log itself ``triggers`` has told.
+        for guard in set(GUARDS[:1]) - on if name != LOG else ():
+            notes.fail(f"The trigger {guard} on {name} is missing.", subject=f"trigger {guard} on {name}")
+    notes.end(
+        f"Nobody holds INSERT, UPDATE, DELETE or TRUNCATE on the log or its {plural(len(places) - 1, 'partition')}; "
+        f"{plural(len(rights), 'role')} may read it, within policies; triggers refuse changes by the owner too."
+    )
+
+
+@check("164.312(b)")
+async def partitions(live: Live, notes: Notes) -> None:
+    """A month without its partition fills the default one, and then takes a lock to make room."""
+    pattern = re.compile(rf"{re.escape(LOG)}_(\d{{4}})_(\d{{2}})")
+    months = {
+        (int(match[1]), int(match[2]))
+        for name, info in live.relations.items()
+        if info.parent == LOG and (match := pattern.fullmatch(name))
+    }
+    now = datetime.now(UTC)
+    month, ahead = (now.year, now.month), 0
+    if month not in months:
+        notes.fail(
+            "This month has no partition of the log.",
+            subject=f"partition {month[0]}-{month[1]:02}",
+            mend="piccolo core partitions",
+            sql="select charthold.ensure_partitions(3);",
+        )
+    while (month := month_after(month)) in months:
+        ahead += 1
+    if ahead < MONTHS:
+        tell = notes.warn if ahead else notes.fail
+        tell(
+            f"The log has partitions for {plural(ahead, 'month')} ahead.",
+            subject=f"partition {month[0]}-{month[1]:02}",
+            mend="Run piccolo core partitions from cron, once a week.",
+            sql="select charthold.ensure_partitions(3);",
+        )
+    default = live.relations.get(f"{LOG}_default")
+    if default is None:
+        notes.fail("The log has no default partition: a record of an unforeseen month is refused, and its work with it.")
+    elif default.bytes:
+        rows = await live.ask(STRAY)
+        stray = sum(row["rows"] for row in rows) if rows is not None else default.estimate
+        if stray:
+            notes.fail(
+                f"The default partition holds {plural(stray, 'record')}: their month has no partition.",
+                subject=f"table {LOG}_default",
+                mend="piccolo core partitions moves those of this month and the months ahead.",
+                sql="select charthold.ensure_partitions(3);",
+            )
+    notes.end(f"{plural(len(months), 'month')} have partitions, {ahead} of them ahead; the default partition is empty.")
+
+
+def month_after(month: tuple[int, int]) -> tuple[int, int]:
+    """December is followed by January of the next year."""
+    year, number = month
+    return (year + 1, 1) if number == 12 else (year, number + 1)
+
+
+@check("164.312(a)(2)(i)")
+async def actors(live: Live, notes: Notes) -> None:
+    """One person, one user: each record names its actor, and nobody can share an e-mail within a tenant."""
+    log = live.relations.get(LOG)
+    for column in ("user_id", "tenant_id", "reason", "occurred_at"):
+        if log is not None and column not in log.required:
+            notes.fail(
+                f"A record of the log may be without {column}.",
+                subject=f"column {LOG}.{column}",
+                sql=f"alter table {LOG} alter column {column} set not null;",
+            )
+    unique = any(
+        value["on"] == "public.app_user" and "UNIQUE (tenant_id, email)" in value["definition"]
+        for value in live.catalog["constraint"].values()
+    )
+    if not unique:
+        notes.fail(
+            "Two users of a tenant can have one e-mail address, and so share a login.",
+            subject="constraint app_user_email_key on public.app_user",
+        )
+    notes.end("Each record of the log names its user and the reason; an e-mail address is one user's within a tenant.")
+
+
+@check("164.308(a)(1)(ii)(D)")
+async def activity_review(live: Live, notes: Notes) -> None:
+    """What happened lately, for whoever reviews it."""
+    rows = await live.ask(ACTIVITY, DAYS)
+    if rows is None:
+        notes.warn("The last month's activity was not counted: the log is too long for one look.")
+    counted: dict[tuple[Any, str], int] = {}
+    for row in rows or []:
+        key = (row["day"], row["action"])
+        counted[key] = counted.get(key, 0) + row["records"]
+    live.shown["activity"] = {"days": DAYS, "counts": counted}
+    notes.unbuilt(
+        f"{plural(sum(counted.values()), 'record')} in the last {DAYS} days{live.unseen()}; the report plots them and has "
+        "room for a signature. Charthold does not record that somebody reviewed them.",
+        mend="Print the report, sign it, and file it; audit_search and audit_who_saw answer what it raises.",
+    )
+
+
+@check("164.316(b)(2)(i)")
+async def retention(live: Live, notes: Notes) -> None:
+    """Six years, whatever a tenant asks for."""
+    name = "tenant_retention_years_least on public.tenant"
+    rule = live.catalog["constraint"].get(name)
+    if rule is None or not rule["validated"] or "retention_years >= 6" not in rule["definition"]:
+        notes.fail("A tenant may ask for less than six years.", subject=f"constraint {name}")
+    rows = await live.ask(
+        "select min(retention_years) as least, max(retention_years) as most from public.tenant"
+        " where ($1::uuid is null or id = $1)"
+    )
+    years = [row["least"] for row in rows or [] if row["least"] is not None]
+    notes.end(
+        f"No tenant may ask for less than six years (now: {f'{min(years)} at least' if years else 'no tenant'}); "
+        "the log refuses DELETE and TRUNCATE, so nothing is purged before."
+    )
+
+
+@check("164.528")
+async def accounting_of_disclosures(live: Live, notes: Notes) -> None:
+    """164.528 asks for date, recipient, what and purpose of each disclosure, for six years."""
+    notes.unbuilt(
+        "Who saw a client's record, when, which columns and why is answered for six years by Client.who_saw() and "
+        "piccolo core audit_who_saw. That is access within the organisation: a disclosure to somebody outside of it, "
+        "the recipient's name and address, and what is exempt under 164.528(a)(1), are not kept.",
+        mend='Record each disclosure as an "export" with its recipient in the reason, and keep the list of them.',
+    )

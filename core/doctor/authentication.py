@@ -1,0 +1,103 @@
+"""Who gets in: users and what they log in with, tenants that somebody answers for, keys that sign scopes."""
+
+from __future__ import annotations
+
+from core.doctor.check import Notes, check
+from core.doctor.live import Live, plural
+from core.provision import engine
+
+__all__: list[str] = []
+
+USERS = """
+select tenant_id, count(*) filter (where status = 'active') as active,
+    count(*) filter (where status = 'active' and not mfa_enrolled) as without_mfa,
+    count(*) filter (where status = 'locked' or locked_until > now()) as locked,
+    count(last_login_at) as logged_in
+from public.app_user where ($1::uuid is null or tenant_id = $1) group by 1"""
+
+# charthold.principal is what scope() believes; it must be a copy of the active users.
+UNLIKE = """
+select count(*) as rows from charthold.principal as p full join public.app_user as u
+    on u.tenant_id = p.tenant_id and u.id = p.user_id
+where ($1::uuid is null or coalesce(p.tenant_id, u.tenant_id) = $1) and (
+    p.user_id is null and u.status = 'active'
+    or p.user_id is not null and (
+        u.id is null or u.status <> 'active' or u.role <> p.role or u.facility_scope is distinct from p.facility_scope)
+)"""
+
+LOGINS = """select count(*) as records from public.user_action_audit_log
+where ($1::uuid is null or tenant_id = $1) and action_type in ('login', 'login_failed', 'logout')
+    and occurred_at > now() - interval '30 days'"""
+
+TOKEN_KEYS = """select id, retired_at is not null and retired_at <= now() as retired, retired_at,
+    (select count(*) from charthold.principal) as principals from charthold.token_key order by created_at"""
+
+
+@check("164.312(d)")
+async def admins(live: Live, notes: Notes) -> None:
+    """A tenant without an admin is one whose keys, users and log nobody can look after."""
+    for tenant in live.tenants:
+        if tenant.admin is None and tenant.status in ("trial", "active"):
+            notes.fail(
+                f"{tenant.slug} is open and has no active admin.",
+                subject=f"tenant {tenant.slug}",
+                mend="As the owner, make one of its users an active admin.",
+            )
+    rows = await live.ask(UNLIKE) or []
+    unlike = sum(row["rows"] for row in rows)
+    if unlike:
+        notes.fail(
+            f"{plural(unlike, 'row')} of charthold.principal, which says who may act, are not as app_user says.",
+            subject="table charthold.principal",
+            mend="Find out who wrote there: only triggers do.",
+        )
+    open_ = [tenant for tenant in live.tenants if tenant.status in ("trial", "active")]
+    notes.end(f"{plural(len(open_), 'open tenant')}, each with an active admin; who may act is as app_user says.")
+
+
+@check("164.312(d)")
+async def users(live: Live, notes: Notes) -> None:
+    """Second factors and lockouts, as the application keeps them."""
+    rows = await live.ask(USERS) or []
+    total = {key: sum(row[key] for row in rows) for key in ("active", "without_mfa", "locked", "logged_in")}
+    live.shown["users"] = total
+    if total["without_mfa"]:
+        notes.warn(
+            f"{total['without_mfa']:,} of {plural(total['active'], 'active user')} have no second factor.",
+            mend="Enrol them at their next login, and set mfa_enrolled.",
+        )
+    if total["locked"]:
+        notes.warn(f"{plural(total['locked'], 'user')} are locked.", mend="Ask each why; then unlock or deactivate.")
+    logins = await live.ask(LOGINS)
+    records = sum(row["records"] for row in logins or [])
+    if total["logged_in"] and not records:
+        notes.warn(
+            "Users have logged in, and the log has no login of the last 30 days.",
+            mend='Record logins and failed logins: select charthold.record(\'login\', ...) in the user\'s scope.',
+        )
+    notes.end(f"{plural(total['active'], 'active user')}, {total['locked']} locked; {records:,} logins in 30 days.")
+
+
+@check("164.312(d)")
+async def token_keys(live: Live, notes: Notes) -> None:
+    """The keys whose scopes the database believes."""
+    rows = await live.connection.fetch(TOKEN_KEYS)
+    valid = [row["id"] for row in rows if not row["retired"]]
+    mine = engine().token_key.id
+    live.shown["token_keys"] = [
+        {"id": row["id"], "retired_at": row["retired_at"], "valid": not row["retired"], "ours": row["id"] == mine}
+        for row in rows
+    ]
+    if mine not in valid:
+        notes.fail(
+            f"The database does not know token key {mine}, which follows from this master key: no scope opens.",
+            subject=f"token key {mine}",
+            mend="piccolo core install_token_key",
+        )
+    for other in (key for key in valid if key != mine):
+        notes.warn(
+            f"Token key {other}, of another master key, still signs scopes.",
+            subject=f"token key {other}",
+            mend="After a change of master key: piccolo core install_token_key --retire_after=900",
+        )
+    notes.end(f"{plural(len(valid), 'token key')} valid, {len(rows) - len(valid)} retired; scopes are signed by {mine}.")

@@ -1,0 +1,105 @@
+"""Integrity: the log's signed heads, and what the server itself checks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from core.audit.head import HEAD_COLUMNS, TreeHead, public_keys
+from core.doctor.check import Notes, check
+from core.doctor.live import Live, plural
+
+__all__ = ["FRESH"]
+
+FRESH = 26  # hours: sealed once a day, with some slack
+
+HEADS = f"""
+select distinct on (tenant_id) {HEAD_COLUMNS}, frontier from public.audit_seal
+where ($1::uuid is null or tenant_id = $1) order by tenant_id, tree_size desc"""
+
+# What is not sealed yet, and since when it waits.
+UNSEALED = """
+select l.tenant_id, count(*) as records, min(l.occurred_at) as since
+from public.user_action_audit_log as l
+left join (
+    select tenant_id, max(horizon) as horizon from public.audit_seal where era = 1 group by tenant_id
+) as s on s.tenant_id = l.tenant_id
+where ($1::uuid is null or l.tenant_id = $1) and l.transaction_id >= coalesce(s.horizon, 0)
+group by 1"""
+
+# verify_audit records that it ran, and whether the log was as sealed.
+VERIFIED = """
+select tenant_id, max(occurred_at) as at, (array_agg(new_values -> 'verified' -> 'good' order by occurred_at desc))[1]::text as good
+from public.user_action_audit_log
+where ($1::uuid is null or tenant_id = $1) and action_type = 'audit_read' and new_values ? 'verified'
+group by 1"""
+
+
+@check("164.312(c)")
+async def seals(live: Live, notes: Notes) -> None:
+    """The last head of each tenant is ours and fresh. Whether the records match is for verify_audit to compute."""
+    keys, now = public_keys(live.settings), datetime.now(UTC)
+    heads = {row["tenant_id"]: row for row in await live.ask(HEADS) or []}
+    waiting = {row["tenant_id"]: row for row in await live.ask(UNSEALED) or []}
+    verified = {row["tenant_id"]: row for row in await live.ask(VERIFIED) or []}
+    shown: list[dict[str, Any]] = []
+    for tenant in live.seen():
+        row, wait, check_ = heads.get(tenant.id), waiting.get(tenant.id), verified.get(tenant.id)
+        good = None
+        if row is not None:
+            head = TreeHead(**{name: row[name] for name in HEAD_COLUMNS.split(", ")})
+            good = head.tenant_id == tenant.id and head.is_signed_by(keys) and head.fits(row["frontier"])
+        late = (now - wait["since"]).total_seconds() / 3600 if wait else 0.0
+        shown.append(
+            {
+                "tenant": tenant.slug,
+                "sealed_at": row["sealed_at"] if row else None,
+                "records": row["tree_size"] if row else 0,
+                "signature": good,
+                "unsealed": wait["records"] if wait else 0,
+                "verified_at": check_["at"] if check_ else None,
+                "verified_good": check_["good"] == "true" if check_ else None,
+            }
+        )
+        subject = f"seal {tenant.slug}"
+        if good is False:
+            notes.fail(
+                f"The newest head of {tenant.slug} is not what was signed.",
+                subject=subject,
+                mend=f"piccolo core verify_audit --tenant={tenant.slug} says what was changed.",
+            )
+        if check_ and check_["good"] == "false":
+            notes.fail(
+                f"The last verification of {tenant.slug} found records that are not as sealed.",
+                subject=subject,
+                mend=f"piccolo core verify_audit --tenant={tenant.slug} names them.",
+            )
+        if wait and late > FRESH:
+            notes.warn(
+                f"{tenant.slug} has {plural(wait['records'], 'record')} that were never sealed, for {late:.0f} hours.",
+                subject=subject,
+                mend="Run piccolo core seal_audit from cron, at least once a day.",
+            )
+    live.shown["seals"] = shown
+    sealed = [item for item in shown if item["sealed_at"]]
+    if shown and not sealed:
+        notes.warn(
+            "No log was ever sealed: until it is, somebody with the owner's rights could change it unseen.",
+            mend="Run piccolo core seal_audit from cron, at least once a day.",
+        )
+    unsealed = sum(item["unsealed"] for item in shown)
+    notes.end(
+        f"{plural(len(sealed), 'tenant')} of {len(shown)} have a head; the signature of each newest head holds; "
+        f"{plural(unsealed, 'record')} wait for the next sealing{live.unseen()}."
+    )
+
+
+@check("164.312(c)")
+async def checksums(live: Live, notes: Notes) -> None:
+    """A flipped bit on disk is noticed when the page is read."""
+    if await live.connection.fetchval("select current_setting('data_checksums')") != "on":
+        notes.warn(
+            "The server keeps no checksums of its pages.",
+            mend="Stop the server and run pg_checksums --enable.",
+        )
+    notes.end("Each sealed value carries its own authentication tag (AES-GCM); the server's pages carry checksums.")

@@ -1,0 +1,123 @@
+"""The server: its version, and what it writes into its own log."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from core.doctor.check import Notes, check
+from core.doctor.live import Live
+from core.schema.quoting import quote_ident
+
+__all__ = ["LATEST", "judge_version"]
+
+# The newest minor release of each major version that Charthold runs on, and when this was looked up.
+LATEST = {15: 19, 16: 15, 17: 11, 18: 6}
+LOOKED_UP = date(2026, 8, 15)
+ENDS = {15: date(2027, 11, 11), 16: date(2028, 11, 9), 17: date(2029, 11, 8), 18: date(2030, 11, 14)}
+
+SETTINGS = """select name, setting, source from pg_settings
+where name in ('log_statement', 'log_min_duration_statement', 'log_min_duration_sample', 'log_transaction_sample_rate',
+    'log_min_error_statement', 'log_error_verbosity', 'log_parameter_max_length', 'log_parameter_max_length_on_error',
+    'auto_explain.log_min_duration', 'pgaudit.log', 'pgaudit.log_parameter')"""
+
+# Settings that a role or a database has for itself; a new session of that role may log what ours does not.
+FOR_OTHERS = r"""select coalesce(pg_get_userbyid(nullif(setrole, 0)), '') as role, split_part(c, '=', 1) as name,
+    substr(c, strpos(c, '=') + 1) as setting
+from pg_db_role_setting, unnest(setconfig) as c
+where setdatabase in (0, (select oid from pg_database where datname = current_database())) and setrole <> 0
+    and c ~ '^(log_statement|log_min_duration_statement|log_min_duration_sample|log_transaction_sample_rate)='"""
+
+
+@check("164.312(c)")
+async def server_version(live: Live, notes: Notes) -> None:
+    """A minor release mends bugs that lose data or let people in."""
+    number = await live.connection.fetchval("select current_setting('server_version_num')::int")
+    judge_version(number, date.today(), notes)  # noqa: DTZ011 -- a day is exact enough
+
+
+def judge_version(number: int, today: date, notes: Notes) -> None:
+    """``number`` as the server gives it: 180006 is 18.6."""
+    major, minor = divmod(number, 10_000)
+    latest = LATEST.get(major)
+    mend = "Install the newest minor release and restart; nothing is to be converted."
+    if latest is None and major < min(LATEST):
+        notes.fail(f"PostgreSQL {major} is older than Charthold needs.", mend="Upgrade to a supported major version.")
+    elif today > ENDS.get(major, today):
+        notes.warn(f"PostgreSQL {major} gets no more fixes.", mend="Upgrade to a supported major version.")
+    elif latest is not None and minor < latest:
+        notes.warn(f"PostgreSQL {major}.{minor} is behind {major}.{latest}.", mend=mend)
+    notes.end(f"PostgreSQL {major}.{minor}; the newest minor release known on {LOOKED_UP} was {major}.{latest or '?'}.")
+
+
+@check("164.312(a)(2)(iv)")
+async def statement_logging(live: Live, notes: Notes) -> None:
+    """Threat: the server's own log, in plaintext: statements, parameters (a scope's token is one), rows in errors."""
+    rows = await live.connection.fetch(SETTINGS)
+    found = {row["name"]: row["setting"] for row in rows}
+    source = {row["name"]: row["source"] for row in rows}
+
+    def mend(name: str, value: str) -> str:
+        if source.get(name) == "database":
+            return f"alter database {quote_ident(live.database)} reset {name};"
+        return f"alter system set {name} = '{value}';\nselect pg_reload_conf();"
+
+    def off(name: str) -> bool:
+        return found.get(name, "-1") in ("-1", "0", "none", "")
+
+    if found.get("log_statement") not in ("none", "ddl"):
+        notes.fail(
+            f"log_statement is {found.get('log_statement')}: the server writes statements, with what stands in them.",
+            subject="setting log_statement",
+            sql=mend("log_statement", "none"),
+        )
+    for name, harmless in (
+        ("log_min_duration_statement", "-1"), ("log_min_duration_sample", "-1"), ("auto_explain.log_min_duration", "-1"),
+    ):  # fmt: skip
+        if found.get(name, "-1") != "-1" and found.get("log_parameter_max_length") != "0":
+            notes.fail(
+                f"{name} is {found[name]} and log_parameter_max_length is not 0: slow statements are written with their "
+                "parameters.",
+                subject=f"setting {name}",
+                sql=mend(name, harmless),
+            )
+    if not off("log_transaction_sample_rate"):
+        notes.fail(
+            "log_transaction_sample_rate is set: the server writes all statements of some transactions.",
+            subject="setting log_transaction_sample_rate",
+            sql=mend("log_transaction_sample_rate", "0"),
+        )
+    if not off("log_parameter_max_length_on_error"):
+        notes.fail(
+            "log_parameter_max_length_on_error is not 0: a failing statement is written with its parameters.",
+            subject="setting log_parameter_max_length_on_error",
+            sql=mend("log_parameter_max_length_on_error", "0"),
+        )
+    if not off("pgaudit.log") and found.get("pgaudit.log_parameter") == "on":
+        notes.fail(
+            "pgaudit writes parameters.", subject="setting pgaudit.log_parameter", sql=mend("pgaudit.log_parameter", "off")
+        )
+    for row in await live.connection.fetch(FOR_OTHERS):
+        if row["setting"] not in ("none", "ddl", "-1", "0"):
+            notes.fail(
+                f"Sessions of {row['role']} have {row['name']} = {row['setting']}.",
+                subject=f"setting {row['name']} of {row['role']}",
+                sql=f"alter role {quote_ident(row['role'])} reset {row['name']};",
+            )
+    _errors(found, notes)
+    notes.end("The server writes no statement, no parameter and no row into its log.")
+
+
+def _errors(found: dict[str, Any], notes: Notes) -> None:
+    if found.get("log_min_error_statement") not in ("fatal", "panic"):
+        notes.warn(
+            "A failing statement is written into the server's log, with constants that stand in it.",
+            subject="setting log_min_error_statement",
+            sql="alter system set log_min_error_statement = 'panic';\nselect pg_reload_conf();",
+        )
+    if found.get("log_error_verbosity") != "terse":
+        notes.warn(
+            "Errors are written with their details, which quote the row that was refused.",
+            subject="setting log_error_verbosity",
+            sql="alter system set log_error_verbosity = 'terse';\nselect pg_reload_conf();",
+        )

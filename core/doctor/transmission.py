@@ -1,0 +1,55 @@
+"""What travels between the application and the server."""
+
+from __future__ import annotations
+
+import asyncpg
+
+from core.doctor.check import Notes, check
+from core.doctor.live import Live, plural
+
+__all__ = ["judge"]
+
+CONNECTIONS = """
+select a.pid = pg_backend_pid() as ours, a.application_name = 'charthold' as application,
+    a.client_addr is not null and not (a.client_addr <<= '127.0.0.0/8' or a.client_addr = '::1') as remote,
+    a.client_addr is null as socket, coalesce(s.ssl, false) as tls, s.version
+from pg_stat_activity as a left join pg_stat_ssl as s on s.pid = a.pid
+where a.datname = current_database() and a.backend_type = 'client backend'"""
+
+# Lines of pg_hba.conf that let somebody in from elsewhere without TLS.
+PLAIN = """select count(*) from pg_hba_file_rules where type in ('host', 'hostnossl', 'hostnogssenc')
+and auth_method <> 'reject' and coalesce(address, '') not in ('127.0.0.1', '::1', 'localhost', 'samehost')"""
+
+
+@check("164.312(e)")
+async def tls(live: Live, notes: Notes) -> None:
+    """Threat: PHI is sealed before it travels, but scopes, names of facilities and answers to questions are not."""
+    rows = [dict(row) for row in await live.connection.fetch(CONNECTIONS)]
+    judge(rows, notes)
+    try:
+        listens = await live.connection.fetchval("select current_setting('listen_addresses')")
+        plain = await live.connection.fetchval(PLAIN)
+    except asyncpg.PostgresError:  # managed servers do not show it
+        listens, plain = "", 0
+    if listens and plain:
+        notes.warn(
+            f"{plural(plain, 'line')} of pg_hba.conf accept connections from elsewhere without TLS.",
+            mend="Write hostssl instead of host, and reload the server.",
+        )
+    kinds = {
+        "over TLS": sum(row["tls"] for row in rows),
+        "through a Unix socket": sum(row["socket"] for row in rows),
+        "from this machine": sum(not row["socket"] and not row["remote"] and not row["tls"] for row in rows),
+    }
+    notes.end(f"{', '.join(f'{count} {how}' for how, count in kinds.items() if count)}; none in clear from elsewhere.")
+
+
+def judge(rows: list[dict[str, object]], notes: Notes) -> None:
+    """Remote connections without TLS: ours, and the application's."""
+    for row in rows:
+        if row["remote"] and not row["tls"] and (row["ours"] or row["application"]):
+            notes.fail(
+                "A connection from another machine is not encrypted.",
+                subject=f"connection {'of the doctor' if row['ours'] else 'of the application'}",
+                mend="Add sslmode=verify-full to DATABASE_URL and DATABASE_OWNER_URL, and write hostssl in pg_hba.conf.",
+            )

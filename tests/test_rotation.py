@@ -1,0 +1,513 @@
+"""Keys change while the application works: no row is ever unreadable, none is ever not found, whoever is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from core import ChartholdError, transaction
+from core.columns import Encrypted
+from core.commands.rotate_keys import rotate_keys
+from core.crypto.keyring import Keyring, _Entry
+from core.crypto.kms import LocalProvider, development_key
+from core.engine import ChartholdEngine
+from core.ids import uuid7
+from core.provision import find_tenant, set_tenant_status
+from core.rotation import Target, key_lock, retire, rewrap, rotate, used_in_log
+from core.rotation.data import Rotation
+from core.rotation.rows import sealed_tables
+from core.settings import settings
+from core.tables import Client, User
+from piccolo_conf import DB
+from tests.conftest import Clinic, make_clinic
+
+CACHE = 0.3
+WAIT = 0.4
+BORN = date(1990, 7, 1)
+
+ROTATOR = """
+import sys
+from piccolo_conf import DB
+DB.database = sys.argv[1]
+from core.commands.rotate_keys import rotate_keys
+rotate_keys(tenant=sys.argv[2], batch=int(sys.argv[3]), wait=float(sys.argv[4]), json=True)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_cache(database: ChartholdEngine) -> Iterator[None]:
+    """Keys are cached for a moment, so that a rotation's waits are short."""
+    os.environ["CHARTHOLD_KEY_CACHE_SECONDS"] = str(CACHE)
+    settings.cache_clear()
+    yield
+    del os.environ["CHARTHOLD_KEY_CACHE_SECONDS"]
+    settings.cache_clear()
+
+
+@pytest.fixture
+async def clinic(database: ChartholdEngine) -> Clinic:
+    """A tenant of the test's own: each leaves it with other keys."""
+    return await make_clinic(f"clinic-{uuid7().hex[-12:]}")
+
+
+async def target_of(clinic: Clinic, owner_: asyncpg.Connection) -> Target:
+    slug = await owner_.fetchval("select slug from charthold.tenant_directory where tenant_id = $1", clinic.tenant)
+    return Target(clinic.tenant, slug, clinic.admin)
+
+
+@pytest.fixture
+async def target(clinic: Clinic, owner: asyncpg.Connection) -> Target:
+    return await target_of(clinic, owner)
+
+
+async def statuses(owner: asyncpg.Connection, clinic: Clinic) -> dict[int, str]:
+    rows = await owner.fetch("select version, status from tenant_key where tenant_id = $1", clinic.tenant)
+    return {row["version"]: row["status"] for row in rows}
+
+
+async def under(owner: asyncpg.Connection, clinic: Clinic, version: int) -> tuple[int, int]:
+    """How many of the clinic's rows hold envelopes of that version only, and how many rows there are."""
+    header = b"\x01" + version.to_bytes(4, "big")
+    columns = [c._meta.db_column_name for c in Client._meta.columns if isinstance(c, Encrypted)]
+    good = " and ".join(f"({c} is null or substring({c} from 1 for 5) = $2)" for c in columns)
+    row = await owner.fetchrow(
+        f"select count(*) filter (where {good}), count(*) from client where tenant_id = $1", clinic.tenant, header
+    )
+    return row[0], row[1]
+
+
+class Application:
+    """Readers and writers at work. Whatever one of them does not find, or cannot open, ends up in ``failures``."""
+
+    def __init__(self, clinic: Clinic, count: int) -> None:
+        self.clinic = clinic
+        self.phones = {n: f"+1 617 555 {n:05}" for n in range(count)}
+        self.failures: list[str] = []
+        self.reads = self.writes = 0
+        self._over = False
+
+    async def fill(self) -> None:
+        async with self.clinic.as_clinician():
+            rows = [self._client(n) for n in self.phones]
+            for at in range(0, len(rows), 1_000):
+                await Client.insert(*rows[at : at + 1_000])
+
+    def _client(self, n: int) -> Client:
+        return Client(
+            facility_id=self.clinic.facility,
+            first_name="Bo",
+            last_name=f"Person {n}",
+            date_of_birth=BORN,
+            ssn=f"999-{n:06}",
+            mrn=f"mrn {n}",
+            email=f"person{n}@mail.example",
+            phone=self.phones[n],
+            address={"street": f"{n} Main"},
+        )
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(work) for work in (*(self._read() for _ in range(3)), self._write(), self._add())]
+        try:
+            yield
+        finally:
+            self._over = True
+            await asyncio.gather(*tasks)
+
+    async def _loop(self, one: Any) -> None:
+        while not self._over:
+            async with self.clinic.as_clinician():
+                for _ in range(20):
+                    try:
+                        await one()
+                    except Exception as error:
+                        self.failures.append(repr(error))
+            await asyncio.sleep(0.01)
+
+    def _check(self, what: str, good: bool) -> None:
+        if not good:
+            self.failures.append(what)
+
+    async def _read(self) -> None:
+        async def one() -> None:
+            n = random.choice(list(self.phones))
+            searches = {
+                "mrn": Client.mrn == f"mrn {n}",
+                "name": Client.last_name == f"person {n}",
+                "ssn": Client.ssn.is_in([f"999-{n:06}", "none"]),
+                "email": Client.email == f"PERSON{n}@mail.example",
+                "prefix": Client.last_name.starts_with("per"),
+            }
+            name, condition = random.choice(list(searches.items()))
+            if name == "prefix":
+                self._check(name, await Client.count().where(condition) >= len(self.phones) - 1)
+            else:
+                row = await Client.objects().get(condition)
+                self._check(name, row is not None and row.last_name == f"Person {n}")
+            self.reads += 1
+
+        await self._loop(one)
+
+    async def _write(self) -> None:
+        """The one writer of phones, so that it knows what each must be at the end."""
+
+        async def one() -> None:
+            n, phone = random.choice(list(self.phones)), f"+1 617 {time.monotonic_ns()}"
+            if n % 3:
+                client = await Client.objects().get(Client.mrn == f"mrn {n}")
+                client.phone = phone
+                await client.save()
+            else:
+                await Client.update({Client.phone: phone}).where(Client.last_name == f"person {n}")
+            self.phones[n] = phone
+            self.writes += 1
+
+        await self._loop(one)
+
+    async def _add(self) -> None:
+        async def one() -> None:
+            n = len(self.phones)
+            self.phones[n] = f"+1 617 555 {n:05}"
+            await self._client(n).save()
+            self._check("new", await Client.exists().where(Client.mrn == f"mrn {n}"))
+            self.writes += 1
+            await asyncio.sleep(0.02)
+
+        await self._loop(one)
+
+
+async def rotator(database: ChartholdEngine, target: Target, batch: int) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ROTATOR, str(database.database), target.slug, str(batch), str(WAIT),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1_500, pytest.param(10_000, marks=pytest.mark.slow)])
+async def test_a_rotation_that_is_killed_again_and_again_ends_well_beside_readers_and_writers(
+    clinic: Clinic, target: Target, database: ChartholdEngine, owner: asyncpg.Connection, count: int
+) -> None:
+    app = Application(clinic, count)
+    await app.fill()
+
+    async def until(done: Any, process: asyncio.subprocess.Process) -> None:
+        while not await done():
+            assert process.returncode is None, (await process.communicate())[1]
+            await asyncio.sleep(0.01)
+
+    async def made() -> bool:
+        return await statuses(owner, clinic) == {1: "current", 2: "next"}
+
+    async def share(of: float) -> bool:
+        return (await under(owner, clinic, 2))[0] > count * of
+
+    async with app.at_work():
+        for done in (made, lambda: share(0.1), lambda: share(0.5)):
+            process = await rotator(database, target, 25)
+            await until(done, process)
+            process.send_signal(signal.SIGKILL)
+            assert await process.wait() == -signal.SIGKILL
+            good, everything = await under(owner, clinic, 2)
+            assert good < everything, "it was killed too late to tell anything"
+            await asyncio.sleep(0.1)
+        process = await rotator(database, target, 500)
+        out, err = await process.communicate()
+        assert process.returncode == 0, err
+        await asyncio.sleep(2 * CACHE)
+    assert app.failures == []
+    assert app.reads > 100
+    assert app.writes > 50
+    [outcome] = json.loads(out)["tenants"]
+    assert (outcome["version"], outcome["resumed"], outcome["retired"]) == (2, True, [1])
+
+    assert await statuses(owner, clinic) == {1: "retired", 2: "current"}
+    good, everything = await under(owner, clinic, 2)
+    assert good == everything == len(app.phones) + 1
+    DB.keyring.forget_all()
+    async with clinic.as_clinician():
+        rows = await Client.select(Client.mrn, Client.phone, Client.address).where(Client.last_name.starts_with("per"))
+        assert {row["mrn"]: row["phone"] for row in rows} == {f"mrn {n}": phone for n, phone in app.phones.items()}
+        for n in (*range(0, len(app.phones), 97), len(app.phones) - 1):
+            for condition in (
+                Client.mrn == f"mrn {n}",
+                Client.last_name == f"PERSON {n}",
+                Client.ssn == f"999-{n:06}",
+                Client.phone.ends_with(app.phones[n][-4:]) & (Client.mrn == f"mrn {n}"),
+                Client.email == f"person{n}@mail.example",
+            ):
+                assert await Client.count().where(condition) == 1, condition
+    steps = await owner.fetch(
+        "select new_values ->> 'step' as step from user_action_audit_log"
+        " where tenant_id = $1 and action_type = 'key_rotation' order by occurred_at",
+        clinic.tenant,
+    )
+    assert [row["step"] for row in steps] == ["next", "current", "retired"]
+
+
+async def test_what_was_sealed_anew_is_no_change_of_a_field(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection
+) -> None:
+    async with clinic.as_admin():
+        await Client.update({Client.phone: "1"}).where(Client.id == clinic.client)
+    before = datetime.now(UTC)
+    [outcome] = await rotate([target], wait=WAIT)
+    assert outcome.problem == ""
+    assert outcome.rows == {"client": 1}
+    async with clinic.as_admin():
+        client = await Client.objects().get(Client.id == clinic.client)
+        trail = await client.history()
+        assert [(change.action, change.changed) for change in trail][1:] == [("update", ("phone",))]
+        assert trail[0].new["last_name"] == "Nguyen", "the old key still opens what the log holds"
+        assert (await client.as_of(before)).phone == "1"
+    recorded = await owner.fetch(
+        "select changed_columns, reason, user_id from user_action_audit_log"
+        " where record_id = $1 and action_type = 'update' order by occurred_at",
+        clinic.client,
+    )
+    assert len(recorded) == 2, "the log itself has the new ciphertext"
+    assert (recorded[1]["reason"], recorded[1]["user_id"]) == ("key rotation", clinic.admin)
+
+
+async def test_a_process_that_cached_its_keys_before_a_rotation_opens_and_finds(
+    clinic: Clinic, target: Target, database: ChartholdEngine
+) -> None:
+    async with clinic.as_admin():
+        stale = await database.keyring.for_tenant(clinic.tenant)
+    await rotate([target], wait=WAIT)
+
+    def forget_what_is_new() -> None:
+        database.keyring._entries[clinic.tenant] = _Entry(stale, time.monotonic(), 300)
+
+    async with clinic.as_admin():
+        forget_what_is_new()
+        assert await Client.select(Client.last_name).where(Client.id == clinic.client) == [{"last_name": "Nguyen"}]
+        forget_what_is_new()
+        async with await Client.select(Client.last_name).batch(batch_size=1) as batch:
+            assert [rows async for rows in batch] == [[{"last_name": "Nguyen"}]]
+        forget_what_is_new()
+        assert (await Client(id=clinic.client, _exists_in_db=True).history())[0].new["last_name"] == "Nguyen"
+    database.keyring.forget_all()
+
+
+async def test_the_old_key_is_not_retired_while_a_transaction_holds_a_row_under_it(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection
+) -> None:
+    async with clinic.as_clinician():
+        async with transaction():
+            late = Client(facility_id=clinic.facility, first_name="L", last_name="Late", date_of_birth=BORN)
+            await late.save()
+            running = asyncio.create_task(rotate([target], wait=WAIT))
+            await asyncio.sleep(4 * WAIT)
+            assert await statuses(owner, clinic) == {1: "previous", 2: "current"}
+        [outcome] = await running
+        assert (outcome.problem, outcome.rows) == ("", {"client": 2})
+        assert await Client.exists().where(Client.last_name == "late")
+    assert await under(owner, clinic, 2) == (2, 2)
+
+
+async def test_a_writer_who_holds_a_row_is_not_overwritten(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection
+) -> None:
+    async with clinic.as_clinician():
+        async with transaction():
+            await Client.select(Client.id).where(Client.id == clinic.client).lock_rows("UPDATE")
+            running = asyncio.create_task(rotate([target], wait=WAIT))
+            await asyncio.sleep(4 * WAIT)
+            await Client.update({Client.notes: "written meanwhile"}).where(Client.id == clinic.client)
+        assert (await running)[0].problem == ""
+        assert await Client.select(Client.notes, Client.last_name).where(Client.id == clinic.client) == [
+            {"notes": "written meanwhile", "last_name": "Nguyen"}
+        ]
+    assert await under(owner, clinic, 2) == (1, 1)
+
+
+async def test_a_value_that_became_twice_unique_is_reported_and_stays_searchable(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection, database: ChartholdEngine
+) -> None:
+    steps = Rotation(owner, target, sealed_tables(), wait=0, batch=10, progress=lambda *_: None)
+    await steps.begin()
+    await steps.switch()
+    async with clinic.as_clinician():
+        mrn = (await Client.objects().get(Client.id == clinic.client)).mrn
+        # The unique index sees the digests of one key at a time.
+        twin = Client(facility_id=clinic.facility, first_name="T", last_name="Twin", date_of_birth=BORN, mrn=mrn)
+        await twin.save()
+    [outcome] = await rotate([target], wait=WAIT)
+    assert outcome.twins == [f"client {clinic.client}"]
+    assert outcome.retired == []
+    assert await statuses(owner, clinic) == {1: "previous", 2: "current"}
+    async with clinic.as_clinician():
+        assert await Client.count().where(Client.mrn == mrn) == 2
+        twin.mrn = "another"
+        await twin.save()
+    [outcome] = await rotate([target], wait=WAIT)
+    assert (outcome.twins, outcome.retired, outcome.resumed) == ([], [1], True)
+
+
+async def test_one_at_a_time(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.rotation.owner.PATIENCE", 0.2)
+    async with key_lock(owner, target):
+        [outcome] = await rotate([target], wait=WAIT)
+    assert "Somebody else is working on the keys" in outcome.problem
+    assert await statuses(owner, clinic) == {1: "current"}
+
+
+async def test_who_cannot_see_or_write_everything_does_not_rotate(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection
+) -> None:
+    async with clinic.as_admin():
+        bound = User(email="bound@x.example", full_name="B", role="admin", status="active")
+        bound.facility_scope = [clinic.facility]
+        await bound.save()
+    for actor, says in (
+        (bound.id, "bound to no facility"),
+        (clinic.clinician, "bound to no facility"),
+        (uuid7(), "not an active user"),
+    ):
+        [outcome] = await rotate([Target(target.tenant, target.slug, actor)], wait=WAIT)
+        assert says in outcome.problem
+    with pytest.raises(ChartholdError, match="know no new key"):
+        await rotate([target], wait=CACHE / 2)
+    await owner.execute("create table public.stray (id uuid, tenant_id uuid, secret charthold.envelope)")
+    with pytest.raises(ChartholdError, match=r"public\.stray\.secret, which no registered app declares"):
+        await rotate([target], wait=WAIT)
+    await owner.execute("drop table public.stray")
+    assert await statuses(owner, clinic) == {1: "current"}
+
+
+async def test_a_suspended_tenant_is_rotated_and_stays_suspended(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection
+) -> None:
+    await set_tenant_status(tenant=clinic.tenant, actor=clinic.admin, status="suspended", reason="test")
+    [outcome] = await rotate([target], wait=WAIT)
+    assert (outcome.problem, outcome.retired) == ("", [1])
+    assert (await find_tenant(target.slug)).status == "suspended"
+
+
+async def test_an_old_version_is_destroyed_when_nothing_but_the_log_needs_it(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection
+) -> None:
+    with pytest.raises(ChartholdError, match="in use"):
+        await retire(target, 1)
+    with pytest.raises(ChartholdError, match="no key version 7"):
+        await retire(target, 7)
+    await rotate([target], wait=WAIT)
+    # A row that came back from a backup, say.
+    old = await owner.fetchval(
+        "select new_values ->> 'notes' from user_action_audit_log where record_id = $1 and action_type = 'insert'",
+        clinic.client,
+    )
+    async with clinic.as_clinician():
+        new = await Client.raw("select notes from client where id = {}", clinic.client)
+        await Client.raw("update client set notes = {} where id = {}", bytes.fromhex(old[2:]), clinic.client)
+        with pytest.raises(ChartholdError, match="Rows of client are sealed under version 1"):
+            await retire(target, 1)
+        await Client.raw("update client set notes = {} where id = {}", new[0]["notes"], clinic.client)
+    wrapped = await owner.fetchval("select wrapped from tenant_key where tenant_id = $1 and version = 1", clinic.tenant)
+    counted = await used_in_log(target, 1)
+    destroyed = await retire(target, 1)
+    assert (destroyed.version, destroyed.records, destroyed.swept) == (1, counted, True)
+    assert counted >= 2
+    assert await statuses(owner, clinic) == {1: "shredded", 2: "current"}
+    assert not on_disk(wrapped)
+    async with clinic.as_admin():
+        client = await Client.objects().get(Client.last_name == "nguyen")
+        with pytest.raises(ChartholdError, match="no data key with version 1"):
+            await client.history()
+    with pytest.raises(ChartholdError, match="destroyed already"):
+        await retire(target, 1)
+    # Versions are never given twice.
+    assert (await rotate([target], wait=WAIT))[0].version == 3
+
+
+def on_disk(needle: bytes) -> bool:
+    """Whether the database's own files (not the WAL) hold these bytes."""
+    server = DB._server
+    assert server is not None
+    return any(needle in path.read_bytes() for path in (server.data_dir / "base").rglob("*") if path.is_file())
+
+
+async def test_a_new_master_key_wraps_every_key_again_and_the_old_one_can_go(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection, database: ChartholdEngine
+) -> None:
+    await rotate([target], wait=WAIT)
+    fresh, old = b"n" * 32, settings().master_key or development_key(settings().home)
+    before = await owner.fetch("select wrapped from tenant_key where tenant_id = $1", clinic.tenant)
+    ours = database.keyring
+    try:
+        database._keyring = Keyring(LocalProvider(fresh, (old,)), database._load_keys)
+        [outcome], swept = await rewrap([target])
+        assert (outcome.versions, outcome.problem, swept) == (2, "", True)
+        assert (await rewrap([target]))[0][0].versions == 0
+        assert not any(on_disk(row["wrapped"]) for row in before)
+        database._keyring = Keyring(LocalProvider(fresh), database._load_keys)
+        async with clinic.as_admin():
+            client = await Client.objects().get(Client.last_name == "nguyen")
+            assert (await client.history())[0].new["ssn"] == "999-17-5017"
+        database._keyring = Keyring(LocalProvider(old), database._load_keys)
+        async with clinic.as_admin():
+            with pytest.raises(ChartholdError, match="CHARTHOLD_RETIRED_MASTER_KEYS"):
+                await Client.select(Client.last_name)
+        # And back, for the tests that follow.
+        database._keyring = Keyring(LocalProvider(old, (fresh,)), database._load_keys)
+        assert (await rewrap([target]))[0][0].versions == 2
+    finally:
+        database._keyring = ours
+        ours.forget_all()
+
+
+async def test_the_application_writes_no_keys(clinic: Clinic) -> None:
+    async with clinic.as_admin():
+        for sql in (
+            "update tenant_key set wrapped = null, status = 'shredded' where version = {}",
+            "delete from tenant_key where version = {}",
+        ):
+            with pytest.raises(Exception, match="may not do that"):
+                await Client.raw(sql, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({}, "Name the tenant"),
+        ({"tenant": "nobody-here"}, "There is no tenant nobody-here."),
+        ({"tenant": "Not A Slug"}, "takes a slug"),
+        ({"tenant": "all", "what": "both"}, "--what is data or kek"),
+        ({"tenant": "all", "retire": 1}, "one version of one tenant"),
+        ({"tenant": "all", "actor": "ada@x.example"}, "a user of one tenant"),
+    ],
+)
+async def test_a_mistaken_call_is_one_sentence(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ChartholdError) as refused:
+        await rotate_keys.__wrapped__(**arguments)
+    assert says in str(refused.value)
+
+
+async def test_the_command_rotates_all_tenants_and_says_what_it_did(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await rotate_keys.__wrapped__(tenant="all", wait=WAIT) == 0
+    assert f"{target.slug}: version 2; rows sealed anew: 1 of client; retired: 1." in capsys.readouterr().out
+    assert await rotate_keys.__wrapped__(tenant="all", what="kek", json=True) == 0
+    assert json.loads(capsys.readouterr().out)["what"] == "kek"
+    with pytest.raises(ChartholdError, match="That is not the slug"):
+        await rotate_keys.__wrapped__(tenant=target.slug, retire=1, confirm="other")
+    with pytest.raises(ChartholdError, match="records of its audit log keep who"):
+        await rotate_keys.__wrapped__(tenant=target.slug, retire=1)
+    assert await rotate_keys.__wrapped__(tenant=target.slug, retire=1, confirm=target.slug) == 0
+    assert await statuses(owner, clinic) == {1: "shredded", 2: "current"}
