@@ -7,15 +7,18 @@ from pathlib import Path
 from piccolo.conf.apps import AppConfig, Command
 
 from core.commands.audit import audit_history, audit_search, audit_who_saw
+from core.commands.doctor import doctor
 from core.commands.import_synthea import import_synthea
 from core.commands.install_token_key import install_token_key
 from core.commands.partitions import partitions
+from core.commands.rotate_keys import rotate_keys
 from core.commands.seal_audit import seal_audit
+from core.commands.shred_tenant import shred_tenant
 from core.commands.verify_audit import verify_audit
 from core.foundation import FOUNDATION
+from core.principals import Principal, TenantDirectory, TokenKeyRow
 from core.provision import install_token_key as install_key
 from core.provision import make_partitions
-from core.principals import Principal, TenantDirectory, TokenKeyRow
 from core.schema import register_shared
 from core.schema.autogenerate import install
 from core.schema.runner import after_forwards
@@ -37,10 +40,13 @@ COMMANDS = (
     audit_history,
     audit_search,
     audit_who_saw,
+    doctor,
     import_synthea,
     install_token_key,
     partitions,
+    rotate_keys,
     seal_audit,
+    shred_tenant,
     verify_audit,
 )
 

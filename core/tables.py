@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from piccolo.columns import (
@@ -107,6 +107,12 @@ class Tenant(ProtectedTable, tablename="tenant"):
     # 164.316(b)(2)(i): six years, and state law may ask for more.
     retention_years = SmallInt(default=6)
 
+    waived: ClassVar[Mapping[str, str]] = {
+        "name": "an organisation's",
+        "settings": "configuration of an organisation",
+        "branding": "configuration of an organisation",
+    }
+
     declares: ClassVar[Sequence[SchemaObject]] = (
         PrimaryKey(name="tenant_pkey", columns=("id",)),
         Unique(name="tenant_slug_key", columns=("slug",)),
@@ -150,6 +156,11 @@ class User(TenantTable, tablename="app_user"):
     # The facilities whose clients the user sees; null means all of the tenant's.
     facility_scope = Array(base_column=UUID(default=None), default=None, null=True)
 
+    waived: ClassVar[Mapping[str, str]] = {
+        "email": "of the workforce, not of a patient",
+        "full_name": "of the workforce, not of a patient",
+    }
+
     declares: ClassVar[Sequence[SchemaObject]] = (
         Unique(name="app_user_email_key", columns=("tenant_id", "email")),
         Check(name="app_user_email_lower_case", condition="email = lower(email)"),
@@ -182,6 +193,15 @@ class Facility(TenantTable, tablename="facility"):
     capacity = Integer(default=None, null=True)
     settings = JSONB()
     status = Text(default="active")
+
+    waived: ClassVar[Mapping[str, str]] = {
+        "name": "an organisation's",
+        "npi": "the facility's, in a public register",
+        "address": "an organisation's",
+        "phone": "an organisation's",
+        "license_number": "an organisation's",
+        "settings": "configuration of an organisation",
+    }
 
     declares: ClassVar[Sequence[SchemaObject]] = (
         # A closed facility's name may be given again.
@@ -223,6 +243,11 @@ class Client(TenantTable, tablename="client"):
     notes = EncryptedText(identifier="other", null=True)
     admitted_on = Date(default=None, null=True)
     discharged_on = Date(default=None, null=True)
+
+    waived: ClassVar[Mapping[str, str]] = {
+        "admitted_on": "an identifier, plain so that stays can be ordered and counted; policies and grants protect it",
+        "discharged_on": "an identifier, plain so that stays can be ordered and counted; policies and grants protect it",
+    }
 
     last_name_folded = BlindIndex("last_name", kind="folded")
     last_name_prefix = BlindIndex("last_name", kind="prefix", length=3)
@@ -277,6 +302,14 @@ class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
     source_ip = Inet(null=True)
     transaction_id = TransactionId()
 
+    waived: ClassVar[Mapping[str, str]] = {
+        "table_name": "the name of a table",
+        "old_values": "copies of columns, each as the column holds it: PHI stays sealed",
+        "new_values": "copies of columns, each as the column holds it: PHI stays sealed",
+        "reason": "why a user acted, in the application's words; a text about a patient does not belong there",
+        "source_ip": "the user's, not a patient's",
+    }
+
     declares: ClassVar[Sequence[SchemaObject]] = (
         Partitions(by="range (occurred_at)"),
         PrimaryKey(name="user_action_audit_log_pkey", columns=("tenant_id", "occurred_at", "id")),
@@ -304,7 +337,7 @@ begin
         select 'alter table public.user_action_audit_log_default '
             || string_agg(format('alter column %I set statistics 0', attname), ', ')
         from pg_attribute
-        where attrelid = 'public.user_action_audit_log'::regclass and attstattarget = 0
+        where attrelid = 'public.user_action_audit_log'::regclass and attnum > 0 and attstattarget = 0
     );
     alter table public.user_action_audit_log_default enable row level security;
     alter table public.user_action_audit_log_default force row level security;

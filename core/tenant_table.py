@@ -52,6 +52,8 @@ class ProtectedTable(Table):
 
     # What the table declares beside its columns: checks, uniques, indexes.
     declares: ClassVar[Sequence[SchemaObject]] = ()
+    # Columns that look like one of the identifiers of 164.514(b)(2), or are one, and stay plain: column -> why.
+    waived: ClassVar[Mapping[str, str]] = {}
     _layout: ClassVar[Layout]
 
     def __init__(
@@ -249,7 +251,7 @@ class TenantTable(Audited, ProtectedTable):
     created_at = CreatedAt()
     updated_at = UpdatedAt()
 
-    # role -> commands, for a table that core/permissions.py does not name.
+    # command -> roles, for a table that core/permissions.py does not name.
     permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
     # The column by which users bound to facilities are narrowed, if any.
     facility_column: ClassVar[str | None] = None

@@ -189,7 +189,7 @@ begin
             select format('alter table public.%I ', part)
                 || string_agg(format('alter column %I set statistics 0', attname), ', ')
             from pg_attribute
-            where attrelid = 'public.user_action_audit_log'::regclass and attstattarget = 0
+            where attrelid = 'public.user_action_audit_log'::regclass and attnum > 0 and attstattarget = 0
         );
         execute format('alter table public.%I enable row level security', part);
         execute format('alter table public.%I force row level security', part);

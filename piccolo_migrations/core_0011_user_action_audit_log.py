@@ -473,7 +473,7 @@ begin
         select 'alter table public.user_action_audit_log_default '
             || string_agg(format('alter column %I set statistics 0', attname), ', ')
         from pg_attribute
-        where attrelid = 'public.user_action_audit_log'::regclass and attstattarget = 0
+        where attrelid = 'public.user_action_audit_log'::regclass and attnum > 0 and attstattarget = 0
     );
     alter table public.user_action_audit_log_default enable row level security;
     alter table public.user_action_audit_log_default force row level security;

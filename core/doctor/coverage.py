@@ -70,8 +70,10 @@ def _identifier(column: str, declared: Column | None, kind: str, *, about_people
         return looks_like(column) or "other", "a document can hold anything"
     if kind == "date":
         return "date", "its type holds dates"
-    if kind.startswith("timestamp") and about_people:
-        return "date", "a time in a table about people"
+    if kind.startswith("timestamp"):
+        # The hour at which a person was seen is a date of the person; that at which a program ran is nobody's.
+        of_person = about_people or looks_like(column) == "date"
+        return ("date", "a time in a table about people") if of_person else (None, "a time, of a program or a user")
     if identifier := looks_like(column):
         return identifier, f"its name suggests: {IDENTIFIERS[identifier].title.lower()}"
     return None, f"{kind}, and its name suggests none of the eighteen"

@@ -30,7 +30,7 @@ IDENTIFIERS: dict[str, Identifier] = {
         "C", "Dates of a person, and ages over 89",
         "dob|birth|birthday|birthdate|born|death|died|deceased|admission|admitted|discharge|discharged|age|visit|visited",
     ),
-    "telephone": Identifier("D", "Telephone numbers", "phone|telephone|tel|mobile|cell|cellphone|landline|sms|pager"),
+    "telephone": Identifier("D", "Telephone numbers", "phone|telephone|tel|mobile|cell|cellphone|landline|sms|pager|msisdn"),
     "fax": Identifier("E", "Fax numbers", "fax"),
     "email": Identifier("F", "E-mail addresses", "email|mail|e_mail"),
     "ssn": Identifier("G", "Social security numbers", "ssn|social|sin|itin|tin|tax"),
@@ -55,7 +55,7 @@ IDENTIFIERS: dict[str, Identifier] = {
     "other": Identifier(
         "R", "Any other unique identifying number, characteristic or code",
         "note|notes|comment|comments|narrative|remark|remarks|memo|description|diagnosis|history|complaint|summary|"
-        "message|reason|code|identifier|reference|external|nickname|username|login|handle|occupation|employer|race|"
+        "message|reason|code|identifier|reference|external|nickname|username|handle|occupation|employer|race|"
         "ethnicity|religion|no|number|num",
     ),
 }  # fmt: skip

@@ -59,9 +59,10 @@ class TenantSelect(Select):  # type: ignore[type-arg]
             or self.having_delegate._where
             or self.lock_rows_delegate._lock_rows
             or self.as_of_delegate._as_of
+            or self.offset_delegate._offset
         ):
             raise NO_SHAPE
-        limit, offset = self.limit_delegate._limit, self.offset_delegate._offset
+        limit = self.limit_delegate._limit
         shape = (
             self.table,
             self.exclude_secrets,
@@ -71,10 +72,9 @@ class TenantSelect(Select):  # type: ignore[type-arg]
                 (columns_shape(item.columns), item.ascending)
                 for item in self.order_by_delegate._order_by.order_by_items
             ),
-            limit is None,
-            offset is None,
+            # Numbers stay in the text: a generic plan that does not know how few rows are wanted sorts them all.
+            limit and limit.number,
         )
-        arguments += [part.number for part in (limit, offset) if part is not None]
         return shape
 
     def _compile(self, where: Combinable) -> Plan:
@@ -93,10 +93,6 @@ class TenantSelect(Select):  # type: ignore[type-arg]
         planned = copy.copy(self)
         planned.columns_delegate = ColumnsDelegate(selected_columns=[*selected, *hidden, *rows])
         planned.where_delegate = WhereDelegate(_where=where)
-        # Numbers are bound like any value, so that one statement serves every page.
-        limit, offset = self.limit_delegate._limit, self.offset_delegate._offset
-        planned.limit_delegate = LimitDelegate(_limit=limit and BoundLimit(limit.number))
-        planned.offset_delegate = OffsetDelegate(_offset=offset and BoundOffset(offset.number))
         statement = Select.default_querystrings.fget(planned)[0]  # type: ignore[attr-defined]
         keep = _judge(found, len(selected)) if found else None
         return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep)
@@ -201,22 +197,6 @@ class TenantRaw(Raw):
     @property
     def default_querystrings(self) -> Sequence[QueryString]:
         return [RawPlan("{}", self.querystring)]
-
-
-class BoundLimit(Limit):
-    """LIMIT with its number as an argument."""
-
-    @property
-    def querystring(self) -> QueryString:
-        return QueryString(" LIMIT {}", self.number)
-
-
-class BoundOffset(Offset):
-    """OFFSET with its number as an argument."""
-
-    @property
-    def querystring(self) -> QueryString:
-        return QueryString(" OFFSET {}", self.number)
 
 
 def opened_columns(selected: Sequence[Any]) -> tuple[list[Opened], list[Column]]:
