@@ -113,7 +113,7 @@ class Transaction(PostgresTransaction):
 
     def keep_scope(self, scope: Scope) -> None:
         """The first statement's scope is the transaction's; another would switch the tenant half-way."""
-        if self._link is not None and self._link.owner:
+        if self._link is not None and self._link.pool is None:
             raise ScopeError("A tenant's rows are not for the owner of the schema. Do it outside of the migration.")
         if self._scope is None:
             self._scope = scope
@@ -244,12 +244,16 @@ class ChartholdEngine(PostgresEngine):
             where = "the embedded server" if self.settings.embedded else "the server that DATABASE_URL names"
             raise ConfigurationError(f"No connection to {where}: {error.strerror or error}. Is it running?") from None
         # Who are we, really: the role in force must be one that the policies bind.
-        refused: bool = await connection.fetchval(
-            "select rolsuper or rolbypassrls or exists ("
-            " select from pg_catalog.pg_class where oid = to_regclass('public.client')"
-            " and pg_has_role(r.oid, relowner, 'usage'))"
-            " from pg_catalog.pg_roles as r where rolname = current_user"
-        )
+        try:
+            refused: bool = await connection.fetchval(
+                "select rolsuper or rolbypassrls or exists ("
+                " select from pg_catalog.pg_class where oid = to_regclass('public.client')"
+                " and pg_has_role(r.oid, relowner, 'usage'))"
+                " from pg_catalog.pg_roles as r where rolname = current_user"
+            )
+        except BaseException:
+            connection.terminate()  # cancelled half-way, nobody else would close it
+            raise
         if refused:
             await connection.close()
             raise ScopeError(
@@ -275,18 +279,15 @@ class ChartholdEngine(PostgresEngine):
     async def acquire(self) -> Link:
         """A connection for a transaction."""
         if owner_mode.get():
-            link = Link(await self.connect(owner=True))
-            link.owner = True  # never goes to a pool
-            return link
+            return Link(await self.connect(owner=True))
         return await self._pool().acquire()
 
     async def release(self, link: Link) -> None:
         """Give it back, or close it."""
-        pool = self._pools.get(asyncio.get_running_loop())
-        if pool is None or link.owner:
+        if link.pool is None:
             await link.connection.close()
         else:
-            await pool.release(link)
+            await link.pool.release(link)
 
     async def close_connection_pool(self) -> None:
         """Close this event loop's connections."""

@@ -23,13 +23,14 @@ __all__ = ["Link", "Pool"]
 class Link:
     """One connection of the pool and what we know of its session."""
 
-    __slots__ = ("backend", "connection", "dirty", "owner")
+    __slots__ = ("backend", "connection", "dirty", "pool")
 
-    def __init__(self, connection: asyncpg.Connection[Any]) -> None:
+    def __init__(self, connection: asyncpg.Connection[Any], pool: Pool | None = None) -> None:
         self.connection = connection
+        # Where it goes back to; the schema's owner has no pool.
+        self.pool = pool
         self.backend: int = connection.get_server_pid()
         self.dirty = False
-        self.owner = False
 
 
 class Pool:
@@ -76,7 +77,7 @@ class Pool:
     async def _new(self) -> Link:
         self._open += 1
         try:
-            return Link(await self._connect())
+            return Link(await self._connect(), self)
         except BaseException:
             self._open -= 1
             self._wake()

@@ -317,9 +317,9 @@ class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
         # The common questions: what happened to this record, what did this user do. When is the primary key.
         Index(
             name="user_action_audit_log_by_record",
-            columns=("tenant_id", "record_id", "occurred_at desc"),
+            columns=("tenant_id", "record_id", "occurred_at"),
         ),
-        Index(name="user_action_audit_log_by_user", columns=("tenant_id", "user_id", "occurred_at desc")),
+        Index(name="user_action_audit_log_by_user", columns=("tenant_id", "user_id", "occurred_at")),
         # What the next seal adds. Rows lie in the order of their transactions, so a few bytes for each 128 pages do.
         Index(name="user_action_audit_log_by_transaction", columns=("transaction_id",), method="brin"),
         RowSecurity(),

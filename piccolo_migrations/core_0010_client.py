@@ -1003,21 +1003,21 @@ $$""",
         table="client",
         name="delete_by_role",
         command="delete",
-        using="(select charthold.actor_role_everywhere()) in ('admin', 'system') or ((select charthold.actor_role()) in ('admin', 'system') and facility_id = any ((select charthold.actor_facilities())::uuid[]))",
+        using="case when (select charthold.actor_role_everywhere() in ('admin', 'system')) then true when (select charthold.actor_role() in ('admin', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
     )
 
     manager.add_policy(
         table="client",
         name="insert_by_role",
         command="insert",
-        check="(select charthold.actor_role_everywhere()) in ('admin', 'clinician', 'system') or ((select charthold.actor_role()) in ('admin', 'clinician', 'system') and facility_id = any ((select charthold.actor_facilities())::uuid[]))",
+        check="case when (select charthold.actor_role_everywhere() in ('admin', 'clinician', 'system')) then true when (select charthold.actor_role() in ('admin', 'clinician', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
     )
 
     manager.add_policy(
         table="client",
         name="select_by_role",
         command="select",
-        using="(select charthold.actor_role_everywhere()) in ('admin', 'clinician', 'billing', 'auditor', 'system') or ((select charthold.actor_role()) in ('admin', 'clinician', 'billing', 'auditor', 'system') and facility_id = any ((select charthold.actor_facilities())::uuid[]))",
+        using="case when (select charthold.actor_role_everywhere() in ('admin', 'clinician', 'billing', 'auditor', 'system')) then true when (select charthold.actor_role() in ('admin', 'clinician', 'billing', 'auditor', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
     )
 
     manager.add_policy(
@@ -1032,8 +1032,8 @@ $$""",
         table="client",
         name="update_by_role",
         command="update",
-        using="(select charthold.actor_role_everywhere()) in ('admin', 'clinician', 'billing', 'system') or ((select charthold.actor_role()) in ('admin', 'clinician', 'billing', 'system') and facility_id = any ((select charthold.actor_facilities())::uuid[]))",
-        check="(select charthold.actor_role_everywhere()) in ('admin', 'clinician', 'billing', 'system') or ((select charthold.actor_role()) in ('admin', 'clinician', 'billing', 'system') and facility_id = any ((select charthold.actor_facilities())::uuid[]))",
+        using="case when (select charthold.actor_role_everywhere() in ('admin', 'clinician', 'billing', 'system')) then true when (select charthold.actor_role() in ('admin', 'clinician', 'billing', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
+        check="case when (select charthold.actor_role_everywhere() in ('admin', 'clinician', 'billing', 'system')) then true when (select charthold.actor_role() in ('admin', 'clinician', 'billing', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
     )
 
     manager.add_grant(

@@ -375,7 +375,7 @@ async def forwards():
     manager.add_index(
         table="user_action_audit_log",
         name="user_action_audit_log_by_record",
-        columns=("tenant_id", "record_id", "occurred_at desc"),
+        columns=("tenant_id", "record_id", "occurred_at"),
     )
 
     manager.add_index(
@@ -388,7 +388,7 @@ async def forwards():
     manager.add_index(
         table="user_action_audit_log",
         name="user_action_audit_log_by_user",
-        columns=("tenant_id", "user_id", "occurred_at desc"),
+        columns=("tenant_id", "user_id", "occurred_at"),
     )
 
     manager.add_trigger(

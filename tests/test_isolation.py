@@ -30,7 +30,7 @@ from core.engine import ChartholdEngine
 from core.ids import uuid7
 from core.scope import current_scope
 from core.tables import Client, Facility, Tenant, User
-from core.token import ANY_BACKEND, TokenKey
+from core.token import TokenKey
 from tests.conftest import TEMPLATE, Clinic
 
 SQL = Path(core.__file__).parent / "schema" / "sql"
@@ -521,7 +521,7 @@ SCHEMA: dict[str, Attempt] = {
     "triggers": ("alter table client disable trigger all", "drop trigger audit_update on client", "create trigger t after insert on client execute function charthold.touch()"),
     "rules": "create rule r as on select to client do instead select * from tenant",
     "replace our functions": (f"create or replace function charthold.scope() {EVIL}", f"create function charthold.evil() {EVIL}", "drop function charthold.scope()", "alter function charthold.scope() security invoker"),
-    "create in public": ("create table public.client2 (x int)", f"create function public.now() {EVIL}", "create view public.v as select * from client", "create type public.t as (x int)", "create domain public.d as int", "create sequence public.s", "create operator public.= (leftarg = uuid, rightarg = uuid, function = uuid_eq)", "create aggregate public.count(*) (sfunc = int8inc, stype = int8)", "create collation public.c from \"C\"", "create statistics public.s on tenant_id, status from client"),
+    "create in public": ("create table public.client2 (x int)", f"create function public.now() {EVIL}", "create view public.v as select * from client", "create type public.t as (x int)", "create domain public.d as int", "create sequence public.s", "create operator public.= (leftarg = uuid, rightarg = uuid, function = uuid_eq)", "create aggregate public.count(*) (sfunc = int8inc, stype = int8)", 'create collation public.c from "C"', "create statistics public.s on tenant_id, status from client"),
     "create a schema": ("create schema attacker", "create schema app_runtime", "create schema authorization app_runtime"),
     "create as": ("create table stolen as select * from client", "select * into stolen from client", "create materialized view v as select * from client"),
     "casts and operators with side effects": ("create cast (uuid as text) with inout as implicit", "create cast (text as uuid) with function charthold.tenant_id() as implicit", "create operator class public.o default for type uuid using btree as function 1 uuid_cmp(uuid, uuid)"),

@@ -194,12 +194,11 @@ async def _changes(
             rows = await engine().run_plan(plan)
             for row in rows:
                 try:
-                    opened = {end: _values(table, row_id, row[end], keys) for end in ("old", "new")}
+                    yield _change(table, row_id, row, keys)
                 except MissingKeyError as missing:
                     # Another process rotated the tenant's key a moment ago.
                     keys = await engine().keys_of(scope, missing.version)
-                    opened = {end: _values(table, row_id, row[end], keys) for end in ("old", "new")}
-                yield Change(**row | opened)
+                    yield _change(table, row_id, row, keys)
             if len(rows) < PAGE:
                 return
             after_time, after_id = rows[-1]["occurred_at"], rows[-1]["id"]
@@ -232,6 +231,11 @@ async def _recorded(table: type[TenantTable], rows: list[UUID]) -> TenantKeys | 
         Plan("select charthold.record_read({}, {}::uuid[], {}::text[]) as shown", name, rows, sealed)
     )
     return await engine().keys_of(current_scope())
+
+
+def _change(table: type[TenantTable], row_id: UUID, row: dict[str, Any], keys: TenantKeys | None) -> Change:
+    """A record, opened."""
+    return Change(**row | {end: _values(table, row_id, row[end], keys) for end in ("old", "new")})
 
 
 @forgetful

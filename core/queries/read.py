@@ -13,12 +13,9 @@ from piccolo.custom_types import Combinable
 from piccolo.query import Count, Exists, Objects, Select
 from piccolo.query.functions.aggregate import Count as CountFunction
 from piccolo.query.methods.raw import Raw
+from piccolo.query.methods.select import SelectJSON, SelectList
 from piccolo.query.mixins import (
     ColumnsDelegate,
-    Limit,
-    LimitDelegate,
-    Offset,
-    OffsetDelegate,
     OrderByDelegate,
     WhereDelegate,
 )
@@ -26,16 +23,28 @@ from piccolo.querystring import QueryString, Selectable
 from piccolo.table import Table
 
 from core.columns import Encrypted
+from core.crypto.derive import forgetful_later
 from core.errors import ProtectedQueryError
 from core.plan import Opened, Plan, RawPlan, row_alias
+from core.queries.quiet import Kept, QuietCreate, QuietGetOrCreate, QuietJSON, QuietList
 from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
 from core.queries.where import Approximate, approximate, exact, pin, refuse_encrypted
 
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
 
 
-class TenantSelect(Select):  # type: ignore[type-arg]
+class TenantSelect(Kept, Select):  # type: ignore[type-arg]
     """``Table.select`` of a tenant's table."""
+
+    def output(self, **kwargs: bool) -> Any:
+        answer = super().output(**kwargs)
+        if isinstance(answer, SelectList):
+            return QuietList(query=self)
+        return QuietJSON(query=self) if isinstance(answer, SelectJSON) else answer
+
+    @forgetful_later
+    async def _process_results(self, results: Any) -> Any:
+        return await super()._process_results(results)
 
     @property
     def default_querystrings(self) -> Sequence[QueryString]:
@@ -133,9 +142,17 @@ class TenantSelect(Select):  # type: ignore[type-arg]
                     column._refuse("compute with it")
 
 
-class TenantObjects(Objects):  # type: ignore[type-arg]
+class TenantObjects(Kept, Objects):  # type: ignore[type-arg]
     """``Table.objects`` of a tenant's table."""
 
+    def get_or_create(self, where: Combinable, defaults: dict[Any, Any] | None = None) -> QuietGetOrCreate:
+        made = super().get_or_create(where, defaults)
+        return QuietGetOrCreate(made.query, made.table_class, made.where, made.defaults)
+
+    def create(self, **columns: Any) -> QuietCreate:
+        return QuietCreate(self.table, columns)
+
+    @forgetful_later
     async def _process_results(self, results: Any) -> Any:
         output = self.output_delegate._output
         if output.load_json or output.nested or self.prefetch_delegate.fk_columns:
@@ -167,7 +184,7 @@ class TenantObjects(Objects):  # type: ignore[type-arg]
         return select.querystrings
 
 
-class TenantCount(Count):
+class TenantCount(Kept, Count):
     """``Table.count`` of a tenant's table."""
 
     @property
@@ -178,7 +195,7 @@ class TenantCount(Count):
         return super().default_querystrings
 
 
-class TenantExists(Exists):  # type: ignore[type-arg]
+class TenantExists(Kept, Exists):  # type: ignore[type-arg]
     """``Table.exists`` of a tenant's table."""
 
     @property
@@ -191,7 +208,7 @@ class TenantExists(Exists):  # type: ignore[type-arg]
         return [Plan('SELECT EXISTS({}) AS "exists"', inner)]
 
 
-class TenantRaw(Raw):
+class TenantRaw(Kept, Raw):
     """``Table.raw``: SQL that a person wrote, in the open scope. Policies hold; envelopes stay closed."""
 
     @property

@@ -16,9 +16,11 @@ from piccolo.table import Table
 from piccolo.utils.sql_values import convert_to_sql_value
 
 from core.columns import BlindIndex, CreatedAt, Encrypted, RowId, TenantId
+from core.crypto.derive import forgetful, forgetful_later
 from core.errors import ProtectedQueryError, ScopeError
 from core.plan import Deferred, Plan, Sealed
 from core.queries.cells import Cells, index_argument, indexes_of, placeholder, plain, source
+from core.queries.quiet import Kept, QuietValues
 from core.queries.read import opened_columns
 from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
 from core.queries.where import exact, pin, pinned_id, protect
@@ -34,10 +36,11 @@ UUID7 = 7
 _cells: dict[type[Table], Cells] = {}
 
 
-class TenantInsert(Insert):  # type: ignore[type-arg]
+class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
     """``Table.insert`` of a tenant's table: one statement, whatever the number of rows."""
 
     @property
+    @forgetful
     def default_querystrings(self) -> Sequence[QueryString]:
         rows = self.add_delegate._add
         if not rows:
@@ -105,7 +108,7 @@ class TenantInsert(Insert):  # type: ignore[type-arg]
                 row.tenant_id = tenant  # type: ignore[attr-defined]
 
 
-class TenantUpdate(Update):  # type: ignore[type-arg]
+class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
     """``Table.update`` of a tenant's table.
 
     A sealed value belongs to one row. When the condition does not name the row by its id, the ids are read and locked
@@ -115,7 +118,12 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
     # The instance whose ``save()`` this is.
     saves: ProtectedTable | None = None
 
+    def __init__(self, table: type[Table], force: bool = False) -> None:
+        super().__init__(table=table, force=force)
+        self.values_delegate = QuietValues(table=table)
+
     @property
+    @forgetful
     def default_querystrings(self) -> Sequence[QueryString]:
         row_id = pinned_id(self.table, self.where_delegate._where)
         values = self._checked()
@@ -172,6 +180,7 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
         parts = {name for index in indexes_of(self.table, sealed) for name in index.of} - named
         return [self.table._meta.get_column_by_name(name) for name in sorted(parts)]
 
+    @forgetful_later
     async def _run(self, node: str | None = None, in_pool: bool = True) -> Any:
         if self.saves is not None and not self.values_delegate._values:
             return []
@@ -198,14 +207,15 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
             if not rows:
                 return []
             ids = [row["id"] for row in rows]
-            assignments, arguments, arrays, aliases = [], [], [ids], ['"id"']
+            # The table's own names would be ambiguous in RETURNING.
+            assignments, arguments, arrays, aliases = [], [], [ids], ["charthold_row"]
             casts = ["uuid[]"]
             for column, value in self.values_delegate._values.items():
                 name = column._meta.db_column_name
                 if isinstance(column, Encrypted) and value is not None:
-                    assignments.append(f'"{name}" = u."{name}"')
+                    assignments.append(f'"{name}" = u."charthold_{name}"')
                     arrays.append(self._sealed_for(column, ids, value))  # type: ignore[arg-type]
-                    aliases.append(f'"{name}"')
+                    aliases.append(f'"charthold_{name}"')
                     casts.append("bytea[]")
                 else:
                     assignments.append(f'"{name}" = {placeholder(column)}')
@@ -213,16 +223,16 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
             given = {c._meta.name: v for c, v in self.values_delegate._values.items()}
             for index in indexes_of(self.table, sealed):
                 name = index._meta.db_column_name
-                assignments.append(f'"{name}" = u."{name}"')
+                assignments.append(f'"{name}" = u."charthold_{name}"')
                 arrays.append(self._hashes_for(index, [{**row, **given} for row in rows]))  # type: ignore[arg-type]
-                aliases.append(f'"{name}"')
+                aliases.append(f'"charthold_{name}"')
                 casts.append("bytea[]")
             unnested = ", ".join(f"{{}}::{cast}" for cast in casts)
             plan = self._plan(
                 ", ".join(assignments),
                 [*arguments, *arrays],
                 source=f" FROM unnest({unnested}) AS u({', '.join(aliases)})",
-                joined=f'"{self.table._meta.tablename}"."id" = u."id" AND ',
+                joined=f'"{self.table._meta.tablename}"."id" = u.charthold_row AND ',
             )
             return await self._process_results(await engine.run_querystring(plan))
 
@@ -235,10 +245,11 @@ class TenantUpdate(Update):  # type: ignore[type-arg]
         return Deferred(lambda keys: [keys.blind(label, spec, source(index, row)) for row in rows])
 
 
-class TenantDelete(Delete):
+class TenantDelete(Kept, Delete):
     """``Table.delete`` of a tenant's table."""
 
     @property
+    @forgetful
     def default_querystrings(self) -> Sequence[QueryString]:
         where = exact(pin(self.table, self.where_delegate._where), "DELETE")
         arguments: list[Any] = []

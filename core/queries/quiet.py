@@ -1,0 +1,71 @@
+"""Piccolo's steps around a query. Their frames hold plaintext, and an exception that passes leaves them behind."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, Self
+
+from piccolo.query.methods.objects import Create, GetOrCreate
+from piccolo.query.methods.select import SelectJSON, SelectList
+from piccolo.query.mixins import ValuesDelegate
+
+from core.crypto.derive import forgetful_later
+from core.errors import ChartholdError
+
+__all__ = ["Kept", "QuietCreate", "QuietGetOrCreate", "QuietJSON", "QuietList", "QuietValues"]
+
+
+class Kept:
+    """Part of each query that holds values: it can be copied, as Piccolo does, but neither pickled nor sent away."""
+
+    def __copy__(self) -> Self:
+        copied = type(self).__new__(type(self))
+        for name in (slot for kind in type(self).__mro__ for slot in getattr(kind, "__slots__", ())):
+            if hasattr(self, name):
+                setattr(copied, name, getattr(self, name))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ChartholdError("A query may hold PHI and is not pickled. Run it, or build it where it is to run.")
+
+
+class QuietValues(ValuesDelegate):
+    """What an update writes."""
+
+    def __repr__(self) -> str:
+        return f"<values of {', '.join(column._meta.name for column in self._values)}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ChartholdError("The values of an update may hold PHI and are not pickled.")
+
+
+class QuietList(SelectList):
+    """``select(...).output(as_list=True)``."""
+
+    @forgetful_later
+    async def run(self, node: str | None = None, in_pool: bool = True) -> list[Any]:
+        return await super().run(node=node, in_pool=in_pool)
+
+
+class QuietJSON(SelectJSON):
+    """``select(...).output(as_json=True)``."""
+
+    @forgetful_later
+    async def run(self, node: str | None = None, in_pool: bool = True) -> str:
+        return await super().run(node=node, in_pool=in_pool)
+
+
+class QuietGetOrCreate(GetOrCreate[Any]):
+    """``objects().get_or_create(...)``."""
+
+    @forgetful_later
+    async def run(self, node: str | None = None, in_pool: bool = True) -> Any:
+        return await super().run(node=node, in_pool=in_pool)
+
+
+class QuietCreate(Create[Any]):
+    """``objects().create(...)``."""
+
+    @forgetful_later
+    async def run(self, node: str | None = None, in_pool: bool = True) -> Any:
+        return await super().run(node=node, in_pool=in_pool)
