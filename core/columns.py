@@ -14,13 +14,14 @@ from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar, overload
 from piccolo import columns as piccolo_columns
 from piccolo.columns import BigInt, Column, ForeignKey, Timestamptz
 from piccolo.columns.base import OnDelete, OnUpdate
-from piccolo.columns.combination import Where
+from piccolo.columns.combination import UNDEFINED, Where
 from piccolo.columns.operators.comparison import Equal
+from piccolo.querystring import QueryString
 from piccolo.table import Table
 
 from core.crypto.blind import BlindKind, BlindSpec
 from core.crypto.values import Kind
-from core.errors import ProtectedQueryError
+from core.errors import ChartholdError, ProtectedQueryError
 from core.ids import uuid7
 
 __all__ = [
@@ -178,6 +179,25 @@ class TenantForeignKey(ForeignKey[Any]):
         return f'"{self._meta.db_column_name}" UUID' + ("" if self._meta.null else " NOT NULL")
 
 
+class Sought(Where):
+    """A condition on an encrypted column. It holds the plaintext that is searched, and keeps it to itself."""
+
+    __slots__ = ()
+
+    # It is turned into a condition on a blind index before SQL is made of it. Wherever that is forgotten, what comes out
+    # is no SQL, and holds no value.
+    @property
+    def querystring(self) -> QueryString:
+        return QueryString(
+            f'"{self.column._meta.table._meta.tablename}"."{self.column._meta.db_column_name}" <encrypted>'
+        )
+
+    querystring_for_update_and_delete = querystring_for_constraint = querystring
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ChartholdError("A condition on an encrypted column may hold PHI and is not pickled. Write it anew.")
+
+
 class Encrypted(Column, Generic[T]):
     """PHI at rest as an envelope bound to tenant, table, column and row (``docs/envelope.md``).
 
@@ -211,21 +231,36 @@ class Encrypted(Column, Generic[T]):
         # Piccolo sets instance attributes in __dict__, which come before this non-data descriptor.
         return self if obj is None else obj.__dict__[self._meta.name]
 
+    def __eq__(self, value: object) -> Where:  # type: ignore[override]
+        return _sought(super().__eq__(value))
+
+    def __ne__(self, value: object) -> Where:  # type: ignore[override]
+        return _sought(super().__ne__(value))
+
+    def __hash__(self) -> int:
+        return hash(self._meta.name)
+
+    def is_in(self, values: Any) -> Where:
+        return _sought(super().is_in(values))
+
+    def not_in(self, values: Any) -> Where:
+        return _sought(super().not_in(values))
+
     def starts_with(self, prefix: str) -> Where:
         """True where the value begins with ``prefix``, by a ``BlindIndex(kind="prefix")`` of that length."""
-        return Where(column=self, value=prefix, operator=StartsWith)
+        return Sought(column=self, value=prefix, operator=StartsWith)
 
     def ends_with(self, digits: str) -> Where:
         """True where the last digits are ``digits``, by a ``BlindIndex(kind="last")`` of that length."""
-        return Where(column=self, value=digits, operator=EndsWith)
+        return Sought(column=self, value=digits, operator=EndsWith)
 
     def in_year(self, year: int) -> Where:
         """True for a date of that year, by a ``BlindIndex(kind="year")``."""
-        return Where(column=self, value=date(year, 1, 1), operator=InYear)
+        return Sought(column=self, value=date(year, 1, 1), operator=InYear)
 
     def in_month(self, year: int, month: int) -> Where:
         """True for a date of that month, by a ``BlindIndex(kind="month")``."""
-        return Where(column=self, value=date(year, month, 1), operator=InMonth)
+        return Sought(column=self, value=date(year, month, 1), operator=InMonth)
 
     def _refuse(self, asked: str) -> NoReturn:
         raise ProtectedQueryError(
@@ -242,6 +277,13 @@ class Encrypted(Column, Generic[T]):
         self._refuse("match patterns in it")
 
     ilike = not_like = like
+
+
+def _sought(where: Where) -> Where:
+    if where.value is UNDEFINED and where.values is UNDEFINED:
+        return where  # whether there is a value
+    where.__class__ = Sought
+    return where
 
 
 class StartsWith(Equal):

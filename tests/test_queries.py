@@ -220,7 +220,7 @@ async def test_every_row_whose_phi_is_shown_is_recorded_and_no_other(
         assert await recorded(Client.update({Client.notes: "n"}).where(me).returning(Client.notes)) == 1
         assert await recorded(Client.select(Client.last_name).where(me).freeze().run()) == 1
     last = await owner.fetchrow(
-        "select * from user_action_audit_log where action_type = 'read' and record_id = $1 order by id desc limit 1",
+        "select * from user_action_audit_log where action_type = 'read' and record_id = $1 order by occurred_at desc limit 1",
         lakeside.client,
     )
     assert (last["table_name"], last["changed_columns"], last["user_id"]) == (

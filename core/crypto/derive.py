@@ -8,13 +8,13 @@ cache or a queue.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NoReturn, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-__all__ = ["KEY_BYTES", "Secret", "forgetful", "hkdf", "length_prefixed"]
+__all__ = ["KEY_BYTES", "Secret", "forgetful", "forgetful_later", "hkdf", "length_prefixed"]
 
 KEY_BYTES = 32
 
@@ -52,6 +52,27 @@ def forgetful(function: Callable[Parameters, Result]) -> Callable[Parameters, Re
             raise failure
         finally:
             del failure  # else the frame and the exception keep each other alive
+
+    return call
+
+
+def forgetful_later(
+    function: Callable[Parameters, Coroutine[Any, Any, Result]],
+) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
+    """``forgetful``, for what is awaited."""
+
+    @functools.wraps(function)
+    async def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return await function(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - raised again below, with nothing attached
+            failure = error.with_traceback(None)
+            failure.__context__ = failure.__cause__ = None
+        del args, kwargs
+        try:
+            raise failure
+        finally:
+            del failure
 
     return call
 
