@@ -41,7 +41,7 @@ __all__ = [
 
 def transaction() -> Transaction:
     """Group statements of the open scope: all or nothing. Inside another transaction it is a savepoint."""
-    from core.provision import engine  # late: piccolo_conf.py imports this package
+    from core.engine import engine  # late: it brings the driver, and piccolo_conf.py imports this package first
 
     return engine().transaction()
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self, cast
 from uuid import UUID
 
 import asyncpg
+from piccolo.engine import engine_finder
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.query.base import Query
 from piccolo.querystring import QueryString
@@ -35,7 +36,7 @@ from core.scope import Scope, current_scope
 from core.settings import Settings, settings
 from core.token import TokenKey
 
-__all__ = ["ChartholdEngine", "Transaction", "owner_mode"]
+__all__ = ["ChartholdEngine", "Transaction", "engine", "owner_mode"]
 
 # True while migrations and key commands run: their statements go to the owner's connection.
 owner_mode: ContextVar[bool] = ContextVar("charthold_owner_mode", default=False)
@@ -470,3 +471,11 @@ class ChartholdEngine(PostgresEngine):
     def transaction(self, allow_nested: bool = True) -> Transaction:
         """Group statements; nested, a savepoint."""
         return Transaction(self, allow_nested=allow_nested)
+
+
+def engine() -> ChartholdEngine:
+    """The engine of ``piccolo_conf.py``. Raises ``ConfigurationError`` when that names another kind."""
+    found = engine_finder()
+    if not isinstance(found, ChartholdEngine):
+        raise ConfigurationError("piccolo_conf.py must set DB = ChartholdEngine(); see the one that Charthold brings.")
+    return found

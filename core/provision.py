@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 from uuid import UUID
 
 import asyncpg
 
 from core.crypto.keyring import WrappedKey
+from core.engine import engine
 from core.errors import ChartholdError
 from core.explain import explain
 from core.ids import uuid7
-from core.tables import Tenant
-
-if TYPE_CHECKING:
-    from core.engine import ChartholdEngine
 
 __all__ = [
     "FoundTenant",
@@ -41,11 +38,6 @@ class FoundTenant:
 
     tenant_id: UUID
     status: str
-
-
-def engine() -> ChartholdEngine:
-    """The engine of ``piccolo_conf.py``."""
-    return cast("ChartholdEngine", Tenant._meta.db)
 
 
 async def provision_tenant(

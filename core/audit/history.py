@@ -16,9 +16,11 @@ from uuid import UUID
 
 from piccolo.columns import JSONB, Array, Column, ForeignKey
 
+from core.audit.record import record
 from core.columns import Encrypted
 from core.crypto.derive import forgetful
 from core.crypto.keyring import MissingKeyError
+from core.engine import engine
 from core.errors import ChartholdError, ProtectedQueryError
 from core.plan import Plan
 from core.scope import current_scope
@@ -99,8 +101,6 @@ async def as_of(table: type[TenantTable], row_id: UUID, time: datetime) -> dict[
 
 async def rows_as_of(table: type[Row], time: datetime) -> list[Row]:
     """Every row of the table as it was at that time, from the log, deleted ones included. Each is recorded as read."""
-    from core.provision import engine  # late: the engine is found through the tables
-
     scope, name = current_scope(), table._meta.tablename
     # Later values win; a row whose last change is a delete is gone.
     plan = Plan(
@@ -150,9 +150,6 @@ async def who_saw(
     limit: int = 1_000,
 ) -> list[Sighting]:
     """Who was shown the row's PHI, the latest first. Asking is recorded as ``audit_read``."""
-    from core.audit.record import record  # late: a cycle through the engine
-    from core.provision import engine
-
     plan = Plan(
         "select id, occurred_at, user_id, changed_columns, reason, request_id, host(source_ip) as source_ip"
         " from public.user_action_audit_log where tenant_id = {} and record_id = {} and action_type = 'read'"
@@ -175,8 +172,6 @@ async def _changes(
     table: type[TenantTable], row_id: UUID, *, since: datetime | None = None, until: datetime | None = None
 ) -> AsyncIterator[Change]:
     """The row's changes in pages. The reading is recorded first, in the same transaction: no record, no history."""
-    from core.provision import engine  # late: the engine is found through the tables
-
     scope, name = current_scope(), table._meta.tablename
     after_time, after_id = since or EVER, UUID(int=0)
     async with engine().transaction():
@@ -221,8 +216,6 @@ def _sealed(table: type[TenantTable]) -> list[str]:
 
 async def _recorded(table: type[TenantTable], rows: list[UUID]) -> TenantKeys | None:
     """Record that the rows are shown; only then their keys, None for a table without PHI."""
-    from core.provision import engine  # late: the engine is found through the tables
-
     sealed = _sealed(table)
     if not sealed or not rows:
         return None

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from piccolo.table import Table
 
+from core.engine import engine
 from core.plan import Plan
 
 __all__ = ["record"]
@@ -27,8 +28,6 @@ async def record(
     ``action`` is one of ``core.tables.ACTION_TYPES``; insert, update, delete and read are the database's own to write
     and are refused. ``old`` and ``new`` are stored as they are given: never put PHI into them.
     """
-    from core.provision import engine  # late: the engine is found through the tables
-
     plan = Plan(
         "select charthold.record({}, {}, {}, {}::jsonb, {}::jsonb) as id",
         action,

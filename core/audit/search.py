@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from core.audit.record import record
+from core.engine import engine
 from core.errors import ProtectedQueryError
 from core.plan import Plan
 from core.scope import current_scope
@@ -45,8 +46,6 @@ class Filter:
 
 async def search(wanted: Filter, *, limit: int = 100) -> list[dict[str, Any]]:
     """The records that fit, the latest first. Values stay out: ``history`` opens them. Recorded as ``audit_read``."""
-    from core.provision import engine  # late: the engine is found through the tables
-
     if not 0 < limit <= MOST:
         raise ProtectedQueryError(f"A page of the audit log has 1 to {MOST} records.")
     given = {name: value for name in CONDITIONS if (value := getattr(wanted, name)) is not None}

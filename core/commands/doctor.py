@@ -1,55 +1,110 @@
-"""``piccolo core doctor``: is the database what the declarations say?"""
+"""``piccolo core doctor``: which safeguards hold on the live database, each with its evidence and its mend."""
 
 from __future__ import annotations
 
-import json as json_format
-import sys
-from collections.abc import Sequence
+import json as jsonlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-from piccolo.conf.apps import Finder
+from core.commands.family import Failure, command, console
+from core.doctor import RULES, Examination, Finding, check_names, examine
+from core.doctor.examination import registered
+from core.doctor.report import render
 
-from core.errors import ChartholdError
-from core.schema import shared_objects
-from core.schema.drift import Difference, drift
-from core.schema.lock import migrating
+__all__ = ["FORMAT", "as_json", "doctor"]
 
-__all__ = ["doctor", "find_drift"]
+FORMAT = "charthold.doctor.v1"
+FAILED = 1
 
 
-async def doctor(json: bool = False) -> None:
-    """Compare the database with the declarations. The exit status is 1 when they differ.
+@command()
+async def doctor(only: str = "", report: str = "", json: bool = False, quiet: bool = False) -> int:
+    """Prove the safeguards of 45 CFR 164.312 on the live database: each with its evidence, and what mends it.
 
+    Looks as the schema's owner, and changes nothing. Exit status: 0 nothing fails, 1 something does (or the call was
+    wrong), 2 the database went away. Warnings and what is not built do not change it.
+
+    Examples: piccolo core doctor
+              piccolo core doctor --report=safeguards.html
+              piccolo core doctor --only=drift,row_security --json
+
+    :param only:
+        Names of checks, comma-separated; all when left out. They stand in front of each line.
+    :param report:
+        Write a page for a compliance officer to this file: HTML that needs nothing else, for screen and paper.
     :param json:
-        Print one JSON document instead of text.
+        Print everything as JSON; docs/doctor.md describes it.
+    :param quiet:
+        Print what fails only.
 
     """
-    try:
-        differences = await find_drift()
-    except ChartholdError as error:
-        sys.exit(str(error))
+    found = await examine(_names(only))
+    if report:
+        _write(Path(report), render(found, registered()[0]))
     if json:
-        print(json_format.dumps({"drift": [difference.as_dict() for difference in differences]}, indent=2))
+        print(jsonlib.dumps(as_json(found), indent=2, default=str))
     else:
-        report(differences)
-    if differences:
-        sys.exit(1)
+        _print(found, quiet=quiet)
+        if report and not quiet:
+            console().print(f"\nThe report is in {report}.")
+    return FAILED if found.failed else 0
 
 
-async def find_drift() -> list[Difference]:
-    """Every difference, over all registered apps: they share the schemas."""
-    apps = Finder().get_app_configs()
-    tables = [table for app in apps for table in app.table_classes]
-    shared = [item for app in apps for item in shared_objects(app.app_name)]
-    async with migrating(locked=False) as connection:
-        return await drift(connection, tables, shared)
+def _names(only: str) -> list[str]:
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    unknown = [name for name in names if name not in check_names()]
+    if unknown:
+        raise Failure(f"There is no check {', '.join(unknown)}. --only takes {', '.join(check_names())}.")
+    return names
 
 
-def report(differences: Sequence[Difference]) -> None:
-    """Each difference with the SQL that mends it."""
-    if not differences:
-        print("Schema: as declared.")
-        return
-    print(f"Schema: {len(differences)} difference{'s' if len(differences) != 1 else ''} from the declarations.")
-    for difference in differences:
-        print(f"\n{difference.kind.replace('_', ' ')} {difference.name}: {difference.problem}")
-        print(difference.mend or "-- Decide by hand: the rows or the meaning are known to you alone.")
+def _write(path: Path, page: str) -> None:
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def as_json(found: Examination) -> dict[str, Any]:
+    """The document that ``--json`` prints; docs/doctor.md describes its fields."""
+    return {
+        "format": FORMAT,
+        "at": found.at.isoformat(timespec="seconds"),
+        "database": found.database,
+        "server": found.server,
+        "seconds": round(found.seconds, 3),
+        "verdict": "fail" if found.failed else "pass",
+        "counts": found.counts(),
+        "safeguards": [
+            {"paragraph": rule, "title": title, "verdict": found.verdict_of(rule)} for rule, title in RULES.items()
+        ],
+        "findings": [finding.as_dict() for finding in found.findings],
+        "drift": [difference.as_dict() for difference in found.drift],
+        "phi": [asdict(item) for item in found.shown.get("phi", [])],
+        "matrix": found.shown.get("matrix", []),
+        "keys": found.shown.get("keys", []),
+        "seals": found.shown.get("seals", []),
+    }
+
+
+def _print(found: Examination, *, quiet: bool) -> None:
+    out = console()
+    for rule, title in RULES.items():
+        findings = [f for f in found.findings if f.safeguard == rule and (f.verdict == "fail" or not quiet)]
+        if not findings:
+            continue
+        out.print(f"\n{rule} {title}: {found.verdict_of(rule)}")
+        for finding in findings:
+            out.print(_lines(finding))
+    if not quiet:
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in found.counts().items())
+        out.print(f"\n{counts}; {found.seconds:.1f} s.")
+
+
+def _lines(finding: Finding) -> str:
+    verdict = finding.verdict.upper() if finding.verdict == "fail" else finding.verdict
+    lines = [f"  {verdict:8}{finding.check}: {finding.evidence}"]
+    if finding.verdict != "pass":
+        lines += [f"          {line}" for line in (finding.mend, *finding.sql.splitlines()) if line]
+    return "\n".join(lines)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from core.doctor.check import RULES, Finding, Verdict
-from core.doctor.examine import Examination, check_names, examine
+from core.doctor.examination import Examination, check_names, examine
 
 __all__ = ["RULES", "Examination", "Finding", "Verdict", "check_names", "examine"]

@@ -1,26 +1,16 @@
-"""Who may do what: roles, grants, policies by role, functions; and how long a scope lives."""
+"""What could go round the policies: roles, grants, functions, views; and how long a scope lives."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from typing import Any
 
 from core.doctor.check import Notes, check
 from core.doctor.live import LOG, Live, plural
-from core.permissions import COMMANDS, PERMISSIONS, ROLES, roles_for
+from core.permissions import COMMANDS
 from core.schema.quoting import quote_ident
 from core.schema.role import application_login
 
-__all__ = ["roles_of"]
-
-# What PostgreSQL makes of the conditions of core/tenant_table.py.
-ROLE = r"\( SELECT charthold\.{0}\(\) AS {0}\) = (?:ANY \(ARRAY\[([^\]]*)\]\)|('[^']*'::text))"
-BY_ROLE = re.compile(rf"\(?{ROLE.format('actor_role')}\)?")
-BY_FACILITY = re.compile(
-    rf"\(\({ROLE.format('actor_role_everywhere')}\) OR \(\({ROLE.format('actor_role')}\) AND "
-    r"\((\w+) = ANY \(\( SELECT charthold\.actor_facilities\(\) AS actor_facilities\)::uuid\[\]\)\)\)\)"
-)
+__all__: list[str] = []
 
 LOGINS = """
 select r.rolname::text as name, r.rolcanlogin as login, r.rolsuper as superuser, r.rolbypassrls as bypasses,
@@ -48,7 +38,8 @@ async def roles(live: Live, notes: Notes) -> None:
         for power, way in (("superuser", "nosuperuser"), ("bypasses", "nobypassrls")):
             if row[power]:
                 what = "is a superuser" if power == "superuser" else "has BYPASSRLS"
-                notes.fail(f"{name} {what}: no policy binds it.", subject=f"role {name}", sql=f"alter role {ident} {way};")
+                sql = f"alter role {ident} {way};"
+                notes.fail(f"{name} {what}: no policy binds it.", subject=f"role {name}", sql=sql)
         for kind, group in (("owner", live.owner), ("reads_all", "pg_read_all_data")):
             if row[kind] and not row["superuser"]:
                 notes.fail(
@@ -70,7 +61,9 @@ async def roles(live: Live, notes: Notes) -> None:
     others = [
         row["name"]
         for row in found.values()
-        if row["login"] and row["name"] not in {*ours, live.owner} and (row["superuser"] or row["bypasses"] or row["owner"])
+        if row["login"]
+        and row["name"] not in {*ours, live.owner}
+        and (row["superuser"] or row["bypasses"] or row["owner"])
     ]
     live.shown["bypass"] = [
         {"role": row["name"], "why": why}
@@ -81,7 +74,7 @@ async def roles(live: Live, notes: Notes) -> None:
         notes.warn(
             "The application and the migrations share one login, which owns the tables. The pool does SET ROLE, and "
             "whoever injects SQL can undo that.",
-            mend="Set DATABASE_OWNER_URL to the owner, and DATABASE_URL to a login that is a member of app_runtime only.",
+            mend="Set DATABASE_OWNER_URL to the owner, and DATABASE_URL to a login that is in app_runtime only.",
         )
     if found[live.owner]["superuser"]:
         notes.warn(
@@ -123,105 +116,31 @@ async def grants(live: Live, notes: Notes) -> None:
             continue
         for grant in live.grants(name):
             checked += 1
-            subject = f"{grant['kind']} {grant['name']}"
+            may = f"{grant['to']} may {grant['privilege']} on {name}"
+            ours = grant["to"] in (live.runtime, live.auditor)
+            if ours and grant["privilege"] in COMMANDS:
+                continue
             if grant["to"] == "public":
-                notes.fail(f"Everybody who can connect may {grant['privilege']} on {name}.", subject=subject)
-            elif grant["to"] in (live.runtime, live.auditor) and grant["privilege"] not in COMMANDS:
-                notes.fail(f"{grant['to']} may {grant['privilege']} on {name}, past policies and triggers.", subject=subject)
-            elif grant["to"] not in (live.runtime, live.auditor):
-                notes.fail(f"{grant['to']} may {grant['privilege']} on {name}, and is no role of ours.", subject=subject)
+                why = f"Everybody who can connect may {grant['privilege']} on {name}."
+            else:
+                why = f"{may}, past policies and triggers." if ours else f"{may}, and is no role of ours."
+            notes.fail(
+                why,
+                subject=f"{grant['kind']} {grant['name']}",
+                sql=f"revoke {grant['privilege']} on table {name} from {grant['to']};",
+            )
     for role in (live.runtime, application_login()):
-        may = role and await live.connection.fetchval(
+        may_set = role and await live.connection.fetchval(
             "select has_parameter_privilege($1::name, 'session_replication_role', 'set')"
             " from pg_roles where rolname = $1 and not rolsuper", role
         )  # fmt: skip
-        if may:
+        if may_set:
             notes.fail(
                 f"{role} may set session_replication_role, which switches triggers off.",
                 subject=f"parameter session_replication_role to {role}",
                 sql=f"revoke set on parameter session_replication_role from {quote_ident(str(role))};",
             )
     notes.end(f"{plural(checked, 'right')} on tables, all of them to {live.runtime} and {live.auditor}.")
-
-
-@check("164.312(a)(1)")
-async def permissions(live: Live, notes: Notes) -> None:
-    """The live policies and grants, role by table by command, against core/permissions.py."""
-    matrix: list[dict[str, Any]] = []
-    for name, info in live.tenant_tables().items():
-        if info.part or live.closed(info):
-            continue
-        declared = live.declared().get(name)
-        own = getattr(declared, "permissions", None)
-        table = name.removeprefix("public.")
-        for command in COMMANDS:
-            policies = {
-                title: policy
-                for title, policy in live.catalog["policy"].items()
-                if policy["on"] == name and not policy["restrictive"] and policy["command"] in (command, "all")
-            }
-            allowed, everywhere, odd = _allowed(policies.values())
-            held = getattr(declared, "facility_column", None) is not None
-            granted = any(g["to"] == live.runtime and g["privilege"] == command for g in live.grants(name))
-            wanted = set(roles_for(table, command, own))
-            matrix.append(
-                {"table": name, "command": command, "granted": granted, "declared": table in PERMISSIONS or own is not None}
-                | {r: "yes" if r in everywhere else "facility" if r in allowed else "no" for r in ROLES}
-            )
-            more, less = sorted(allowed - wanted), sorted(wanted - allowed)
-            loose = sorted(everywhere) if held else []
-            if not (more or less or odd or loose) or declared is None:
-                continue
-            title = next((t for t in [*odd, *policies] if not t.startswith(f"{command}_by_role ")), None)
-            because = "; ".join(
-                [f"{', '.join(more)} may and should not"] * bool(more)
-                + [f"{', '.join(less)} should and may not"] * bool(less)
-                + ["users bound to facilities are not held to them"] * bool(loose)
-                + ["a policy has a condition that is none of ours"] * bool(odd)
-            )
-            notes.fail(
-                f"To {command} on {name}: {because}.",
-                subject=f"policy {title or f'{command}_by_role on {name}'}",
-                mend="Bring core/permissions.py and the policies together: piccolo migrations new core --auto.",
-            )
-    live.shown["matrix"] = matrix
-    tables = len({row["table"] for row in matrix})
-    notes.end(f"{len(ROLES)} roles on {plural(tables, 'table')}, {len(matrix)} commands: as core/permissions.py says.")
-
-
-def _allowed(policies: Iterable[dict[str, Any]]) -> tuple[set[str], set[str], list[str]]:
-    """Who any of the permissive policies lets in, who of them everywhere, and the policies that are unlike ours.
-
-    A policy with two conditions lets in whom both let in.
-    """
-    allowed: set[str] = set()
-    everywhere: set[str] = set()
-    odd: list[str] = []
-    for policy in policies:
-        both = [roles_of(policy[clause]) for clause in ("using", "check") if policy[clause] is not None]
-        named = [roles for roles, _ in both if roles is not None]
-        if len(named) < len(both):
-            odd.append(f"{policy['ident']} on {policy['on']}")
-            continue
-        may = set(ROLES).intersection(*named)
-        allowed |= may
-        everywhere |= set() if any(facility for _, facility in both) else may
-    return allowed, everywhere, odd
-
-
-def roles_of(condition: str) -> tuple[set[str] | None, bool]:
-    """The roles that a policy's condition lets in, and whether only within a user's facilities. None: unlike ours."""
-    if condition.strip("()") == "true":
-        return set(ROLES), False
-    if match := BY_ROLE.fullmatch(condition):
-        return _listed(match[1] or match[2]), False
-    if match := BY_FACILITY.fullmatch(condition):
-        return _listed(match[1] or match[2]) | _listed(match[3] or match[4]), True
-    return None, False
-
-
-def _listed(text: str) -> set[str]:
-    return set(re.findall(r"'([^']*)'", text))
 
 
 @check("164.312(a)(1)")
@@ -292,7 +211,7 @@ async def scope_expiry(live: Live, notes: Notes) -> None:
 
 
 @check("164.312(a)(2)(ii)")
-async def emergency_access(live: Live, notes: Notes) -> None:
+async def emergency_access(_live: Live, notes: Notes) -> None:
     """164.312(a)(2)(ii) is required; what stands in for it is the organisation's to arrange."""
     notes.unbuilt(
         "Charthold has no break-glass access: nobody can reach a record beyond their role in an emergency, with a "

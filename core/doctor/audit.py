@@ -49,15 +49,15 @@ async def triggers(live: Live, notes: Notes) -> None:
     ]
     for name, trigger in wanted:
         if (name, trigger) not in there:
-            notes.fail(f"The trigger {trigger} on {name} is missing.", subject=f"trigger {quote_ident(trigger)} on {name}")
+            subject = f"trigger {named(trigger)} on {name}"
+            notes.fail(f"The trigger {trigger} on {name} is missing.", subject=subject)
     for (name, trigger), row in there.items():
         if row["enabled"] in ("O", "A"):
             continue
-        ident = quote_ident(trigger)
         notes.fail(
             f"The trigger {trigger} on {name} {'runs on replicas only' if row['enabled'] == 'R' else 'is disabled'}.",
-            subject=f"trigger {ident} on {name}",
-            sql=f"alter table {name} enable trigger {ident};",
+            subject=f"trigger {named(trigger)} on {name}",
+            sql=f"alter table {name} enable trigger {quote_ident(trigger)};",
         )
     ours = sum(not row["internal"] and not row["part"] for row in there.values())
     notes.end(f"{plural(ours, 'trigger')}, those of foreign keys and of partitions too, are there and enabled.")
@@ -92,7 +92,7 @@ async def capture(live: Live, notes: Notes) -> None:
 @check("164.312(b)")
 async def append_only(live: Live, notes: Notes) -> None:
     """Threat: whoever may write to the log directly can write what did not happen, or take out what did."""
-    places = [name for name, info in live.relations.items() if name == LOG or info.parent == LOG]
+    places = [name for name, info in live.relations.items() if LOG in {name, info.parent}]
     rights = []
     for name in places:
         for grant in live.grants(name):
@@ -146,7 +146,10 @@ async def partitions(live: Live, notes: Notes) -> None:
         )
     default = live.relations.get(f"{LOG}_default")
     if default is None:
-        notes.fail("The log has no default partition: a record of an unforeseen month is refused, and its work with it.")
+        notes.fail(
+            "The log has no default partition: a record of an unforeseen month is refused, and its work with it.",
+            subject=f"table {LOG}_default",
+        )
     elif default.bytes:
         rows = await live.ask(STRAY)
         stray = sum(row["rows"] for row in rows) if rows is not None else default.estimate
@@ -158,6 +161,11 @@ async def partitions(live: Live, notes: Notes) -> None:
                 sql="select charthold.ensure_partitions(3);",
             )
     notes.end(f"{plural(len(months), 'month')} have partitions, {ahead} of them ahead; the default partition is empty.")
+
+
+def named(trigger: str) -> str:
+    """A name as PostgreSQL's own quote_ident writes it, so that it is the one that drift gives."""
+    return trigger if re.fullmatch("[a-z_][a-z0-9_]*", trigger) else quote_ident(trigger)
 
 
 def month_after(month: tuple[int, int]) -> tuple[int, int]:
@@ -201,8 +209,8 @@ async def activity_review(live: Live, notes: Notes) -> None:
         counted[key] = counted.get(key, 0) + row["records"]
     live.shown["activity"] = {"days": DAYS, "counts": counted}
     notes.unbuilt(
-        f"{plural(sum(counted.values()), 'record')} in the last {DAYS} days{live.unseen()}; the report plots them and has "
-        "room for a signature. Charthold does not record that somebody reviewed them.",
+        f"{plural(sum(counted.values()), 'record')} in the last {DAYS} days{live.unseen()}; the report plots them and "
+        "has room for a signature. Charthold does not record that somebody reviewed them.",
         mend="Print the report, sign it, and file it; audit_search and audit_who_saw answer what it raises.",
     )
 
@@ -226,7 +234,7 @@ async def retention(live: Live, notes: Notes) -> None:
 
 
 @check("164.528")
-async def accounting_of_disclosures(live: Live, notes: Notes) -> None:
+async def accounting_of_disclosures(_live: Live, notes: Notes) -> None:
     """164.528 asks for date, recipient, what and purpose of each disclosure, for six years."""
     notes.unbuilt(
         "Who saw a client's record, when, which columns and why is answered for six years by Client.who_saw() and "

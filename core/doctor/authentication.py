@@ -29,8 +29,8 @@ LOGINS = """select count(*) as records from public.user_action_audit_log
 where ($1::uuid is null or tenant_id = $1) and action_type in ('login', 'login_failed', 'logout')
     and occurred_at > now() - interval '30 days'"""
 
-TOKEN_KEYS = """select id, retired_at is not null and retired_at <= now() as retired, retired_at,
-    (select count(*) from charthold.principal) as principals from charthold.token_key order by created_at"""
+SIGNERS = """select id, retired_at is not null and retired_at <= now() as retired, retired_at
+from charthold.token_key order by created_at"""
 
 
 @check("164.312(d)")
@@ -73,7 +73,7 @@ async def users(live: Live, notes: Notes) -> None:
     if total["logged_in"] and not records:
         notes.warn(
             "Users have logged in, and the log has no login of the last 30 days.",
-            mend='Record logins and failed logins: select charthold.record(\'login\', ...) in the user\'s scope.',
+            mend="Let the application record each login and each failed one, with charthold.record.",
         )
     notes.end(f"{plural(total['active'], 'active user')}, {total['locked']} locked; {records:,} logins in 30 days.")
 
@@ -81,7 +81,7 @@ async def users(live: Live, notes: Notes) -> None:
 @check("164.312(d)")
 async def token_keys(live: Live, notes: Notes) -> None:
     """The keys whose scopes the database believes."""
-    rows = await live.connection.fetch(TOKEN_KEYS)
+    rows = await live.connection.fetch(SIGNERS)
     valid = [row["id"] for row in rows if not row["retired"]]
     mine = engine().token_key.id
     live.shown["token_keys"] = [
@@ -100,4 +100,5 @@ async def token_keys(live: Live, notes: Notes) -> None:
             subject=f"token key {other}",
             mend="After a change of master key: piccolo core install_token_key --retire_after=900",
         )
-    notes.end(f"{plural(len(valid), 'token key')} valid, {len(rows) - len(valid)} retired; scopes are signed by {mine}.")
+    retired = len(rows) - len(valid)
+    notes.end(f"{plural(len(valid), 'token key')} valid, {retired} retired; scopes are signed by {mine}.")

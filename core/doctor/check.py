@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from core.doctor.live import Live
@@ -97,17 +97,19 @@ class Check:
 
     name: str
     safeguard: str
-    run: Callable[[Live, Notes], Awaitable[None]]
+    run: Look
 
+
+Look: TypeAlias = "Callable[[Live, Notes], Awaitable[None]]"
 
 CHECKS: dict[str, Check] = {}
 
 
-def check(safeguard: str) -> Callable[[Callable[[Live, Notes], Awaitable[None]]], Callable[[Live, Notes], Awaitable[None]]]:  # fmt: skip
+def check(safeguard: str) -> Callable[[Look], Look]:
     """Register a check under its function's name."""
     assert safeguard in RULES
 
-    def register(run: Callable[[Live, Notes], Awaitable[None]]) -> Callable[[Live, Notes], Awaitable[None]]:
+    def register(run: Look) -> Look:
         name = run.__name__
         CHECKS[name] = Check(name, safeguard, run)
         return run

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from piccolo.columns import Column
 from piccolo.table import Table
@@ -91,8 +91,9 @@ async def phi_columns(live: Live, notes: Notes) -> None:
         names = {column._meta.db_column_name for column in table._meta.columns}
         for column, reason in getattr(table, "waived", {}).items():
             if column not in names or not reason.strip():
+                why = "without a reason" if column in names else "which it does not have"
                 notes.fail(
-                    f"{table.__name__} waives {column}, {'without a reason' if column in names else 'which it does not have'}.",
+                    f"{table.__name__} waives {column}, {why}.",
                     subject=f"waiver {name}.{column}",
                     mend=f'{table.__name__}.waived = {{"{column}": "..."}}: say why it is no PHI, or take it out.',
                 )
@@ -124,7 +125,7 @@ async def phi_columns(live: Live, notes: Notes) -> None:
 
 @check("164.312(a)(2)(iv)")
 async def raw_values(live: Live, notes: Notes) -> None:
-    """Threat: a name in a field for codes. A sample is searched for social security numbers, e-mail, telephone, dates."""
+    """Threat: a number in a field for codes. A sample is searched for the shapes of SSN, e-mail, telephone and date."""
     classes = {
         (name, item.column): item
         for name, table in live.declared().items()
@@ -177,7 +178,8 @@ async def _sample(live: Live, table: str, column: str) -> list[str]:
 
 
 LATEST = """select table_name, old_values::text as old, new_values::text as new
-from public.user_action_audit_log where ($1::uuid is null or tenant_id = $1) and occurred_at > now() - interval '31 days'
+from public.user_action_audit_log
+where ($1::uuid is null or tenant_id = $1) and occurred_at > now() - interval '31 days'
     and action_type in ('insert', 'update', 'delete') order by occurred_at desc limit 500"""
 
 
@@ -202,6 +204,6 @@ async def _log_values(live: Live, classes: Mapping[tuple[str, str], Classified],
         notes.fail(
             f"{count} of {plural(len(rows), 'sampled record')} of the log hold {what} for {table}.{column}.",
             subject=f"column {LOG} {table}.{column}",
-            mend="The log is never rewritten: find out what wrote it, and restrict who reads the log until it is purged.",
+            mend="The log is never rewritten: find out what wrote it, and who may read it until it is archived.",
         )
     return len(rows)

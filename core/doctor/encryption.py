@@ -92,8 +92,8 @@ async def keys(live: Live, notes: Notes) -> None:
         subject = f"key {slug} version {row['version']}"
         if not row["empty"] and row["kek"] not in known:
             notes.fail(
-                f"Key {row['version']} of {slug} is wrapped by the master key {row['kek'] or '(unnamed)'}, which is not "
-                "configured here: what it sealed does not open.",
+                f"Key {row['version']} of {slug} is wrapped by the master key {row['kek'] or '(unnamed)'}, which is "
+                "not configured here: what it sealed does not open.",
                 subject=subject,
                 mend="Add that master key to CHARTHOLD_RETIRED_MASTER_KEYS, or find out who wrote the row.",
             )

@@ -28,9 +28,12 @@ IDENTIFIERS: dict[str, Identifier] = {
     ),
     "date": Identifier(
         "C", "Dates of a person, and ages over 89",
-        "dob|birth|birthday|birthdate|born|death|died|deceased|admission|admitted|discharge|discharged|age|visit|visited",
+        "dob|birth|birthday|birthdate|born|death|died|deceased|admission|admitted|discharge|discharged|age|visit|"
+        "visited|appointment",
     ),
-    "telephone": Identifier("D", "Telephone numbers", "phone|telephone|tel|mobile|cell|cellphone|landline|sms|pager|msisdn"),
+    "telephone": Identifier(
+        "D", "Telephone numbers", "phone|telephone|tel|mobile|cell|cellphone|landline|sms|pager|msisdn"
+    ),
     "fax": Identifier("E", "Fax numbers", "fax"),
     "email": Identifier("F", "E-mail addresses", "email|mail|e_mail"),
     "ssn": Identifier("G", "Social security numbers", "ssn|social|sin|itin|tin|tax"),
@@ -51,7 +54,9 @@ IDENTIFIERS: dict[str, Identifier] = {
     "biometric": Identifier(
         "P", "Biometric identifiers", "biometric|biometrics|fingerprint|retina|iris|voiceprint|voice|genome|dna|gait"
     ),
-    "photo": Identifier("Q", "Full-face photographs", "photo|photograph|picture|image|portrait|avatar|face|selfie|video"),
+    "photo": Identifier(
+        "Q", "Full-face photographs", "photo|photograph|picture|image|portrait|avatar|face|selfie|video"
+    ),
     "other": Identifier(
         "R", "Any other unique identifying number, characteristic or code",
         "note|notes|comment|comments|narrative|remark|remarks|memo|description|diagnosis|history|complaint|summary|"
@@ -67,7 +72,8 @@ SHAPES: dict[str, re.Pattern[str]] = {
     "ssn": re.compile(r"(?<![\d-])(?!000|666)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])"),
     "email": re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"),
     "telephone": re.compile(
-        r"(?<![\w.+-])(?:(?:\+?1[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[ .-])\d{3}[ .-]\d{4}|\+\d{1,3}[ .-]?\d{6,12})(?![\w-])"
+        r"(?<![\w.+-])(?:(?:\+?1[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[ .-])\d{3}[ .-]\d{4}"
+        r"|\+\d{1,3}[ .-]?\d{6,12})(?![\w-])"
     ),
     # A moment with a time of day is a timestamp of a program, not somebody's date.
     "date": re.compile(

@@ -29,7 +29,8 @@ group by 1"""
 
 # verify_audit records that it ran, and whether the log was as sealed.
 VERIFIED = """
-select tenant_id, max(occurred_at) as at, (array_agg(new_values -> 'verified' -> 'good' order by occurred_at desc))[1]::text as good
+select tenant_id, max(occurred_at) as at,
+    (array_agg(new_values -> 'verified' -> 'good' order by occurred_at desc))[1]::text as good
 from public.user_action_audit_log
 where ($1::uuid is null or tenant_id = $1) and action_type = 'audit_read' and new_values ? 'verified'
 group by 1"""

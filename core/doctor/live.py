@@ -6,7 +6,6 @@ is looked at in the name of its admin, in a scope that the database itself signs
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -21,7 +20,7 @@ from core.schema.object import SchemaObject
 from core.schema.quoting import split_table
 from core.settings import Settings, settings
 
-__all__ = ["LOG", "Live", "TableInfo", "TenantInfo", "plural"]
+__all__ = ["LOG", "Live", "TableInfo", "TenantInfo", "here", "plural"]
 
 LOG = "public.user_action_audit_log"
 PATIENCE = "2s"  # for one question about the data; a log of years is then estimated, or said not to be counted
@@ -97,7 +96,6 @@ class Live:
     tenants: list[TenantInfo]
     owner: str
     bypasses: bool  # the owner's connection sees all tenants at once
-    server: str
     database: str
     settings: Settings
     # Tables for the report, filled in by the checks: name -> rows.
@@ -113,10 +111,11 @@ class Live:
         # What runs between here and the end changes nothing.
         schemas = [row[0] for row in await connection.fetch(SCHEMAS)]
         who = await connection.fetchrow(
-            "select current_user::text as name, rolsuper or rolbypassrls as bypasses, version() as server,"
-            " current_database()::text as database from pg_roles where rolname = current_user"
+            "select rolname::text as name, rolsuper or rolbypassrls as bypasses from pg_roles"
+            " where rolname = current_user"
         )
         assert who is not None
+        database, _ = await here(connection)
         return cls(
             connection=connection,
             tables=tables,
@@ -126,8 +125,7 @@ class Live:
             tenants=[TenantInfo(**row) for row in await connection.fetch(TENANTS)],
             owner=who["name"],
             bypasses=who["bypasses"],
-            server=re.sub(r"^PostgreSQL (\S+).*", r"\1", who["server"], flags=re.DOTALL),
-            database=who["database"],
+            database=database,
             settings=settings(),
         )
 
@@ -204,6 +202,15 @@ class Live:
                 tenant.id, tenant.admin, READ,
             )  # fmt: skip
             return list(await self.connection.fetch(sql, tenant.id, *arguments))
+
+
+async def here(connection: asyncpg.Connection[Any]) -> tuple[str, str]:
+    """The database's name, and the server's version."""
+    row = await connection.fetchrow(
+        "select current_database()::text as database, split_part(current_setting('server_version'), ' ', 1) as server"
+    )
+    assert row is not None
+    return row["database"], row["server"]
 
 
 def plural(count: int, noun: str, nouns: str = "") -> str:

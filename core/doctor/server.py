@@ -72,12 +72,14 @@ async def statement_logging(live: Live, notes: Notes) -> None:
             sql=mend("log_statement", "none"),
         )
     for name, harmless in (
-        ("log_min_duration_statement", "-1"), ("log_min_duration_sample", "-1"), ("auto_explain.log_min_duration", "-1"),
-    ):  # fmt: skip
+        ("log_min_duration_statement", "-1"),
+        ("log_min_duration_sample", "-1"),
+        ("auto_explain.log_min_duration", "-1"),
+    ):
         if found.get(name, "-1") != "-1" and found.get("log_parameter_max_length") != "0":
             notes.fail(
-                f"{name} is {found[name]} and log_parameter_max_length is not 0: slow statements are written with their "
-                "parameters.",
+                f"{name} is {found[name]} and log_parameter_max_length is not 0: slow statements are written with "
+                "their parameters.",
                 subject=f"setting {name}",
                 sql=mend(name, harmless),
             )
@@ -95,7 +97,9 @@ async def statement_logging(live: Live, notes: Notes) -> None:
         )
     if not off("pgaudit.log") and found.get("pgaudit.log_parameter") == "on":
         notes.fail(
-            "pgaudit writes parameters.", subject="setting pgaudit.log_parameter", sql=mend("pgaudit.log_parameter", "off")
+            "pgaudit writes parameters.",
+            subject="setting pgaudit.log_parameter",
+            sql=mend("pgaudit.log_parameter", "off"),
         )
     for row in await live.connection.fetch(FOR_OTHERS):
         if row["setting"] not in ("none", "ddl", "-1", "0"):

@@ -51,5 +51,5 @@ def judge(rows: list[dict[str, object]], notes: Notes) -> None:
             notes.fail(
                 "A connection from another machine is not encrypted.",
                 subject=f"connection {'of the doctor' if row['ours'] else 'of the application'}",
-                mend="Add sslmode=verify-full to DATABASE_URL and DATABASE_OWNER_URL, and write hostssl in pg_hba.conf.",
+                mend="Add sslmode=verify-full to both database URLs, and write hostssl in pg_hba.conf.",
             )

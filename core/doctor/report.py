@@ -1,0 +1,151 @@
+"""The report: one page that needs nothing else, for somebody who was not there.
+
+Threat: a name out of the database that is markup. Jinja escapes everything; the page allows no script and no request.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from piccolo.table import Table
+
+from core.doctor.check import RULES, SYMBOLS
+from core.doctor.drawing import activity, diagram
+from core.doctor.encryption import LIMIT
+from core.doctor.examination import Examination
+from core.doctor.identifiers import IDENTIFIERS
+from core.permissions import COMMANDS, ROLES
+
+__all__ = ["render"]
+
+WORDS = {"pass": "holds", "warn": "review", "fail": "fails", "unbuilt": "not built"}
+MOST = 40  # tenants a table; the rest is counted
+ACCESS = {"yes": ("●", "yes"), "facility": ("◐", "all, or own facilities"), "no": ("·", "no")}
+KINDS = {"encrypted": "◆", "blind index": "◇", "waived": "△", "unclassified": "✗", "not PHI": "·"}
+
+
+def render(found: Examination, tables: Sequence[type[Table]]) -> str:
+    """The page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"moment": moment, "number": "{:,}".format}
+    shown = found.shown
+    plotted = shown.get("activity", {"days": 30, "counts": {}})
+    return environment.get_template("report.html.jinja").render(
+        found=found,
+        failures=found.counts()["fail"],
+        safeguards=Counter(found.verdict_of(rule) for rule in RULES),
+        rules=[
+            {"paragraph": rule, "title": title, "verdict": found.verdict_of(rule)}
+            | {"findings": [finding for finding in found.findings if finding.safeguard == rule]}
+            for rule, title in RULES.items()
+        ],
+        symbols=SYMBOLS,
+        words=WORDS,
+        access=ACCESS,
+        kinds=KINDS,
+        roles=ROLES,
+        commands=COMMANDS,
+        readers=readers(found),
+        bypass=shown.get("bypass", []),
+        seals=seals(found),
+        matrix=matrix(found),
+        phi=phi(found),
+        identifiers=identifiers(found),
+        keys=sorted(shown.get("keys", []), key=lambda key: -int(key["days"]))[:MOST],
+        more_keys=max(0, len(shown.get("keys", [])) - MOST),
+        limit=LIMIT,
+        token_keys=shown.get("token_keys", []),
+        diagram=diagram(tables),
+        activity=activity(plotted["counts"], plotted["days"], found.at.date()),
+    )
+
+
+def moment(value: datetime | None) -> str:
+    """A time as people read it, in UTC."""
+    return f"{value:%d %b %Y, %H:%M} UTC" if value else "never"
+
+
+def short(table: str) -> str:
+    """The table's name without the schema that most have."""
+    return table.removeprefix("public.")
+
+
+def sealed_tables(found: Examination) -> list[str]:
+    return sorted({item.table for item in found.shown.get("phi", []) if item.kind == "encrypted"})
+
+
+def readers(found: Examination) -> dict[str, Any]:
+    """Which role of the application may read which table with PHI, as the live policies and grants have it."""
+    rows = {row["table"]: row for row in found.shown.get("matrix", []) if row["command"] == "select"}
+    tables = [table for table in sealed_tables(found) if table in rows]
+    return {
+        "tables": tables,
+        "people": found.shown.get("people", {}),
+        "roles": {
+            role: {table: rows[table][role] if rows[table]["granted"] else "no" for table in tables} for role in ROLES
+        },
+    }
+
+
+def seals(found: Examination) -> dict[str, Any]:
+    """The heads, and what is oldest among them: a chain is as good as its weakest link."""
+    rows = found.shown.get("seals", [])
+    verified = [row["verified_at"] for row in rows]
+    sealed = [row["sealed_at"] for row in rows]
+    return {
+        "rows": sorted(rows, key=lambda row: (row["signature"] is not False, -row["unsealed"]))[:MOST],
+        "more": max(0, len(rows) - MOST),
+        "tenants": len(rows),
+        "sealed": sum(at is not None for at in sealed),
+        "oldest": min((at for at in sealed if at), default=None),
+        "verified": sum(at is not None for at in verified),
+        "verified_at": min((at for at in verified if at), default=None),
+        "verified_bad": sum(row["verified_good"] is False for row in rows),
+        "bad": sum(row["signature"] is False for row in rows),
+        "records": sum(row["records"] for row in rows),
+        "unsealed": sum(row["unsealed"] for row in rows),
+    }
+
+
+def matrix(found: Examination) -> dict[str, dict[str, Any]]:
+    """Access by table, role and command; a policy without a grant lets nobody in."""
+    tables: dict[str, dict[str, Any]] = defaultdict(lambda: {role: {} for role in ROLES})
+    for row in found.shown.get("matrix", []):
+        for role in ROLES:
+            tables[row["table"]][role][row["command"]] = row[role] if row["granted"] else "no"
+    return dict(tables)
+
+
+def phi(found: Examination) -> dict[str, dict[str, Any]]:
+    """By table: what is to be told of its columns, and the names of those that hold no PHI."""
+    tables: dict[str, dict[str, Any]] = {}
+    for item in found.shown.get("phi", []):
+        entry = tables.setdefault(item.table, {"told": [], "plain": []})
+        if item.kind == "not PHI":
+            entry["plain"].append(item.column)
+        else:
+            entry["told"].append(item)
+    return tables
+
+
+def identifiers(found: Examination) -> list[dict[str, Any]]:
+    """The eighteen, and where each is."""
+    rows = []
+    for key, identifier in IDENTIFIERS.items():
+        held = [item for item in found.shown.get("phi", []) if item.identifier == key]
+        rows.append(
+            {"letter": identifier.letter, "title": identifier.title}
+            | {kind: [f"{short(i.table)}.{i.column}" for i in held if i.kind == kind] for kind in KINDS}
+        )
+    return rows

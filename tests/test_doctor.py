@@ -1,0 +1,656 @@
+"""The doctor: whatever is broken on the live database is named, once, and its own mend mends it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+import asyncpg
+import pytest
+from piccolo.columns import Text, Timestamptz
+
+from core.audit.seal import seal
+from core.commands.doctor import as_json, doctor
+from core.commands.import_synthea import import_export
+from core.doctor import RULES, Examination, Finding, check_names, examine
+from core.doctor.audit import month_after
+from core.doctor.authentication import admins
+from core.doctor.check import CHECKS, Notes
+from core.doctor.coverage import classify
+from core.doctor.examination import registered
+from core.doctor.identifiers import looks_like, shapes_in
+from core.doctor.report import render
+from core.doctor.server import LATEST, judge_version
+from core.doctor.transmission import judge
+from core.settings import settings
+from core.tables import Client, Facility, TenantTable
+
+LOG = "public.user_action_audit_log"
+TODAY = datetime.now(UTC)
+THIS = (TODAY.year, TODAY.month)
+NEXT = month_after(THIS)
+LAST = month_after(month_after(NEXT))  # partitions are made for three months ahead
+
+
+def part(month: tuple[int, int]) -> str:
+    return f"{LOG}_{month[0]}_{month[1]:02}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def clinic(lakeside, hillside, database):
+    """Two tenants, sealed: nothing is left to warn of but what the embedded server is."""
+    connection = await database.connect(owner=True)
+    # A copy of a database does not take over who may do what with the database itself.
+    name = await connection.fetchval("select quote_ident(current_database())")
+    await connection.execute(f"revoke temporary on database {name} from public")
+    await connection.close()
+    for tenant in (lakeside, hillside):
+        async with tenant.as_admin("seal"):
+            await seal()
+    return lakeside
+
+
+@pytest.fixture
+async def superuser(owner) -> asyncpg.Connection:
+    if not await owner.fetchval("select rolsuper from pg_roles where rolname = current_user"):
+        pytest.skip("what is broken here only a superuser can break")
+    return owner
+
+
+def failures(found: Examination) -> set[tuple[str, str]]:
+    return {(finding.check, finding.subject) for finding in found.findings if finding.verdict == "fail"}
+
+
+def warnings(found: Examination) -> set[tuple[str, str]]:
+    return {(finding.check, finding.subject) for finding in found.findings if finding.verdict == "warn"}
+
+
+@dataclass(frozen=True)
+class Broken:
+    """One thing done by hand, the finding that must come of it, and what takes it back if the finding's SQL does not."""
+
+    by: str
+    check: str
+    subject: str
+    mended_by: str = ""
+
+
+PREFIX = settings().role_prefix
+RUNTIME = f"{PREFIX}app_runtime"
+AS_REPLICA = "set session_replication_role = replica;"
+
+BROKEN = (
+    # isolation
+    Broken("alter table client no force row level security", "row_security", "row_security public.client"),
+    Broken("alter table facility disable row level security", "row_security", "row_security public.facility"),
+    Broken(f"alter table {part(NEXT)} no force row level security", "row_security", f"row_security {part(NEXT)}"),
+    Broken(
+        "alter table charthold.principal disable row level security", "row_security", "row_security charthold.principal"
+    ),
+    Broken("drop policy tenant_isolation on client", "tenant_policies", "policy tenant_isolation on public.client"),
+    Broken(
+        "alter policy tenant_isolation on app_user using (true)",
+        "tenant_policies", "policy tenant_isolation on public.app_user",
+    ),
+    Broken(
+        "create unique index client_status_twice on client (id)",
+        "composite_keys", "index public.client_status_twice",
+    ),
+    # access
+    Broken("drop policy select_by_role on facility", "permissions", "policy select_by_role on public.facility"),
+    Broken(
+        "create policy everybody on client for select using (true)", "permissions", "policy everybody on public.client"
+    ),
+    Broken(
+        "create policy on_monday on client for delete using (status = 'active')",
+        "permissions", "policy on_monday on public.client",
+    ),
+    Broken(
+        "alter policy delete_by_role on facility using ((select charthold.actor_role()) in ('admin', 'billing'))",
+        "permissions", "policy delete_by_role on public.facility",
+    ),
+    Broken(f"grant truncate on client to {RUNTIME}", "grants", f"grant public.client truncate to {RUNTIME}"),
+    Broken("grant select on facility to public", "grants", "grant public.facility select to public"),
+    Broken(
+        f"grant select on charthold.token_key to {RUNTIME}", "grants", f"grant charthold.token_key select to {RUNTIME}"
+    ),
+    Broken(
+        f"grant set on parameter session_replication_role to {RUNTIME}",
+        "grants", f"parameter session_replication_role to {RUNTIME}",
+    ),
+    Broken(f"alter role {RUNTIME} bypassrls", "roles", f"role {RUNTIME}"),
+    Broken(f"grant pg_read_all_data to {RUNTIME}", "roles", f"membership {RUNTIME} in pg_read_all_data"),
+    Broken("alter function charthold.scope() reset search_path", "functions", "function charthold.scope()"),
+    Broken(
+        "grant execute on function charthold.sign(uuid, uuid, text) to public",
+        "functions", "function_grant charthold.sign(uuid,uuid,text) to public",
+    ),
+    # audit
+    Broken("alter table client disable trigger audit_update", "triggers", "trigger audit_update on public.client"),
+    Broken("drop trigger audit_delete on facility", "triggers", "trigger audit_delete on public.facility"),
+    Broken(
+        f"alter table {part(NEXT)} disable trigger append_only", "triggers", f"trigger append_only on {part(NEXT)}"
+    ),
+    Broken(f"grant delete on {LOG} to {RUNTIME}", "append_only", f"grant {LOG} delete to {RUNTIME}"),
+    Broken(f"grant select on {part(NEXT)} to {RUNTIME}", "append_only", f"grant {part(NEXT)} select to {RUNTIME}"),
+    Broken(
+        f"grant update (reason) on {LOG} to {RUNTIME}", "append_only", f"column_grant {LOG}.reason update to {RUNTIME}"
+    ),
+    Broken(
+        f"drop table {part(NEXT)}, {part(month_after(NEXT))}, {part(LAST)}",
+        "partitions", f"partition {NEXT[0]}-{NEXT[1]:02}",
+    ),
+    Broken(f"alter table {LOG} alter column reason drop not null", "actors", f"column {LOG}.reason"),
+    Broken(
+        "alter table app_user drop constraint app_user_email_key",
+        "actors", "constraint app_user_email_key on public.app_user",
+    ),
+    Broken(
+        "alter table tenant drop constraint tenant_retention_years_least",
+        "retention", "constraint tenant_retention_years_least on public.tenant",
+    ),
+    # PHI
+    *(
+        Broken(
+            f"alter table client add column {column} text", "phi_columns", f"column public.client.{column}",
+            f"alter table client drop column {column}",
+        )
+        for column in ("phone2", "dob", "member_no")
+    ),
+    Broken(
+        "alter table client alter column notes type bytea", "envelope", "column public.client.notes",
+        "alter table client alter column notes type charthold.envelope",
+    ),
+    Broken(
+        "alter domain charthold.envelope drop constraint envelope_check", "envelope", "domain charthold.envelope",
+    ),
+    # the server
+    Broken("do $$ begin execute format('alter database %I set log_statement = ''all''', current_database()); end $$",
+           "statement_logging", "setting log_statement"),
+    Broken(
+        f"alter role {RUNTIME} set log_min_duration_statement = 100",
+        "statement_logging", f"setting log_min_duration_statement of {RUNTIME}",
+    ),
+)  # fmt: skip
+
+
+async def test_nothing_fails_on_a_database_as_it_is_made(owner):
+    found = await examine()
+    assert failures(found) == set()
+    assert found.drift == []
+    assert {finding.check for finding in found.findings} == {*check_names()}
+    assert {rule for rule in RULES if found.verdict_of(rule) == "unbuilt"} == {
+        "164.312(a)(2)(ii)", "164.308(a)(1)(ii)(D)", "164.528",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.by[:70])
+async def test_what_is_broken_is_found_and_mended(superuser, broken):
+    await superuser.execute(broken.by)
+    try:
+        found = await examine()
+        assert failures(found) == {(broken.check, broken.subject)}
+        findings = [f for f in found.findings if (f.check, f.subject) == (broken.check, broken.subject)]
+        assert all(finding.mend or finding.sql for finding in findings)
+    finally:
+        sql = broken.mended_by or "\n".join(f.sql for f in findings if f.verdict == "fail")
+        assert sql, "nothing mends it"
+        await superuser.execute(sql)
+    assert failures(await examine([broken.check, "drift"])) == set()
+
+
+async def test_what_no_check_is_about_is_told_by_drift(superuser):
+    await superuser.execute("create index more on client (status)")
+    [finding] = [f for f in (await examine()).findings if f.verdict == "fail"]
+    assert (finding.check, finding.subject, finding.sql) == ("drift", "index public.more", "drop index public.more;")
+    await superuser.execute(finding.sql)
+
+
+async def test_a_table_of_tenants_that_nobody_declared_is_told_by_every_check_it_escapes(superuser):
+    await superuser.execute("create table visit (id uuid primary key, tenant_id uuid)")
+    told = failures(await examine())
+    await superuser.execute("drop table visit")
+    assert {("row_security", "row_security public.visit"), ("composite_keys", "index public.visit_pkey"),
+            ("composite_keys", "column public.visit.tenant_id"), ("capture", "table public.visit"),
+            ("tenant_policies", "policy tenant_isolation on public.visit")} <= told  # fmt: skip
+
+
+async def test_a_view_that_reads_as_its_owner_is_told(superuser):
+    await superuser.execute("create view everybody as select id from client")
+    found = await examine(["views"])
+    assert failures(found) == {("views", "view public.everybody")}
+    await superuser.execute(found.findings[0].sql)
+    assert failures(await examine(["views"])) == set()
+    await superuser.execute("drop view everybody")
+
+
+async def test_a_record_in_the_default_partition_is_told_and_moved_by_the_mend(superuser, clinic):
+    await superuser.execute(f"drop table {part(LAST)}")
+    await superuser.execute(
+        f"insert into {LOG} (tenant_id, occurred_at, user_id, action_type, reason)"
+        f" values ('{clinic.tenant}', '{LAST[0]}-{LAST[1]:02}-03', '{clinic.admin}', 'login', 'test')"
+    )
+    found = await examine()
+    assert failures(found) == {("partitions", f"table {LOG}_default")}
+    await superuser.execute(next(f.sql for f in found.findings if f.check == "partitions"))
+    assert failures(await examine(["partitions"])) == set()
+    assert await superuser.fetchval(f"select count(*) from {part(LAST)}") == 1
+    await superuser.execute(f"{AS_REPLICA} delete from {part(LAST)}; reset session_replication_role")
+
+
+@pytest.mark.parametrize(
+    ("value", "shape"),
+    [("999-17-5017", "ssn"), ("ana.nguyen@mail.example", "email"), ("617 555 0100", "telephone"), ("1980-02-29", "date")],
+)
+async def test_a_raw_value_in_the_shape_of_an_identifier_is_told_and_never_shown(superuser, clinic, value, shape):
+    document = json.dumps({"remark": f"for {value}."})
+    await superuser.execute(f"{AS_REPLICA} update facility set settings = '{document}' where id = '{clinic.facility}'")
+    found = await examine()
+    assert failures(found) == {("raw_values", "column public.facility.settings")}
+    said = json.dumps(as_json(found), default=str) + render(found, registered()[0])
+    assert value not in said
+    await superuser.execute(f"update facility set settings = '{{}}' where id = '{clinic.facility}'")
+    assert failures(await examine(["raw_values"])) == set()
+
+
+async def test_plaintext_in_a_record_of_the_log_is_told(superuser, clinic):
+    await superuser.execute(
+        f"insert into {LOG} (id, tenant_id, user_id, action_type, table_name, record_id, new_values, reason) values"
+        f" ('{clinic.client}', '{clinic.tenant}', '{clinic.admin}', 'insert', 'client', '{clinic.client}',"
+        " '{\"ssn\": \"999-17-5017\"}', 'test')"
+    )
+    found = await examine(["raw_values"])
+    assert failures(found) == {("raw_values", f"column {LOG} client.ssn")}
+    assert "5017" not in json.dumps(as_json(found), default=str)
+    await superuser.execute(f"{AS_REPLICA} delete from {LOG} where id = '{clinic.client}'")
+
+
+@pytest.fixture
+async def replica(superuser) -> AsyncIterator[asyncpg.Connection]:
+    """With every trigger out of the way."""
+    await superuser.execute(AS_REPLICA)
+    yield superuser
+    await superuser.execute("reset session_replication_role")
+
+
+async def test_an_altered_head_is_told(replica, clinic):
+    where = f"where tenant_id = '{clinic.tenant}'"
+    was = await replica.fetchval(f"select root_hash from audit_seal {where}")
+    await replica.execute(f"update audit_seal set root_hash = sha256('x') {where}")
+    assert failures(await examine()) == {("seals", "seal lakeside")}
+    await replica.execute(f"update audit_seal set root_hash = $1 {where}", was)
+    assert failures(await examine(["seals"])) == set()
+
+
+async def test_records_that_were_not_sealed_in_time_are_a_warning(replica, clinic):
+    await replica.execute(
+        f"insert into {LOG} (id, tenant_id, user_id, action_type, occurred_at, reason) values"
+        f" ('{clinic.client}', '{clinic.tenant}', '{clinic.admin}', 'login', now() - interval '30 hours', 'test')"
+    )
+    found = await examine(["seals"])
+    assert ("seals", "seal lakeside") in warnings(found)
+    assert not found.failed
+    await replica.execute(f"delete from {LOG} where id = '{clinic.client}'")
+
+
+async def test_a_verification_on_record_is_shown_and_one_that_failed_fails(replica, clinic):
+    told = f"'{clinic.tenant}', '{clinic.admin}', 'audit_read', 'test'"
+    into = f"insert into {LOG} (id, new_values, tenant_id, user_id, action_type, reason) values ('{clinic.client}',"
+    await replica.execute(f"{into} '{{\"verified\": {{\"good\": true}}}}', {told})")
+    found = await examine(["seals"])
+    assert not found.failed
+    assert found.shown["seals"][1]["verified_at"] is not None
+    await replica.execute(f"delete from {LOG} where id = '{clinic.client}'")
+    await replica.execute(f"{into} '{{\"verified\": {{\"good\": false}}}}', {told})")
+    assert failures(await examine(["seals"])) == {("seals", "seal lakeside")}
+    await replica.execute(f"delete from {LOG} where id = '{clinic.client}'")
+
+
+async def test_a_key_of_an_unknown_master_key_and_an_old_one_are_told(replica, clinic):
+    where = f"where tenant_id = '{clinic.tenant}'"
+    was = await replica.fetchrow(f"select kek, created_at from tenant_key {where}")
+    await replica.execute(f"update tenant_key set kek = 'ffffffffffffffff' {where}")
+    assert failures(await examine()) == {("keys", "key lakeside version 1")}
+    await replica.execute(f"update tenant_key set kek = $1, created_at = now() - interval '2 years' {where}", was["kek"])
+    found = await examine(["keys"])
+    assert (failures(found), warnings(found)) == (set(), {("keys", "key lakeside version 1")})
+    await replica.execute(f"update tenant_key set created_at = $1 {where}", was["created_at"])
+    await replica.execute(f"update tenant_key set status = 'retired' {where}")
+    assert failures(await examine(["keys"])) == {("keys", "key lakeside")}
+    await replica.execute(f"update tenant_key set status = 'current' {where}")
+    assert warnings(await examine(["keys"])) == set()
+
+
+async def test_a_key_near_its_limit_is_told(owner, monkeypatch):
+    monkeypatch.setattr("core.doctor.encryption.LIMIT", 30)
+    assert ("keys", "key lakeside version 1") in warnings(await examine(["keys"]))
+    monkeypatch.setattr("core.doctor.encryption.LIMIT", 2)
+    assert ("keys", "key lakeside version 1") in failures(await examine(["keys"]))
+
+
+async def test_an_open_tenant_without_an_admin_is_told(superuser, clinic):
+    where = f"where tenant_id = '{clinic.tenant}' and id = '{clinic.admin}'"
+    await superuser.execute(f"{AS_REPLICA} update app_user set status = 'locked' {where}")
+    # The copy that scope() reads is still there: that is told first.
+    assert failures(await examine()) == {("admins", "table charthold.principal")}
+    user = f"'{clinic.admin}'"
+    await superuser.execute(f"delete from charthold.principal where user_id = {user}")
+    found = await examine()
+    assert failures(found) == {("admins", "tenant lakeside")}
+    assert any("1 user are locked" in f.evidence or "locked" in f.evidence for f in found.findings if f.check == "users")
+    await superuser.execute(f"update app_user set status = 'active' {where}")
+    await superuser.execute(
+        f"insert into charthold.principal (user_id, tenant_id, role, tenant_open) values ({user}, '{clinic.tenant}',"
+        " 'admin', true)"
+    )
+    assert failures(await examine(["admins"])) == set()
+
+
+async def test_token_keys_are_told(superuser):
+    await superuser.execute(
+        "insert into charthold.token_key (id, inner_pad, outer_pad)"
+        " values ('strange1', sha512('x'), sha512('y'))"
+    )
+    assert ("token_keys", "token key strange1") in warnings(await examine(["token_keys"]))
+    await superuser.execute("update charthold.token_key set retired_at = now() where id = 'strange1'")
+    assert warnings(await examine(["token_keys"])) == set()
+    await superuser.execute("delete from charthold.token_key where id = 'strange1'")
+    await superuser.execute("update charthold.token_key set retired_at = now()")
+    [failure] = failures(await examine(["token_keys"]))
+    assert failure[1].startswith("token key ")
+    await superuser.execute("update charthold.token_key set retired_at = null")
+
+
+async def test_a_long_scope_and_unbound_tokens_are_warnings(owner, monkeypatch):
+    changed = replace(settings(), scope_seconds=7200, bind_backend=False)
+    monkeypatch.setattr("core.doctor.live.settings", lambda: changed)
+    found = await examine(["scope_expiry"])
+    assert Counter(f.verdict for f in found.findings) == {"warn": 2, "pass": 1}
+
+
+async def test_another_login_past_the_policies_is_a_warning(superuser):
+    await superuser.execute("create role doctor_test_login login bypassrls")
+    try:
+        found = await examine(["roles"])
+        assert any("doctor_test_login" in finding.evidence for finding in found.findings if finding.verdict == "warn")
+        assert {"role": "doctor_test_login", "why": "BYPASSRLS"} in found.shown["bypass"]
+    finally:
+        await superuser.execute("drop role doctor_test_login")
+
+
+async def test_a_bound_owner_sees_the_tenants_in_the_name_of_their_admins(superuser, clinic):
+    """With an owner whom FORCE binds, the doctor looks tenant by tenant and says the same."""
+    from core.doctor.live import Live
+    from core.schema.lock import migrating
+
+    tables, shared = registered()
+    async with migrating(locked=False) as connection:
+        live = await Live.read(connection, tables, shared)
+        live.bypasses = False
+        rows = await live.ask("select $1::uuid as tenant, (select charthold.tenant_id()) as here")
+        assert rows is not None
+        assert [row["tenant"] for row in rows] == [row["here"] for row in rows] == [t.id for t in live.tenants]
+        notes = Notes("admins", "164.312(d)")
+        await admins(live, notes)
+        assert [finding.verdict for finding in notes.findings] == ["pass"]
+
+
+# --- what needs no database ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "identifier"),
+    {
+        "phone2": "telephone", "dob": "date", "member_no": "health_plan", "lastName": "name", "patient_no": "mrn",
+        "social_security": "ssn", "zip_code": "geography", "home_address": "geography", "fax_number": "fax",
+        "drivers_license": "certificate", "vin": "vehicle", "device_serial": "device", "homepage_url": "url",
+        "ip_address": "ip", "fingerprint": "biometric", "portrait": "photo", "account_no": "account",
+        "remarks": "other", "case_number": "other", "email_address": "email", "age": "date",
+    }.items(),
+)  # fmt: skip
+def test_a_look_alike_is_recognised(column, identifier):
+    assert looks_like(column) == identifier
+
+
+@pytest.mark.parametrize("column", ["status", "kind", "capacity", "created_at", "version", "time_zone", "slug", "role"])
+def test_a_plain_name_is_none(column):
+    assert looks_like(column) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-07-01T10:00:00Z", "2026-07-01 10:00:00", "0198c0de-0000-7000-8000-000000000001", "1234567893",
+        "000-12-3456", "v1.2.3", "12:30", "a@b", "core_0001", "$1,234.50", "127.0.0.1", "2026-7", "100 200 3000",
+    ],
+)  # fmt: skip
+def test_a_plain_value_has_no_shape(text):
+    assert shapes_in(text) == set()
+
+
+class Visit(TenantTable, tablename="doctor_test_visit"):
+    starts_at = Timestamptz(default=None)
+    room = Text(default=None)
+    member_no = Text(default=None)
+    phone = Text(default=None)
+    waived = {"phone": "of the ward"}
+
+
+def test_a_column_is_classified_by_declaration_type_and_name():
+    types = {c._meta.db_column_name: "text" for c in Visit._meta.columns} | {
+        "id": "uuid", "tenant_id": "uuid", "starts_at": "timestamp with time zone", "extra": "jsonb",
+    }  # fmt: skip
+    said = {item.column: (item.kind, item.identifier) for item in classify("public.visit", Visit, types)}
+    assert said["room"] == ("not PHI", None)
+    assert said["member_no"] == ("unclassified", "health_plan")
+    assert said["phone"] == ("waived", "telephone")
+    assert said["extra"] == ("unclassified", "other")
+    assert said["id"] == ("not PHI", None)
+    of_client = {i.column: i.kind for i in classify("public.client", Client, {"starts_at": "timestamp with time zone"})}
+    assert (of_client["starts_at"], of_client["ssn"], of_client["ssn_exact"]) == (
+        "unclassified", "encrypted", "blind index",
+    )  # fmt: skip
+
+
+async def test_a_waiver_without_a_column_or_a_reason_fails(owner, monkeypatch):
+    monkeypatch.setattr(Facility, "waived", {**Facility.waived, "phone": " ", "gone": "renamed"})
+    assert failures(await examine(["phi_columns"])) == {
+        ("phi_columns", "waiver public.facility.phone"),
+        ("phi_columns", "column public.facility.phone"),
+        ("phi_columns", "waiver public.facility.gone"),
+    }
+
+
+def judged(function, *arguments) -> list[Finding]:
+    notes = Notes("test", "164.312(e)")
+    function(*arguments, notes)
+    return [finding for finding in notes.findings if finding.verdict != "pass"]
+
+
+def test_a_remote_connection_in_clear_fails_and_others_do_not():
+    row = {"ours": True, "application": False, "remote": True, "tls": False}
+    assert [f.verdict for f in judged(judge, [row])] == ["fail"]
+    assert judged(judge, [row | {"tls": True}, row | {"remote": False}, row | {"ours": False}]) == []
+
+
+def test_a_server_that_is_behind_is_a_warning():
+    major, minor = max(LATEST.items())
+    day = date(2026, 9, 1)
+    assert judged(judge_version, major * 10_000 + minor, day) == []
+    assert judged(judge_version, major * 10_000 + minor + 5, day) == []
+    assert [f.verdict for f in judged(judge_version, major * 10_000 + minor - 1, day)] == ["warn"]
+    assert [f.verdict for f in judged(judge_version, 140_024, day)] == ["fail"]
+    assert [f.verdict for f in judged(judge_version, 150_019, date(2028, 1, 1))] == ["warn"]
+
+
+def test_every_check_is_evidence_of_a_safeguard_and_every_safeguard_has_one():
+    assert {check.safeguard for check in CHECKS.values()} == set(RULES)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_command_prints_json_of_the_documented_shape(owner, capsys):
+    assert await doctor.__wrapped__(json=True) == 0
+    printed = json.loads(capsys.readouterr().out)
+    documented = (Path(__file__).parent.parent / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert printed["format"] == "charthold.doctor.v1"
+    assert printed["verdict"] == "pass"
+    for name in (*printed, *printed["findings"][0], *printed["safeguards"][0]):
+        assert f"`{name}`" in documented, name
+    assert {f"`{name}`" for name in check_names()} <= set(re.findall("`[a-z_]+`", documented))
+
+
+async def test_the_command_exits_with_1_on_a_failure_and_quietly_tells_that_alone(superuser, capsys):
+    await superuser.execute("alter table client no force row level security")
+    try:
+        assert await doctor.__wrapped__(quiet=True) == 1
+        said = capsys.readouterr().out
+        assert said.count("FAIL") == 1
+        assert "alter table public.client force row level security;" in said
+        assert "pass" not in said
+        assert await doctor.__wrapped__(only="functions, views", quiet=True) == 0
+        assert capsys.readouterr().out == ""
+    finally:
+        await superuser.execute("alter table client force row level security")
+
+
+async def test_an_unknown_check_is_a_sentence(owner, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        await asyncio.to_thread(doctor, only="everything")
+    assert stopped.value.code == 1
+    assert "There is no check everything. --only takes drift," in capsys.readouterr().err
+
+
+async def test_a_report_that_cannot_be_written_is_a_sentence(owner, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        await asyncio.to_thread(doctor, only="views", report=str(tmp_path / "no" / "r.html"))
+    assert stopped.value.code == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+async def test_the_sample_is_looked_at_in_less_than_five_seconds(owner, capsys):
+    assert await import_export(tenant="synthea") == 0
+    began = time.monotonic()
+    found = await examine()
+    assert time.monotonic() - began < 5
+    assert failures(found) == set()
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """What a page would fetch, and its words."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.asked: list[str] = []
+        self.ids: set[str] = set()
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        given = dict(attrs)
+        self.ids |= {given["id"]} if given.get("id") else set()
+        self.asked += [given[name] for name in ("src", "href", "srcset", "data", "action") if given.get(name)]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture
+async def page(owner) -> str:
+    return render(await examine(), registered()[0])
+
+
+async def test_the_report_needs_nothing_else(page):
+    parsed = Page(page)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "form"} & set(parsed.tags)
+    assert all(asked.startswith("#") and asked[1:] in parsed.ids for asked in parsed.asked)
+    assert not re.search(r"https?:|(?<![:\w])//|url\(|@import", page)
+    assert "default-src 'none'" in page
+
+
+async def test_the_report_says_in_words_and_symbols_what_it_says_in_colours(page):
+    chips = re.findall(r'<span class="chip (\w+)">(.*?)</span>', page)
+    words = {"pass": "✓ holds", "warn": "! review", "fail": "✗ fails", "unbuilt": "○ not built"}
+    assert {verdict for verdict, _ in chips} <= set(words)
+    assert all(text == words[verdict] for verdict, text in chips)
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+
+
+async def test_the_report_answers_the_three_questions_first(page):
+    text = " ".join(" ".join(Page(page).words).split())
+    top = text[: text.index("Verdicts")]
+    for question in ("Which safeguards hold?", "Who can read PHI?", "When was the log last verified?"):
+        assert question in top
+    for title in RULES.values():
+        assert title in top
+
+
+async def test_the_report_escapes_and_holds_no_phi(clinic, owner, monkeypatch):
+    found = await examine()
+    hostile = "<script>alert(1)</script>"
+    found.findings.append(Finding(check="drift", verdict="fail", safeguard="164.312(b)", evidence=hostile, sql=hostile))
+    found.shown["seals"][0]["tenant"] = hostile
+    found.database = hostile
+    said = render(found, registered()[0])
+    assert "<script" not in said
+    assert "&lt;script&gt;alert(1)" in said
+    for phi in ("Nguyen", "5017", "ana.nguyen", "Stamm Lock", "afraid of needles", "lakeside.example"):
+        assert phi not in said
+
+
+def browser() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_a_real_browser_shows_the_answers_on_the_first_screen_and_asks_nobody(page, tmp_path, scheme):
+    found = browser()
+    if found is None:
+        pytest.skip("no Chromium or Chrome on this machine; the parser's tests stand in")
+    # The policy of the page allows no script, so the copy that measures itself has none.
+    measured = page.replace("default-src 'none'; ", "").replace(
+        "</body>",
+        "<script>const r = document.getElementById('summary').getBoundingClientRect();"
+        "document.title = JSON.stringify({bottom: r.bottom, wide: document.documentElement.scrollWidth,"
+        "fetched: performance.getEntriesByType('resource').length,"
+        "ground: getComputedStyle(document.body).backgroundColor});</script></body>",
+    ).replace("style-src 'unsafe-inline'", "")
+    file = tmp_path / "report.html"
+    file.write_text(measured, encoding="utf-8")
+    with tempfile.TemporaryDirectory() as profile:
+        shown = await asyncio.to_thread(
+            subprocess.run,
+            [found, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+             f"--user-data-dir={profile}", "--window-size=1280,800", "--virtual-time-budget=2000",
+             f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}", "--dump-dom", file.as_uri()],
+            capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"HOME": profile},
+        )  # fmt: skip
+    title = re.search(r"<title>(\{.*?\})</title>", shown.stdout)
+    assert title, shown.stderr[-500:]
+    seen = json.loads(title[1].replace("&quot;", '"'))
+    assert seen["fetched"] == 0
+    assert seen["bottom"] <= 800
+    assert seen["wide"] <= 1280
+    lightness = sum(map(int, re.findall(r"\d+", seen["ground"])[:3]))
+    assert (lightness < 200) == (scheme == "dark")
+
