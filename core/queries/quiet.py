@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn, Self
 
+from piccolo.columns.m2m import M2MAddRelated
 from piccolo.query.methods.objects import Create, GetOrCreate
 from piccolo.query.methods.select import SelectJSON, SelectList
 from piccolo.query.mixins import ValuesDelegate
@@ -11,7 +12,7 @@ from piccolo.query.mixins import ValuesDelegate
 from core.crypto.derive import forgetful_later
 from core.errors import ChartholdError
 
-__all__ = ["Kept", "QuietCreate", "QuietGetOrCreate", "QuietJSON", "QuietList", "QuietValues"]
+__all__ = ["AddRelated", "Kept", "QuietCreate", "QuietGetOrCreate", "QuietJSON", "QuietList", "QuietValues"]
 
 
 class Kept:
@@ -37,6 +38,22 @@ class QuietValues(ValuesDelegate):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise ChartholdError("The values of an update may hold PHI and are not pickled.")
+
+
+class AddRelated(M2MAddRelated):
+    """``row.add_m2m(...)``. Piccolo makes the joining rows first and sets their references later; ours need them."""
+
+    async def _run(self) -> Any:
+        unsaved = [row for row in self.rows if not row._exists_in_db]
+        if unsaved:
+            await type(self.rows[0]).insert(*unsaved)
+        meta = self.m2m._meta
+        ours, theirs = (key._meta.name for key in (meta.primary_foreign_key, meta.secondary_foreign_key))
+        joining: Any = meta.resolved_joining_table
+        extra: dict[str, Any] = self.resolved_extra_column_values
+        mine: Any = self.target_row
+        rows: Any = self.rows
+        return await joining.insert(*(joining(**extra, **{ours: mine.id, theirs: row.id}) for row in rows))
 
 
 class QuietList(SelectList):

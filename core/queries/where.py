@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 from piccolo.columns import Column
-from piccolo.columns.combination import UNDEFINED, And, Or, Where
+from piccolo.columns.combination import UNDEFINED, And, Or, Where, WhereRaw
 from piccolo.columns.operators.comparison import (
     ComparisonOperator,
     Equal,
@@ -130,7 +130,17 @@ def protect(where: Combinable) -> Combinable:
         return Or(protect(where.first), protect(where.second))
     if isinstance(where, Where):
         return _leaf(where)
-    return where
+    _refuse_functions(where)
+    # Piccolo does so for a condition that stands alone.
+    return WhereRaw("{}", where) if isinstance(where, QueryString) else where
+
+
+def _refuse_functions(where: Any) -> None:
+    """Raise for a function of an encrypted column. A column in SQL that a person wrote is the person's business."""
+    fragments = [where] if isinstance(where, QueryString) else where.querystring.args
+    for column in (c for f in fragments if isinstance(f, QueryString) for c in f.columns):
+        if isinstance(column, Encrypted):
+            column._refuse("compute with it")
 
 
 def refuse_encrypted(where: Combinable | None) -> None:

@@ -118,8 +118,8 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
     # The instance whose ``save()`` this is.
     saves: ProtectedTable | None = None
 
-    def __init__(self, table: type[Table], force: bool = False) -> None:
-        super().__init__(table=table, force=force)
+    def __init__(self, table: type[Table], **kwargs: Any) -> None:
+        super().__init__(table=table, **kwargs)
         self.values_delegate = QuietValues(table=table)
 
     @property
@@ -130,8 +130,8 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
         sealed = [c for c in values if isinstance(c, Encrypted)]
         if sealed and (row_id is None or self._missing_parts(sealed)):
             raise ProtectedQueryError(
-                "An update of encrypted columns of several rows is more than one statement, so it cannot be frozen or "
-                "printed. Run it as it is."
+                "An update of encrypted columns of several rows, or of a part of a compound index, is more than one "
+                "statement, so it cannot be frozen or printed. Run it as it is."
             )
         indexes = indexes_of(self.table, sealed) if sealed else []
         given = {c._meta.name: v for c, v in values.items()} if indexes else {}
@@ -172,6 +172,12 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             refuse_fixed(column)
             if isinstance(column, Encrypted) and isinstance(value, (Column, QueryString)):
                 column._refuse("compute its new value")
+            for read in [value] if isinstance(value, Column) else getattr(value, "columns", ()):
+                if isinstance(read, Encrypted):
+                    raise ProtectedQueryError(
+                        f"{read._meta.name} is sealed for its own column, so it cannot be written into another column "
+                        "by the database. Select it, and write what it holds."
+                    )
         return self.values_delegate._values
 
     def _missing_parts(self, sealed: Sequence[Encrypted[Any]]) -> list[Encrypted[Any]]:
@@ -190,16 +196,20 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
         return outcome
 
     async def _run_update(self, node: str | None, *, in_pool: bool) -> Any:
-        if self._frozen_querystrings is None:
-            self._validate()  # type: ignore[no-untyped-call]  # Piccolo's
-            sealed = [c for c in self._checked() if isinstance(c, Encrypted)]
-            row_id = pinned_id(self.table, self.where_delegate._where)
-            if sealed and (row_id is None or self._missing_parts(sealed)):
-                return await self._run_row_by_row(sealed, self.table._meta.db)
+        if self._frozen_querystrings is not None:
+            # What was frozen keeps its statement, not the values that Piccolo would look for.
+            plan = self._frozen_querystrings[0]
+            return await self._process_results(await self.table._meta.db.run_querystring(plan))
+        self._validate()  # type: ignore[no-untyped-call]  # Piccolo's
+        sealed = [c for c in self._checked() if isinstance(c, Encrypted)]
+        row_id = pinned_id(self.table, self.where_delegate._where)
+        if sealed and (row_id is None or self._missing_parts(sealed)):
+            return await self._run_row_by_row(sealed, self.table._meta.db)
         return await super()._run(node=node, in_pool=in_pool)
 
     async def _run_row_by_row(self, sealed: list[Encrypted[Any]], engine: Engine[Any]) -> Any:
         key, parts = self.table._meta.primary_key, self._missing_parts(sealed)
+        exact(pin(self.table, self.where_delegate._where), "UPDATE")
         async with engine.transaction():
             chosen = self.table.select(key, *parts).lock_rows("NO KEY UPDATE")
             chosen.where_delegate._where = self.where_delegate._where
