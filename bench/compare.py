@@ -95,7 +95,9 @@ class Subject:
         self.operations = operations
 
 
-async def prepare(tenants: int, clients: int) -> tuple[Any, list[Any], list[Any], type[Table], PostgresEngine, asyncpg.Pool]:
+async def prepare(
+    tenants: int, clients: int
+) -> tuple[Any, list[Any], list[Any], type[Table], PostgresEngine, asyncpg.Pool]:
     """A server with the data of all three contenders."""
     server = embedded.start(settings().home)
     await asyncio.create_task(run_forwards(app_name="core"))
@@ -152,7 +154,9 @@ def contenders(
 
     async def raw_many(_: int) -> None:
         async with pool.acquire() as connection, connection.transaction():
-            await connection.executemany(f"insert into raw_client ({listed}) values ({marks})", map(record, range(1_000)))
+            await connection.executemany(
+                f"insert into raw_client ({listed}) values ({marks})", map(record, range(1_000))
+            )
 
     def where(i: int) -> Any:
         return (plain.tenant_id == tenant) & (plain.id == bare_ids[i % len(bare_ids)])
@@ -174,7 +178,10 @@ def contenders(
             ),
             find=lambda i: pool.fetch(find, tenant, f"Nguyen{i % len(ids)}"),
             update=lambda i: pool.execute(
-                "update raw_client set notes = $3 where tenant_id = $1 and id = $2", tenant, bare_ids[i % len(ids)], f"n{i}"
+                "update raw_client set notes = $3 where tenant_id = $1 and id = $2",
+                tenant,
+                bare_ids[i % len(ids)],
+                f"n{i}",
             ),
             delete=lambda i: pool.execute(
                 "delete from raw_client where tenant_id = $1 and id = $2", tenant, bare_ids[i % len(ids)]
@@ -185,14 +192,16 @@ def contenders(
             insert_one=lambda i: plain(**bare(i)).save().run(),
             insert_1000=lambda i: plain.insert(*[plain(**bare(n)) for n in range(1_000)]).run(),
             get=lambda i: plain.objects().get(where(i)).run(),
-            list_50=lambda i: plain.objects()
-            .where((plain.tenant_id == tenant) & (plain.status == "active"))
-            .order_by(plain.created_at, ascending=False)
-            .limit(50)
-            .run(),
-            find=lambda i: plain.objects()
-            .where((plain.tenant_id == tenant) & (plain.last_name == f"Nguyen{i % len(ids)}"))
-            .run(),
+            list_50=lambda i: (
+                plain.objects()
+                .where((plain.tenant_id == tenant) & (plain.status == "active"))
+                .order_by(plain.created_at, ascending=False)
+                .limit(50)
+                .run()
+            ),
+            find=lambda i: (
+                plain.objects().where((plain.tenant_id == tenant) & (plain.last_name == f"Nguyen{i % len(ids)}")).run()
+            ),
             update=lambda i: plain.update({plain.notes: f"n{i}"}).where(where(i)).run(),
             delete=lambda i: plain.delete().where(where(i)).run(),
         ),
@@ -201,11 +210,13 @@ def contenders(
             insert_one=lambda i: new(i).save().run(),
             insert_1000=lambda i: Client.insert(*[new(n) for n in range(1_000)]).run(),
             get=lambda i: Client.objects().get(Client.id == ids[i % len(ids)]).run(),
-            list_50=lambda i: Client.objects()
-            .where(Client.status == "active")
-            .order_by(Client.created_at, ascending=False)
-            .limit(50)
-            .run(),
+            list_50=lambda i: (
+                Client.objects()
+                .where(Client.status == "active")
+                .order_by(Client.created_at, ascending=False)
+                .limit(50)
+                .run()
+            ),
             find=lambda i: Client.objects().where(Client.last_name == f"nguyen{i % len(ids)}").run(),
             update=lambda i: Client.update({Client.notes: f"n{i}"}).where(Client.id == ids[i % len(ids)]).run(),
             delete=lambda i: Client.delete().where(Client.id == ids[i % len(ids)]).run(),
@@ -246,7 +257,7 @@ async def measure(subjects: list[Subject], rounds: int) -> tuple[dict[str, Any],
 
                 async def work(operation: Operation = operation, times: int = times) -> None:
                     for _ in range(times):
-                        await operation(random.randrange(1_000, 1_000_000))  # noqa: S311
+                        await operation(random.randrange(1_000, 1_000_000))
 
                 began = time.perf_counter()
                 await asyncio.gather(*[work() for _ in range(WORKERS)])
@@ -264,7 +275,9 @@ def report(medians: dict[str, Any], rates: dict[str, Any], names: list[str]) -> 
     print("|---" * (len(names) + 3) + "|")
     for name, by in medians.items():
         ratio, most = by["Charthold"] / by["plain Piccolo"], LATENCY[name][1]
-        rows.append({"operation": name, "unit": "ms", **by, "ratio": ratio, "wanted": f"<= {most:.2f}", "ok": ratio <= most})
+        rows.append(
+            {"operation": name, "unit": "ms", **by, "ratio": ratio, "wanted": f"<= {most:.2f}", "ok": ratio <= most}
+        )
     for name, by in rates.items():
         ratio, least = by["Charthold"] / by["plain Piccolo"], THROUGHPUT[name][1]
         rows.append(

@@ -245,8 +245,8 @@ class Client(TenantTable, tablename="client"):
     discharged_on = Date(default=None, null=True)
 
     waived: ClassVar[Mapping[str, str]] = {
-        "admitted_on": "an identifier, plain so that stays can be ordered and counted; policies and grants protect it",
-        "discharged_on": "an identifier, plain so that stays can be ordered and counted; policies and grants protect it",
+        "admitted_on": "an identifier, plain so that stays can be counted; policies and grants protect it",
+        "discharged_on": "an identifier, plain so that stays can be counted; policies and grants protect it",
     }
 
     last_name_folded = BlindIndex("last_name", kind="folded")

@@ -62,7 +62,8 @@ async def main(seconds: float, kills: int, workers: int) -> None:
         rows = [Facility(name=f"Site {n}", phone="0") for n in range(5)]
         await Facility.insert(*rows)
         people = [
-            Client(facility_id=rows[0].id, first_name="A", last_name="B", date_of_birth=date(1980, 1, 1)) for _ in range(5)
+            Client(facility_id=rows[0].id, first_name="A", last_name="B", date_of_birth=date(1980, 1, 1))
+            for _ in range(5)
         ]
         await Client.insert(*people)
     sites, clients = [row.id for row in rows], [person.id for person in people]

@@ -15,9 +15,7 @@ from core import embedded
 HERE = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(
-    ("seconds", "kills", "workers"), [(6, 2, 8), pytest.param(60, 3, 16, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("seconds", "kills", "workers"), [(6, 2, 8), pytest.param(60, 3, 16, marks=pytest.mark.slow)])
 def test_records_and_changes_agree_after_the_server_was_killed(seconds: int, kills: int, workers: int) -> None:
     home = Path(tempfile.mkdtemp(prefix="charthold-chaos-"))
     home.chmod(0o755)

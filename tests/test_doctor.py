@@ -252,7 +252,12 @@ async def test_a_record_in_the_default_partition_is_told_and_moved_by_the_mend(s
 
 @pytest.mark.parametrize(
     ("value", "shape"),
-    [("999-17-5017", "ssn"), ("ana.nguyen@mail.example", "email"), ("617 555 0100", "telephone"), ("1980-02-29", "date")],
+    [
+        ("999-17-5017", "ssn"),
+        ("ana.nguyen@mail.example", "email"),
+        ("617 555 0100", "telephone"),
+        ("1980-02-29", "date"),
+    ],
 )
 async def test_a_raw_value_in_the_shape_of_an_identifier_is_told_and_never_shown(superuser, clinic, value, shape):
     document = json.dumps({"remark": f"for {value}."})
@@ -308,12 +313,12 @@ async def test_records_that_were_not_sealed_in_time_are_a_warning(replica, clini
 async def test_a_verification_on_record_is_shown_and_one_that_failed_fails(replica, clinic):
     told = f"'{clinic.tenant}', '{clinic.admin}', 'audit_read', 'test'"
     into = f"insert into {LOG} (id, new_values, tenant_id, user_id, action_type, reason) values ('{clinic.client}',"
-    await replica.execute(f"{into} '{{\"verified\": {{\"good\": true}}}}', {told})")
+    await replica.execute(f'{into} \'{{"verified": {{"good": true}}}}\', {told})')
     found = await examine(["seals"])
     assert not found.failed
     assert found.shown["seals"][1]["verified_at"] is not None
     await replica.execute(f"delete from {LOG} where id = '{clinic.client}'")
-    await replica.execute(f"{into} '{{\"verified\": {{\"good\": false}}}}', {told})")
+    await replica.execute(f'{into} \'{{"verified": {{"good": false}}}}\', {told})')
     assert failures(await examine(["seals"])) == {("seals", "seal lakeside")}
     await replica.execute(f"delete from {LOG} where id = '{clinic.client}'")
 
@@ -323,7 +328,9 @@ async def test_a_key_of_an_unknown_master_key_and_an_old_one_are_told(replica, c
     was = await replica.fetchrow(f"select kek, created_at from tenant_key {where}")
     await replica.execute(f"update tenant_key set kek = 'ffffffffffffffff' {where}")
     assert failures(await examine()) == {("keys", "key lakeside version 1")}
-    await replica.execute(f"update tenant_key set kek = $1, created_at = now() - interval '2 years' {where}", was["kek"])
+    await replica.execute(
+        f"update tenant_key set kek = $1, created_at = now() - interval '2 years' {where}", was["kek"]
+    )
     found = await examine(["keys"])
     assert (failures(found), warnings(found)) == (set(), {("keys", "key lakeside version 1")})
     await replica.execute(f"update tenant_key set created_at = $1 {where}", was["created_at"])
@@ -349,7 +356,9 @@ async def test_an_open_tenant_without_an_admin_is_told(superuser, clinic):
     await superuser.execute(f"delete from charthold.principal where user_id = {user}")
     found = await examine()
     assert failures(found) == {("admins", "tenant lakeside")}
-    assert any("1 user are locked" in f.evidence or "locked" in f.evidence for f in found.findings if f.check == "users")
+    assert any(
+        "1 user are locked" in f.evidence or "locked" in f.evidence for f in found.findings if f.check == "users"
+    )
     await superuser.execute(f"update app_user set status = 'active' {where}")
     await superuser.execute(
         f"insert into charthold.principal (user_id, tenant_id, role, tenant_open) values ({user}, '{clinic.tenant}',"
@@ -360,8 +369,7 @@ async def test_an_open_tenant_without_an_admin_is_told(superuser, clinic):
 
 async def test_token_keys_are_told(superuser):
     await superuser.execute(
-        "insert into charthold.token_key (id, inner_pad, outer_pad)"
-        " values ('strange1', sha512('x'), sha512('y'))"
+        "insert into charthold.token_key (id, inner_pad, outer_pad) values ('strange1', sha512('x'), sha512('y'))"
     )
     assert ("token_keys", "token key strange1") in warnings(await examine(["token_keys"]))
     await superuser.execute("update charthold.token_key set retired_at = now() where id = 'strange1'")
@@ -628,13 +636,17 @@ async def test_a_real_browser_shows_the_answers_on_the_first_screen_and_asks_nob
     if found is None:
         pytest.skip("no Chromium or Chrome on this machine; the parser's tests stand in")
     # The policy of the page allows no script, so the copy that measures itself has none.
-    measured = page.replace("default-src 'none'; ", "").replace(
-        "</body>",
-        "<script>const r = document.getElementById('summary').getBoundingClientRect();"
-        "document.title = JSON.stringify({bottom: r.bottom, wide: document.documentElement.scrollWidth,"
-        "fetched: performance.getEntriesByType('resource').length,"
-        "ground: getComputedStyle(document.body).backgroundColor});</script></body>",
-    ).replace("style-src 'unsafe-inline'", "")
+    measured = (
+        page.replace("default-src 'none'; ", "")
+        .replace(
+            "</body>",
+            "<script>const r = document.getElementById('summary').getBoundingClientRect();"
+            "document.title = JSON.stringify({bottom: r.bottom, wide: document.documentElement.scrollWidth,"
+            "fetched: performance.getEntriesByType('resource').length,"
+            "ground: getComputedStyle(document.body).backgroundColor});</script></body>",
+        )
+        .replace("style-src 'unsafe-inline'", "")
+    )
     file = tmp_path / "report.html"
     file.write_text(measured, encoding="utf-8")
     with tempfile.TemporaryDirectory() as profile:
@@ -653,4 +665,3 @@ async def test_a_real_browser_shows_the_answers_on_the_first_screen_and_asks_nob
     assert seen["wide"] <= 1280
     lightness = sum(map(int, re.findall(r"\d+", seen["ground"])[:3]))
     assert (lightness < 200) == (scheme == "dark")
-

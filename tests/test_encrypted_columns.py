@@ -466,13 +466,13 @@ async def test_get_or_create_upsert_and_frozen_queries(clinic: Clinic) -> None:
         assert await Reading.count().where(Reading.beats.is_in([4712, 4713])) == 2
         frozen = Reading.objects().where(Reading.beats == 4713).freeze()
         assert [row.beats for row in await frozen.run()] == [4713]
-        changed = Reading.update({Reading.label: "frozen", Reading.weight: Decimal(9)}).where(Reading.id == made.id)
+        changed = Reading.update({Reading.label: "frozen", Reading.weight: Decimal(90125)}).where(Reading.id == made.id)
         await changed.freeze().run()
         await made.refresh()
-        assert (made.label, made.weight) == ("frozen", 9)
+        assert (made.label, made.weight) == ("frozen", 90125)
         with pytest.raises(ProtectedQueryError, match="cannot be frozen"):
             Reading.update({Reading.beats: 1}).where(Reading.label == "frozen").freeze()
-        together = await asyncio.gather(*[Reading.objects().get(Reading.weight == Decimal(9)) for _ in range(5)])
+        together = await asyncio.gather(*[Reading.objects().get(Reading.weight == Decimal(90125)) for _ in range(5)])
         assert {row.id for row in together} == {made.id}
 
 

@@ -101,11 +101,11 @@ class Application:
 
     async def fill(self) -> None:
         async with self.clinic.as_clinician():
-            rows = [self._client(n) for n in self.phones]
+            rows = [self._client(n, phone) for n, phone in self.phones.items()]
             for at in range(0, len(rows), 1_000):
                 await Client.insert(*rows[at : at + 1_000])
 
-    def _client(self, n: int) -> Client:
+    def _client(self, n: int, phone: str) -> Client:
         return Client(
             facility_id=self.clinic.facility,
             first_name="Bo",
@@ -114,7 +114,7 @@ class Application:
             ssn=f"999-{n:06}",
             mrn=f"mrn {n}",
             email=f"person{n}@mail.example",
-            phone=self.phones[n],
+            phone=phone,
             address={"street": f"{n} Main"},
         )
 
@@ -180,8 +180,8 @@ class Application:
     async def _add(self) -> None:
         async def one() -> None:
             n = len(self.phones)
+            await self._client(n, f"+1 617 555 {n:05}").save()
             self.phones[n] = f"+1 617 555 {n:05}"
-            await self._client(n).save()
             self._check("new", await Client.exists().where(Client.mrn == f"mrn {n}"))
             self.writes += 1
             await asyncio.sleep(0.02)

@@ -72,7 +72,7 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
         ):
             raise NO_SHAPE
         limit = self.limit_delegate._limit
-        shape = (
+        return (
             self.table,
             self.exclude_secrets,
             columns_shape(self.columns_delegate.selected_columns),
@@ -84,7 +84,6 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
             # Numbers stay in the text: a generic plan that does not know how few rows are wanted sorts them all.
             limit and limit.number,
         )
-        return shape
 
     def _compile(self, where: Combinable) -> Plan:
         selected = list(self.columns_delegate.selected_columns)

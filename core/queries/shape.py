@@ -42,7 +42,7 @@ class Shapes:
         return None if statement is None else Plan.of(statement, arguments)
 
     def keep(self, shape: Hashable, plan: Plan, arguments: Sequence[Any]) -> Plan:
-        """Keep what the plan compiles to, if Piccolo's arguments are the ones that we found: then our order is right."""
+        """Keep what the plan compiles to, if Piccolo's arguments are those that we found: then our order is right."""
         statement, theirs = plan.compiled()
         if len(theirs) == len(arguments) and all(a is b for a, b in zip(theirs, arguments, strict=True)):
             if len(self._kept) >= MOST:
