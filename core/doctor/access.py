@@ -41,7 +41,9 @@ async def roles(live: Live, notes: Notes) -> None:
                 sql = f"alter role {ident} {way};"
                 notes.fail(f"{name} {what}: no policy binds it.", subject=f"role {name}", sql=sql)
         for kind, group in (("owner", live.owner), ("reads_all", "pg_read_all_data")):
-            if row[kind] and not row["superuser"]:
+            # What a login has through our role is told of the role.
+            inherited = name == login and live.runtime in found and found[live.runtime][kind]
+            if row[kind] and not row["superuser"] and not inherited:
                 notes.fail(
                     f"{name} is a member of {group}, directly or through another role.",
                     subject=f"membership {name} in {group}",
@@ -118,23 +120,28 @@ async def grants(live: Live, notes: Notes) -> None:
             checked += 1
             may = f"{grant['to']} may {grant['privilege']} on {name}"
             ours = grant["to"] in (live.runtime, live.auditor)
-            if ours and grant["privilege"] in COMMANDS:
+            machinery = live.machinery(name)
+            if ours and grant["privilege"] in COMMANDS and not machinery:
                 continue
             if grant["to"] == "public":
                 why = f"Everybody who can connect may {grant['privilege']} on {name}."
             else:
                 why = f"{may}, past policies and triggers." if ours else f"{may}, and is no role of ours."
+            if machinery:
+                why = f"{may}, which is the owner's alone."
             notes.fail(
                 why,
                 subject=f"{grant['kind']} {grant['name']}",
                 sql=f"revoke {grant['privilege']} on table {name} from {grant['to']};",
             )
+    told = False  # of the role; the login, a member of it, may the same
     for role in (live.runtime, application_login()):
-        may_set = role and await live.connection.fetchval(
+        may_set = role and not told and await live.connection.fetchval(
             "select has_parameter_privilege($1::name, 'session_replication_role', 'set')"
             " from pg_roles where rolname = $1 and not rolsuper", role
         )  # fmt: skip
         if may_set:
+            told = True
             notes.fail(
                 f"{role} may set session_replication_role, which switches triggers off.",
                 subject=f"parameter session_replication_role to {role}",

@@ -67,8 +67,8 @@ async def triggers(live: Live, notes: Notes) -> None:
 async def capture(live: Live, notes: Notes) -> None:
     """Every table of tenants records inserts, updates and deletes, and refuses TRUNCATE."""
     recorded, exempt = [], []
-    for name, info in live.tenant_tables().items():
-        if info.part or live.closed(info) or name == LOG:
+    for name in live.isolated():
+        if name == LOG:
             continue
         table = live.declared().get(name)
         if table is not None and not getattr(table, "audited", True):

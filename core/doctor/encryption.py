@@ -9,6 +9,7 @@ from typing import Any
 from piccolo.table import Table
 
 from core.columns import Encrypted
+from core.crypto.envelope import ENVELOPE_CHECK_SQL
 from core.crypto.kms import provider_from_settings
 from core.doctor.check import Notes, check
 from core.doctor.live import Live, plural
@@ -51,6 +52,7 @@ async def envelope(live: Live, notes: Notes) -> None:
         notes.fail(
             "The type charthold.envelope accepts any bytes: plaintext can be stored.",
             subject="domain charthold.envelope",
+            sql=f"alter domain charthold.envelope add constraint envelope_check check ({ENVELOPE_CHECK_SQL});",
         )
     total = 0
     for name, table in live.declared().items():

@@ -148,7 +148,7 @@ def fold(findings: Iterable[Finding], differences: Sequence[Difference]) -> list
         difference = by_subject.get(finding.subject)
         if difference is not None and finding.verdict == "fail":
             told.add(finding.subject)
-            merged.append(dataclasses.replace(finding, sql=difference.mend or finding.sql))
+            merged.append(dataclasses.replace(finding, sql=finding.sql or difference.mend))
         else:
             merged.append(finding)
     notes = Notes(DRIFT, "164.312(a)(1)")

@@ -37,7 +37,9 @@ IDENTIFIERS: dict[str, Identifier] = {
     "fax": Identifier("E", "Fax numbers", "fax"),
     "email": Identifier("F", "E-mail addresses", "email|mail|e_mail"),
     "ssn": Identifier("G", "Social security numbers", "ssn|social|sin|itin|tin|tax"),
-    "mrn": Identifier("H", "Medical record numbers", "mrn|chart|patient|medical"),
+    "mrn": Identifier(
+        "H", "Medical record numbers", "mrn|chart|medical|patient_no|patient_id|patient_number|patient_code"
+    ),
     "health_plan": Identifier(
         "I", "Health-plan beneficiary numbers",
         "member|subscriber|beneficiary|insurance|insured|policy|plan|payer|medicare|medicaid|group_no|group_number",
@@ -67,6 +69,8 @@ IDENTIFIERS: dict[str, Identifier] = {
 
 PATTERNS = {key: re.compile(rf"(?:^|_)(?:{identifier.words})(?:_|$)") for key, identifier in IDENTIFIERS.items()}
 
+GENERAL = ("name", "geography", "other")
+
 # Shapes of raw values. Each is strict: a false alarm teaches people to look away.
 SHAPES: dict[str, re.Pattern[str]] = {
     "ssn": re.compile(r"(?<![\d-])(?!000|666)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])"),
@@ -86,7 +90,9 @@ def looks_like(column: str) -> str | None:
     """Which identifier a column's name suggests: ``phone2`` a telephone number, ``member_no`` a health plan's."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column).lower()
     words = re.sub(r"\d+", "_", words).strip("_")
-    return next((key for key, pattern in PATTERNS.items() if pattern.search(words)), None)
+    found = [key for key, pattern in PATTERNS.items() if pattern.search(words)]
+    # An ``email_address`` is an e-mail address, and a ``contact_phone`` a telephone number.
+    return min(found, key=lambda key: (key in GENERAL, found.index(key)), default=None)
 
 
 def shapes_in(text: str) -> set[str]:

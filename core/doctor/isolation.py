@@ -35,13 +35,15 @@ async def row_security(live: Live, notes: Notes) -> None:
     """Threat: a table without FORCE shows its owner, and every definer function of the owner, all tenants."""
     checked = live.tenant_tables()
     for name, info in checked.items():
-        if (info.enabled and info.forced) or (not info.part and live.closed(info)):
+        machinery = live.machinery(name)
+        if info.enabled and (info.forced or machinery):
             continue
         lacks = "row-level security is off" if not info.enabled else "row-level security is not forced"
         notes.fail(
             f"On {name} {lacks}: {'everybody' if not info.enabled else 'its owner'} reads all tenants there.",
             subject=f"row_security {name}",
-            sql=f"alter table {name} enable row level security;\nalter table {name} force row level security;",
+            sql=f"alter table {name} enable row level security;"
+            + ("" if machinery else f"\nalter table {name} force row level security;"),
         )
     parts = sum(info.part for info in checked.values())
     closed = [info.name for info in checked.values() if not info.forced]
@@ -54,21 +56,22 @@ async def row_security(live: Live, notes: Notes) -> None:
 @check("164.312(a)(1)")
 async def tenant_policies(live: Live, notes: Notes) -> None:
     """One restrictive policy pins the tenant; whatever permissive policy comes later can only narrow."""
-    checked = 0
-    for name, info in live.tenant_tables().items():
-        if info.part or live.closed(info):
-            continue
-        checked += 1
+    checked = live.isolated()
+    for name in checked:
         column = "id" if name == "public.tenant" else "tenant_id"
+        title = f"tenant_isolation on {name}"
         if any(is_isolation(policy, column) for policy in live.catalog["policy"].values() if policy["on"] == name):
             continue
         notes.fail(
             f"{name} has no restrictive policy that pins {column} to the scope's tenant for every command.",
-            subject=f"policy tenant_isolation on {name}",
-            sql=f"create policy tenant_isolation on {name} as restrictive using ({column} = "
+            subject=f"policy {title}",
+            # One that is there, and unlike ours, drift replaces.
+            sql=""
+            if title in live.catalog["policy"]
+            else f"create policy tenant_isolation on {name} as restrictive using ({column} = "
             f"(select charthold.tenant_id())) with check ({column} = (select charthold.tenant_id()));",
         )
-    notes.end(f"A restrictive policy for every command pins the tenant on each of {plural(checked, 'table')}.")
+    notes.end(f"A restrictive policy for every command pins the tenant on each of {plural(len(checked), 'table')}.")
 
 
 def is_isolation(policy: dict[str, Any], column: str) -> bool:
@@ -85,7 +88,7 @@ def is_isolation(policy: dict[str, Any], column: str) -> bool:
 @check("164.312(a)(1)")
 async def composite_keys(live: Live, notes: Notes) -> None:
     """A key that begins with the tenant cannot name another tenant's row, nor betray that it exists."""
-    ours = {name: info for name, info in live.tenant_tables().items() if not info.part and not live.closed(info)}
+    ours = live.isolated()
     ours.pop("public.tenant", None)
     keys = [key for key in await live.connection.fetch(KEYS) if key["on"] in ours]
     for key in keys:

@@ -14,6 +14,7 @@ from uuid import UUID
 import asyncpg
 from piccolo.table import Table
 
+from core.schema import RowSecurity
 from core.schema.catalog import Catalog, snapshot
 from core.schema.declarations import full_name
 from core.schema.object import SchemaObject
@@ -152,13 +153,21 @@ class Live:
             if "tenant_id" in info.columns or name == "public.tenant"
         }
 
-    def closed(self, info: TableInfo) -> bool:
-        """True for the machinery's tables: the owner's functions read them, and nobody else holds any right on them."""
-        declared = self.declared().get(info.name)
-        meant = declared is not None and any(
-            getattr(item, "forced", True) is False for item in getattr(declared, "declares", ())
-        )
-        return meant and info.enabled and not self.grants(info.name)
+    def machinery(self, name: str) -> bool:
+        """True for the tables that are declared for the owner's functions alone: ``grants`` sees that they are."""
+        declared = getattr(self.declared().get(name), "declares", ())
+        return any(isinstance(item, RowSecurity) and not item.forced for item in declared)
+
+    def isolated(self) -> dict[str, TableInfo]:
+        """The tables that policies have to keep apart. What has neither policies nor rights shows nobody anything."""
+        on = {policy["on"] for policy in self.catalog["policy"].values()}
+        return {
+            name: info
+            for name, info in self.tenant_tables().items()
+            if not info.part
+            and not self.machinery(name)
+            and (name in on or name in self.declared() or not info.forced or self.grants(name))
+        }
 
     def grants(self, table: str) -> list[dict[str, Any]]:
         """Who but the owner holds a right on the table, or on a column of it."""

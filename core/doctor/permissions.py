@@ -47,9 +47,7 @@ class Asked:
 async def permissions(live: Live, notes: Notes) -> None:
     """Who may do what."""
     matrix: list[dict[str, Any]] = []
-    for name, info in live.tenant_tables().items():
-        if info.part or live.closed(info):
-            continue
+    for name in live.isolated():
         declared = live.declared().get(name)
         facility = getattr(declared, "facility_column", None)
         for command in COMMANDS:
