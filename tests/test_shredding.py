@@ -13,6 +13,7 @@ from core import ChartholdError, ScopeError
 from core.audit.canonical import RECORD_SQL
 from core.audit.seal import seal
 from core.audit.verify import verify
+from core.commands.rotate_keys import rotate_keys
 from core.commands.shred_tenant import shred_tenant
 from core.engine import ChartholdEngine
 from core.ids import uuid7
@@ -198,5 +199,8 @@ async def test_the_command_asks_for_the_slug_each_time(
     assert "are destroyed and the tenant is closed" in await run(confirm=target.slug)
     with pytest.raises(ChartholdError, match="destroyed already"):
         await run(confirm=target.slug)
+    with pytest.raises(ChartholdError, match="has no key in use"):
+        await rotate_keys.__wrapped__(tenant=target.slug, wait=settings().key_cache_seconds)
+    assert await rotate_keys.__wrapped__(tenant="all", what="kek", json=True) == 0
     with pytest.raises(ChartholdError, match="There is no tenant nobody-here"):
         await shred_tenant.__wrapped__("nobody-here")

@@ -87,11 +87,12 @@ async def rotate_keys(
             seconds = None if wait == FROM_THE_SETTINGS else float(wait)
             outcomes = await rotate(chosen, wait=seconds, batch=batch, progress=report)
             results = [asdict(outcome) for outcome in outcomes]
-    results += problems
+    # Among all tenants, one without keys has nothing to rotate, and that is no mistake.
+    results = [result for result in results if tenant != "all" or not result.get("shredded")] + problems
     if json:
         print(jsonlib.dumps({"what": what, "swept": swept, "tenants": results}))
     else:
-        _print(results, swept=swept, quiet=quiet)
+        _print([r for r in results if tenant == "all" or not r["problem"]], swept=swept, quiet=quiet)
     failed = [result for result in results if result["problem"]]
     if failed and tenant != "all":
         raise Failure(failed[0]["problem"])

@@ -229,7 +229,7 @@ async def retention(live: Live, notes: Notes) -> None:
     years = [row["least"] for row in rows or [] if row["least"] is not None]
     notes.end(
         f"No tenant may ask for less than six years (now: {f'{min(years)} at least' if years else 'no tenant'}); "
-        "the log refuses DELETE and TRUNCATE, so nothing is purged before."
+        "the log refuses DELETE and TRUNCATE, and archiving refuses a month whose time has not come."
     )
 
 

@@ -48,6 +48,7 @@ class Outcome:
     resumed: bool = False
     rows: dict[str, int] = field(default_factory=dict)
     twins: list[str] = field(default_factory=list)
+    shredded: bool = False
     problem: str = ""
 
 
@@ -92,6 +93,7 @@ class Rotation:
                 self.outcome.version, self.outcome.resumed = row["version"], True
                 return 0.0 if self._switched else self._rest(row)
             if "current" not in by_status:
+                self.outcome.shredded = True
                 raise ChartholdError(f"{self._target.slug} has no key in use: its keys were destroyed.")
             version = self.outcome.version = rows[-1]["version"] + 1
             key = await engine().keyring.make_key(tenant, version, "next")
