@@ -33,6 +33,8 @@ async def import_synthea(
 ) -> int:
     """Load a Synthea CSV export into a tenant: organizations become facilities, providers users, patients clients.
 
+    Example: piccolo core import_synthea ./output/csv --tenant=lakeside
+
     Run it again and nothing is doubled. Exit status: 0 all rows are loaded, 1 a mistake in the call or configuration, 2
     it failed half-way, 3 some rows were skipped and reported as file:line, 130 stopped with Ctrl-C.
 

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from core.audit.head import TreeHead, public_keys
 from core.audit.proof import prove
+from core.audit.record import record as record_action
 from core.audit.report import Report
 from core.audit.verify import verify
 from core.commands.family import Failure, command, console, errors, resolve_actor
@@ -61,6 +62,9 @@ async def verify_audit(
             who = await resolve_actor(tenant_id, actor)
             async with scope(tenant=tenant_id, actor=who, reason="verify the audit log"):
                 reports[slug] = await verify(exported)
+                # Who looked, and what was seen, for the report; the evidence itself is the verification.
+                seen = {"good": reports[slug].good, "records": reports[slug].tree_size}
+                await record_action("audit_read", new={"verified": seen})
         except ChartholdError as error:
             if tenant != ALL:
                 raise
