@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import statistics
 import tempfile
 import time
@@ -320,3 +321,4 @@ if __name__ == "__main__":
     finally:
         if not os.environ.get("BENCH_HOME"):
             embedded.stop(settings().home, mode="immediate")
+            shutil.rmtree(settings().home, ignore_errors=True)

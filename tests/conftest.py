@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Clinic:
 def pytest_sessionfinish() -> None:
     if settings().embedded:
         embedded.stop(settings().home, mode="immediate")
+        shutil.rmtree(settings().home, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

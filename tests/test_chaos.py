@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,3 +37,4 @@ def test_records_and_changes_agree_after_the_server_was_killed(seconds: int, kil
         assert verified.returncode == 0, verified.stdout + verified.stderr
     finally:
         embedded.stop(home, mode="immediate")
+        shutil.rmtree(home, ignore_errors=True)

@@ -47,7 +47,7 @@ async def state(db: ChartholdEngine) -> dict[str, Any]:
             "channels": await fetch("select pg_listening_channels()"),
             "cursors": await fetch("select name from pg_cursors where name <> ''"),
             "locks": await fetch("select * from pg_locks where pid = pg_backend_pid() and locktype = 'advisory'"),
-            "temporary": await fetch("select relname from pg_class where relpersistence = 't'"),
+            "temporary": await fetch("select relname from pg_class where relnamespace = pg_my_temp_schema()"),
             "functions": await fetch("select proname from pg_proc where pronamespace = pg_my_temp_schema()"),
             "statements": await fetch(
                 "select name from pg_prepared_statements where statement ilike '%' || 'spr' || 'ung%'"

@@ -8,12 +8,12 @@ import asyncpg
 from appointments.tables import Appointment
 
 from core import provision_tenant, scope
-from core.commands.doctor import find_drift
+from core.doctor import examine
 from core.tables import Client, Facility
 
 
 async def main() -> None:
-    told: dict = {"drift": [difference.as_dict() for difference in await find_drift()]}
+    told: dict = {"drift": [difference.as_dict() for difference in (await examine(only=["drift"])).drift]}
     lakeside = await provision_tenant(slug="lakeside", name="Lakeside", admin_email="ada@lakeside.example")
     hillside = await provision_tenant(slug="hillside", name="Hillside", admin_email="bob@hillside.example")
     async with scope(tenant=lakeside.tenant_id, actor=lakeside.admin_id, reason="treatment"):
