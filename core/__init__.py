@@ -17,7 +17,7 @@ from core.errors import (
 from core.scope import Scope, current_scope, scope
 
 if TYPE_CHECKING:
-    from core.engine import Transaction
+    from core.transaction import Transaction
     from core.provision import find_tenant, provision_tenant, set_tenant_status
 
 __all__ = [

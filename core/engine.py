@@ -13,13 +13,12 @@ import functools
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
-from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, cast
 from uuid import UUID
 
 import asyncpg
 from piccolo.engine import engine_finder
-from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
+from piccolo.engine.postgres import PostgresEngine
 from piccolo.query.base import Query
 from piccolo.querystring import QueryString
 
@@ -35,8 +34,9 @@ from core.residue import leaves_nothing
 from core.scope import Scope, current_scope
 from core.settings import Settings, settings
 from core.token import TokenKey
+from core.transaction import Transaction
 
-__all__ = ["ChartholdEngine", "Transaction", "engine", "owner_mode"]
+__all__ = ["ChartholdEngine", "engine", "owner_mode"]
 
 # True while migrations and key commands run: their statements go to the owner's connection.
 owner_mode: ContextVar[bool] = ContextVar("charthold_owner_mode", default=False)
@@ -58,115 +58,6 @@ SESSION = {
     "default_transaction_isolation": "read committed",
     "application_name": "charthold",
 }
-
-
-class Transaction(PostgresTransaction):
-    """Statements that succeed together. Nested, it is a savepoint. It belongs to the task that opened it."""
-
-    __slots__ = ("_link", "_savepoint", "_scope", "_shown_before", "_task", "engine_", "shown")
-
-    def __init__(self, engine: ChartholdEngine, *, allow_nested: bool = True) -> None:
-        super().__init__(engine, allow_nested=allow_nested)
-        self.engine_ = engine
-        if self._parent is not None and cast("Transaction", self._parent)._link is None:
-            self._parent = None  # it ended; this task outlived it
-        self._link: Link | None = None
-        self._savepoint: Any = None
-        self._scope: Scope | None = None
-        self._task: asyncio.Task[Any] | None = None
-        # What was shown in it: table, row ids, columns.
-        self.shown: list[tuple[str, list[UUID], list[str]]] = []
-        self._shown_before = 0
-
-    @property
-    def link(self) -> Link:
-        """The connection, for a statement of the task and the scope that the transaction was opened in."""
-        if self._link is None:
-            raise ScopeError("This transaction has ended. Open another.")
-        if self._task is not asyncio.current_task():
-            raise ScopeError(
-                "A transaction belongs to the task that opened it: one connection runs one statement at a time. "
-                "Await the statements in turn, or gather them outside of the transaction."
-            )
-        return self._link
-
-    async def __aenter__(self) -> Self:
-        if self._parent is not None:
-            # Piccolo would do nothing here, and a caught error would keep the inner block's writes.
-            parent = cast("Transaction", self._parent)
-            self._savepoint = parent.link.connection.transaction()
-            self._shown_before = len(parent.shown)
-            await self._savepoint.start()
-            return cast("Self", parent)
-        self._task = asyncio.current_task()
-        link = self._link = await self.engine_.acquire()
-        try:
-            self.connection = link.connection
-            self.transaction = self.connection.transaction()
-            await self.transaction.start()
-        except BaseException:
-            self._link = None
-            link.dirty = True
-            await self.engine_.release(link)
-            raise
-        self.context = self.engine_.current_transaction.set(self)
-        return self
-
-    def keep_scope(self, scope: Scope) -> None:
-        """The first statement's scope is the transaction's; another would switch the tenant half-way."""
-        if self._link is not None and self._link.pool is None:
-            raise ScopeError("A tenant's rows are not for the owner of the schema. Do it outside of the migration.")
-        if self._scope is None:
-            self._scope = scope
-        elif self._scope is not scope:
-            raise ScopeError(
-                "A transaction keeps the scope of its first statement. End it before you change the scope."
-            )
-
-    async def record_again(self, shown: list[tuple[str, list[UUID], list[str]]]) -> None:
-        """Record again what was shown before a rollback took its records away: what was seen stays seen."""
-        if not shown or self._scope is None or self._link is None:
-            return
-        await self.engine_.set_scope(self._link, self._scope)
-        for table, rows, columns in shown:
-            await self._link.connection.fetchval("select charthold.record_read($1, $2, $3)", table, rows, columns)
-
-    async def __aexit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        trace: TracebackType | None,
-    ) -> Literal[False]:
-        if self._savepoint is not None:
-            parent = cast("Transaction", self._parent)
-            if exception:
-                await self._savepoint.rollback()
-                await parent.record_again(parent.shown[self._shown_before :])
-            else:
-                await self._savepoint.commit()
-            return False
-        link, self._link = self._link, None
-        if link is None:
-            return False
-        try:
-            if exception:
-                if not self._rolled_back:
-                    await self.transaction.rollback()
-                    if self.shown and not link.connection.is_closed():
-                        async with link.connection.transaction():
-                            self._link = link
-                            await self.record_again(self.shown)
-            elif not self._committed and not self._rolled_back:
-                await self.transaction.commit()
-        except BaseException:
-            link.dirty = True
-            raise
-        finally:
-            # In this order whatever happened: Piccolo's own leaks the connection when the rollback fails.
-            self._link = None
-            self.engine_.current_transaction.reset(self.context)
-            await self.engine_.release(link)
-        return False
 
 
 class ChartholdEngine(PostgresEngine):
