@@ -17,8 +17,8 @@ from core.errors import (
 from core.scope import Scope, current_scope, scope
 
 if TYPE_CHECKING:
-    from core.transaction import Transaction
     from core.provision import find_tenant, provision_tenant, set_tenant_status
+    from core.transactions import Transaction
 
 __all__ = [
     "ChartholdError",

@@ -34,7 +34,7 @@ from core.residue import leaves_nothing
 from core.scope import Scope, current_scope
 from core.settings import Settings, settings
 from core.token import TokenKey
-from core.transaction import Transaction
+from core.transactions import Transaction
 
 __all__ = ["ChartholdEngine", "engine", "owner_mode"]
 
