@@ -27,7 +27,7 @@ def someone(clinic: Clinic, last_name: str, **values: Any) -> Client:
 
 async def recorded(owner: asyncpg.Connection, row: Any) -> list[str]:
     rows = await owner.fetch(
-        "select action_type from user_action_audit_log where record_id = $1 and action_type <> 'read' order by id", row
+        "select action_type from user_action_audit_log where record_id = $1 and action_type <> 'read' order by occurred_at, id", row
     )
     return [r["action_type"] for r in rows]
 
@@ -71,7 +71,7 @@ async def test_a_write_by_hand_is_recorded_with_a_scope_and_refused_without(
         await owner.execute("update facility set phone = '1' where id = $1", site.id)
     assert await recorded(owner, site.id) == ["insert", "update"]
     last = await owner.fetchrow(
-        "select * from user_action_audit_log where record_id = $1 order by id desc limit 1", site.id
+        "select * from user_action_audit_log where record_id = $1 order by occurred_at desc, id desc limit 1", site.id
     )
     assert (last["user_id"], last["reason"], last["changed_columns"]) == (lakeside.admin, "by hand", ["phone"])
     assert (last["old_values"], last["new_values"]) == ('{"phone": null}', '{"phone": "1"}')

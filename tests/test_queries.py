@@ -12,6 +12,7 @@ from piccolo.query.functions import Upper
 
 from core import ProtectedQueryError, ScopeError, transaction
 from core.engine import ChartholdEngine
+from core.plan import bind
 from core.tables import Client, Facility, Tenant, User, UserActionAuditLog
 from tests.conftest import Clinic
 
@@ -342,7 +343,7 @@ async def test_save_writes_what_changed_and_nothing_else(lakeside: Clinic, owner
     async def changes(row: Any) -> list[list[str]]:
         rows = await owner.fetch(
             "select changed_columns from user_action_audit_log where record_id = $1 and action_type = 'update'"
-            " order by id",
+            " order by occurred_at, id",
             row,
         )
         return [r["changed_columns"] for r in rows]
@@ -361,3 +362,28 @@ async def test_save_writes_what_changed_and_nothing_else(lakeside: Clinic, owner
         found.last_name = "Clean"
         await found.save()
     assert await changes(new.id) == [["address"], ["phone"], ["notes"], ["last_name"]]
+
+
+async def test_common_queries_find_their_rows_by_an_index(
+    lakeside: Clinic, runtime: asyncpg.Connection, owner: asyncpg.Connection, database: ChartholdEngine
+) -> None:
+    async with lakeside.as_clinician() as here:
+        await Client.insert(*[someone(lakeside, f"Index {n}", mrn=f"index-{n}") for n in range(2_000)])
+        await owner.execute("analyze client")
+        keys = await database.keys_of(here)
+        me = Client.id == lakeside.client
+        for query in (
+            Client.objects().get(me),
+            Client.select(Client.last_name).where(me),
+            Client.objects().where(Client.last_name == "nguyen"),
+            Client.select(Client.id).where(Client.ssn.ends_with("5017")),
+            Client.select(Client.id).where(Client.user_id == lakeside.clinician),
+            Client.update({Client.notes: "n"}).where(me),
+            Client.delete().where(me),
+        ):
+            statement, arguments = query.querystrings[0].compiled()
+            token = here.token(database.token_key, runtime.get_server_pid())
+            plan = await runtime.fetch(f"explain {statement.gated}", *bind(arguments, lakeside.tenant, keys), token)
+            text = "\n".join(row[0] for row in plan)
+            assert "Index" in text, text
+            assert "Seq Scan on client" not in text, text
