@@ -27,7 +27,8 @@ def someone(clinic: Clinic, last_name: str, **values: Any) -> Client:
 
 async def recorded(owner: asyncpg.Connection, row: Any) -> list[str]:
     rows = await owner.fetch(
-        "select action_type from user_action_audit_log where record_id = $1 and action_type <> 'read' order by occurred_at, id", row
+        "select action_type from user_action_audit_log where record_id = $1 and action_type <> 'read' order by occurred_at, id",
+        row,
     )
     return [r["action_type"] for r in rows]
 
