@@ -118,9 +118,8 @@ class ChartholdEngine(PostgresEngine):
                     **arguments, server_settings={"search_path": "public, pg_catalog", "timezone": "UTC"}
                 )
                 return owned
-            relaxed = {} if self.settings.durable_reads else {"charthold.relaxed_reads": "on"}
             connection: asyncpg.Connection[Any] = await asyncpg.connect(
-                **arguments, server_settings={**SESSION, "role": role, **relaxed}
+                **arguments, server_settings={**SESSION, "role": role}
             )
         except asyncpg.InvalidParameterValueError:
             raise ConfigurationError(
@@ -257,7 +256,10 @@ class ChartholdEngine(PostgresEngine):
         bound = bind(arguments, scope.tenant, keys)
         async with self._connection() as link:
             link.dirty |= not statement.trusted
-            rows = await self._fetch(link, scope, statement.gated, bound)
+            # Inside a transaction the commit is not only the read's, so it waits for the disk.
+            alone = self.current_transaction.get() is None
+            sql = statement.relaxed if alone and not self.settings.durable_reads else statement.gated
+            rows = await self._fetch(link, scope, sql, bound)
         if not plan.returns:
             return []
         transaction = cast("Transaction | None", self.current_transaction.get())

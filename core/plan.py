@@ -106,7 +106,8 @@ class Opened:
 class Statement:
     """What a plan compiles to, without its arguments: the same for every query of the same shape, so it is kept.
 
-    ``template`` is the SQL as Piccolo writes it, for use inside another query; ``gated`` is what is sent.
+    ``template`` is the SQL as Piccolo writes it, for use inside another query; ``gated`` is what is sent;
+    ``relaxed`` is the same for a read by itself whose records need not be on disk before it is answered.
     ``outputs``: how many of the columns that come back are the caller's; the ids behind them are ours.
     ``returns``: False for a statement without rows, such as an update without RETURNING.
     ``trusted``: False when it could leave something in its session; the connection is then closed after use.
@@ -115,6 +116,7 @@ class Statement:
     template: str
     sql: str
     gated: str
+    relaxed: str
     opened: tuple[Opened, ...]
     outputs: int | None
     returns: bool
@@ -178,6 +180,7 @@ class Plan(QueryString):
                 template=template,
                 sql=sql,
                 gated=self._gated(sql, len(arguments)),
+                relaxed=self._gated(sql, len(arguments), relaxed=True),
                 opened=self.opened,
                 outputs=self.outputs,
                 returns=self.returns,
@@ -185,7 +188,7 @@ class Plan(QueryString):
             )
         return self._statement, arguments
 
-    def _gated(self, sql: str, arguments: int) -> str:
+    def _gated(self, sql: str, arguments: int, *, relaxed: bool = False) -> str:
         """The statement inside its gate.
 
         The gate is a one-time filter, which runs before the first row is looked for. Should a planner ever run it too
@@ -205,6 +208,8 @@ class Plan(QueryString):
             f" '{{{','.join(opened.names)}}}')) is not null"
             for opened in self.opened
         )
+        if relaxed and materialized and records:
+            records += " and (select pg_catalog.set_config('synchronous_commit', 'off', true)) is not null"
         return f"with r as{materialized} ({sql}\n) select * from r where {gate}{records}"
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from datetime import UTC, date, datetime
 from typing import Any
 
 import asyncpg
 import pytest
+from piccolo.querystring import QueryString
 
 from core import ProtectedQueryError, ScopeError, scope, transaction
+from core.audit.history import who_saw
 from core.audit.record import record
 from core.audit.seal import seal
 from core.audit.search import Filter, search
 from core.engine import ChartholdEngine
 from core.provision import archive_partition
+from core.settings import settings
 from core.tables import Client, Facility, Tenant, User, UserActionAuditLog
 from tests.conftest import Clinic
 
@@ -334,3 +338,23 @@ async def test_a_month_is_archived_only_when_it_is_old_and_sealed(
         await Tenant.update({Tenant.retention_years: 6}).where(Tenant.id == lakeside.tenant)
     assert await archive_partition(old) == 1
     assert await owner.fetchval("select count(*) from user_action_audit_log where reason = 'long ago'") == 1
+
+
+async def test_relaxed_read_records_do_not_wait_for_the_disk_and_writes_still_do(
+    lakeside: Clinic, database: ChartholdEngine, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tests' server does not wait for the disk; this database does, from here on.
+    await owner.execute(f"alter database {database.database} set synchronous_commit = on")
+    await database.close_connection_pool()
+    relaxed = dataclasses.replace(settings(), durable_reads=False)
+    shown = QueryString("current_setting('synchronous_commit')").as_alias("commit")
+    query = Client.select(Client.last_name, shown).where(Client.id == lakeside.client)
+    async with lakeside.as_clinician():
+        assert (await query.first())["commit"] == "on"
+        monkeypatch.setattr(type(database), "settings", property(lambda _: relaxed))
+        assert (await query.first())["commit"] == "off"
+        async with transaction():
+            assert (await query.first())["commit"] == "on"
+    monkeypatch.undo()
+    async with lakeside.as_admin():
+        assert len(await who_saw(Client, lakeside.client)) >= 3
