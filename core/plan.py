@@ -209,7 +209,7 @@ class Plan(QueryString):
             for opened in self.opened
         )
         if relaxed and materialized and records:
-            records += " and (select pg_catalog.set_config('synchronous_commit', 'off', true)) is not null"
+            records = " and (select pg_catalog.set_config('synchronous_commit', 'off', true)) is not null" + records
         return f"with r as{materialized} ({sql}\n) select * from r where {gate}{records}"
 
 
