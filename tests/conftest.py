@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
+import hypothesis
 import pytest
 
 # Before anything of ours is imported: a home of the tests' own, so that they never touch a developer's data.
@@ -27,6 +28,12 @@ from core.engine import ChartholdEngine
 from core.settings import settings
 from core.tables import Client, Facility, User
 from piccolo_conf import DB
+
+# How fast a shared machine is at the moment is no property of our code.
+hypothesis.settings.register_profile(
+    "charthold", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("charthold")
 
 TEMPLATE = f"charthold_template_{os.getpid()}"
 
