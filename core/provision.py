@@ -141,7 +141,7 @@ async def archive_partition(part: str) -> int:
         return cast("int", await connection.fetchval("select charthold.archive_partition($1)", part))
     except asyncpg.PostgresError as error:
         if (getattr(error, "sqlstate", "") or "").startswith("CH02"):
-            raise ChartholdError(f"{str(error).capitalize()}.") from None
+            raise ChartholdError(f"{error}.") from None
         raise explain(error) from None
     finally:
         await connection.close()

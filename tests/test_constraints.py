@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -74,6 +74,23 @@ KEYS: dict[str, tuple[int, str]] = {
     "tenant_key_shredded_is_empty": (2, "shredded"),
     "tenant_key_one_current": (2, "current"),
 }
+
+
+def seal(**values: Any) -> AuditSeal:
+    whole = {
+        "version": 1, "tree_size": 1, "root_hash": bytes(32), "era": 1, "cluster": 1, "horizon": 1,
+        "sealed_at": datetime.now(UTC), "leaf_list": bytes(32), "previous": bytes(32), "key_id": "k",
+        "signature": bytes(64), "frontier": b"", "record_ids": [uuid7()], "leaf_hashes": bytes(32),
+    }  # fmt: skip
+    return AuditSeal(**{**whole, **values})
+
+
+SEALS: dict[str, dict[str, Any]] = {
+    "audit_seal_tree_size_positive": {"tree_size": 0},
+    "audit_seal_hash_lengths": {"root_hash": b"short"},
+    "audit_seal_signature_length": {"signature": b"short"},
+    "audit_seal_leaves_counted": {"leaf_hashes": b""},
+}
 # constraint -> an update of the tenant that violates it
 TENANT: dict[str, dict[Any, Any]] = {
     "tenant_slug_form": {Tenant.slug: "Not A Slug"},
@@ -90,6 +107,7 @@ ELSEWHERE = {
     "facility_tenant_id_fkey",
     "tenant_key_tenant_id_fkey",
     "audit_seal_tenant_id_fkey",
+    "audit_seal_tree_size_key",
     "user_action_audit_log_action_known",
 }
 
@@ -126,6 +144,22 @@ async def test_an_update_of_the_tenant_that_violates_a_constraint_is_refused_by_
         with pytest.raises(asyncpg.CheckViolationError) as refused:
             await Tenant.update(TENANT[name]).where(Tenant.id == lakeside.tenant)
     assert refused.value.constraint_name == name
+
+
+@pytest.mark.parametrize("name", SEALS)
+async def test_a_malformed_seal_is_refused_by_name(lakeside: Clinic, name: str) -> None:
+    async with lakeside.as_admin():
+        with pytest.raises(asyncpg.CheckViolationError) as refused:
+            await seal(**SEALS[name]).save()
+    assert refused.value.constraint_name == name
+
+
+async def test_a_tree_of_one_size_is_sealed_once(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        await seal(tree_size=7).save()
+        with pytest.raises(asyncpg.UniqueViolationError) as refused:
+            await seal(tree_size=7).save()
+    assert refused.value.constraint_name == "audit_seal_tree_size_key"
 
 
 async def test_a_slug_is_given_once(lakeside: Clinic) -> None:
@@ -210,5 +244,4 @@ def test_every_declared_constraint_has_a_test() -> None:
         for item in objects_of(table)
         if isinstance(item, (Check, Unique, References)) or (isinstance(item, Index) and item.unique)
     }
-    seals = {name for name in declared if name.startswith("audit_seal_")}  # with the seals' own tests
-    assert declared - seals == (set(ROWS) | set(KEYS) | set(TENANT) | ELSEWHERE) - seals
+    assert declared == set(ROWS) | set(KEYS) | set(TENANT) | set(SEALS) | ELSEWHERE

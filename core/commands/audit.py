@@ -226,7 +226,9 @@ def _print(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, json: bool
         writer.writerow(columns)
         writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
     else:
-        table = RichTable(*columns, show_edge=False)
+        table = RichTable(show_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")  # an id that is cut short is no id
         for row in rows:
             table.add_row(*("" if row.get(column) is None else str(row[column]) for column in columns))
         console().print(table if rows else "Nothing found.")

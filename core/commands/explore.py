@@ -105,7 +105,7 @@ def explore(tenant: str = "", actor: str = "") -> None:
             if visitor is None:
                 return
             banner = runner.run(_banner(visitor))
-            # IPython wants a folder; nothing of this session stays in one.
+            # IPython wants a folder; nothing that was typed stays in one.
             with _scope_kept_open(visitor) as keep_open, tempfile.TemporaryDirectory() as folder:
                 console().print(banner)
                 _shell(runner, keep_open, folder).mainloop()  # type: ignore[no-untyped-call]
