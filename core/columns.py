@@ -6,6 +6,7 @@ A ``BlindIndex`` column stands beside it and holds keyed hashes, so that equalit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
@@ -371,7 +372,7 @@ class BlindIndex(Column):
         super().__init__(**kwargs)
         self._meta.secret = True
 
-    @property
+    @functools.cached_property
     def label(self) -> str:
         """Names the key of this index; two indexes never share one."""
         return self.spec.label(self._meta.table._meta.tablename, self._meta.db_column_name)

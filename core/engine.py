@@ -26,7 +26,7 @@ from core import embedded
 from core.batch import Batch
 from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
 from core.crypto.kms import development_key, provider_from_settings
-from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError, ScopeError
+from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
 from core.explain import explain
 from core.plan import LATE, Plan, RawPlan, bind, needs_keys, open_rows
 from core.pool import Link, Pool
@@ -254,15 +254,20 @@ class ChartholdEngine(PostgresEngine):
         statement, arguments = plan.compiled()
         keys = await self.keys_of(scope) if plan.opened or needs_keys(arguments) else None
         bound = bind(arguments, scope.tenant, keys)
-        async with self._connection() as link:
-            link.dirty |= not statement.trusted
-            # Inside a transaction the commit is not only the read's, so it waits for the disk.
-            alone = self.current_transaction.get() is None
-            sql = statement.relaxed if alone and not self.settings.durable_reads else statement.gated
-            rows = await self._fetch(link, scope, sql, bound)
-        if not plan.returns:
-            return []
         transaction = cast("Transaction | None", self.current_transaction.get())
+        if transaction is not None:
+            transaction.keep_scope(scope)
+            link = transaction.link
+            link.dirty |= not statement.trusted
+            # The commit is not only the read's, so it waits for the disk.
+            rows = await self._fetch(link, scope, statement.gated, bound)
+        else:
+            sql = statement.gated if self.settings.durable_reads else statement.relaxed
+            async with self._pool().lease() as link:
+                link.dirty |= not statement.trusted
+                rows = await self._fetch(link, scope, sql, bound)
+        if not plan.returns:
+            return plan.answer
         if transaction is not None and plan.opened:
             transaction.shown.extend((o.table, [row[o.row] for row in rows], o.names) for o in plan.opened)
         try:
@@ -283,39 +288,20 @@ class ChartholdEngine(PostgresEngine):
         if self.current_transaction.get() is None:
             async with self.transaction():
                 return await self.run_raw(sql, bound)
-        async with self._connection() as link:
-            link.dirty = True
-            await self.set_scope(link, scope)
-            try:
-                return await link.connection.fetch(sql, *bound)
-            except asyncpg.PostgresError as error:
-                raise explain(error) from None
+        transaction = cast("Transaction", self.current_transaction.get())
+        transaction.keep_scope(scope)
+        link = transaction.link
+        link.dirty = True
+        await self.set_scope(link, scope)
+        try:
+            return await link.connection.fetch(sql, *bound)
+        except asyncpg.PostgresError as error:
+            raise explain(error) from None
 
     async def set_scope(self, link: Link, scope: Scope) -> None:
         """Set the context for the rest of the link's transaction."""
         token = scope.token(self.token_key, link.backend)
         await link.connection.fetchval("select pg_catalog.set_config('charthold.scope', $1, true)", token)
-
-    @contextlib.asynccontextmanager
-    async def _connection(self, *, scoped: bool = True) -> AsyncIterator[Link]:
-        """One of the pool's connections for one statement; for a scoped one the transaction's, inside a transaction."""
-        transaction = cast("Transaction | None", self.current_transaction.get()) if scoped else None
-        if transaction is not None:
-            transaction.keep_scope(current_scope())
-            yield transaction.link
-            return
-        pool = self._pool()
-        link = await pool.acquire()
-        try:
-            yield link
-        except BaseException as error:
-            # When the server calls it an ERROR, the statement failed by itself and its transaction with it: the session
-            # is clean. Whatever else happened, a lost connection or a cancelled task, nobody knows what it is.
-            failed = isinstance(error, ChartholdError) or getattr(error, "severity_en", None) == "ERROR"
-            link.dirty = link.dirty or not failed
-            raise
-        finally:
-            await pool.release(link)
 
     async def _fetch(self, link: Link, scope: Scope, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
         token = scope.token(self.token_key, link.backend)
@@ -332,7 +318,7 @@ class ChartholdEngine(PostgresEngine):
         """A connection of the application's role for what comes before a scope; refused inside one."""
         if self.current_transaction.get() is not None:
             raise ScopeError("This happens outside of every transaction. Do it before, or after.")
-        async with self._connection(scoped=False) as link:
+        async with self._pool().lease() as link:
             yield link.connection
 
     async def _run_plain(self, sql: str, arguments: Sequence[Any]) -> Any:
@@ -349,7 +335,7 @@ class ChartholdEngine(PostgresEngine):
                 return await connection.fetch(sql, *arguments)
             finally:
                 await connection.close()
-        async with self._connection(scoped=False) as link:
+        async with self._pool().lease() as link:
             link.dirty |= not leaves_nothing(sql)
             return await link.connection.fetch(sql, *arguments)
 

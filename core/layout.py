@@ -33,7 +33,7 @@ class Field:
 class Layout:
     """The fields of a table's instances."""
 
-    __slots__ = ("_hidden", "_mutable", "fields", "recorded", "renamed")
+    __slots__ = ("_hidden", "_mutable", "fields", "recorded", "renamed", "shown")
 
     def __init__(self, columns: list[Column]) -> None:
         self.fields = [
@@ -45,6 +45,7 @@ class Layout:
             )
             for c in columns
         ]
+        self.shown = tuple(c for c in columns if not isinstance(c, BlindIndex))
         self.recorded = [c for c in columns if not isinstance(c, UNRECORDED)]
         self.renamed = any(field.name != field.db_name for field in self.fields)
         self._hidden = {c._meta.name: None for c in columns if isinstance(c, BlindIndex)}
@@ -60,14 +61,13 @@ class Layout:
         return kept
 
     def state(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The ``__dict__`` of an instance for a whole row out of the database."""
-        return {
-            **self._hidden,
-            **row,
-            "_exists_in_db": True,
-            "_was_created": None,
-            "_stored": self.snapshot(row),
-        }
+        """The ``__dict__`` of an instance for a whole row out of the database; the row itself is what was stored."""
+        state = {**self._hidden, **row, "_exists_in_db": True, "_was_created": None, "_stored": row}
+        for name in self._mutable:
+            value = row[name]
+            if isinstance(value, (dict, list)):
+                row[name] = _copied(value)
+        return state
 
 
 def _copied(value: Any) -> Any:

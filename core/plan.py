@@ -126,7 +126,7 @@ class Statement:
 class Plan(QueryString):
     """A statement of ours with its arguments, as a QueryString of Piccolo's."""
 
-    __slots__ = ("_statement", "keep", "opened", "outputs", "returns")
+    __slots__ = ("_statement", "answer", "keep", "opened", "outputs", "returns")
 
     def __init__(
         self,
@@ -143,6 +143,8 @@ class Plan(QueryString):
         self.opened = tuple(opened)
         self.outputs = outputs
         self.returns = returns
+        # What a statement without rows answers.
+        self.answer: list[dict[str, Any]] = []
         self._statement: Statement | None = None
 
     @classmethod
@@ -160,6 +162,7 @@ class Plan(QueryString):
         plan.outputs = statement.outputs
         plan.returns = statement.returns
         plan.keep = None
+        plan.answer = []
         plan._statement = statement
         return plan
 

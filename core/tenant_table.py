@@ -116,6 +116,8 @@ class ProtectedTable(Table):
     @classmethod
     def all_columns(cls, exclude: Sequence[str | Column] | None = None) -> list[Column]:
         """The columns that hold the row's values, without its blind indexes."""
+        if exclude is None:
+            return list(cls._layout.shown)
         return [column for column in super().all_columns(exclude) if not isinstance(column, BlindIndex)]
 
     def to_dict(self, *columns: Column) -> dict[str, Any]:
@@ -361,23 +363,21 @@ def policies(
 ) -> tuple[Policy, ...]:
     """One restrictive policy for the tenant, which no later policy can widen, and one permissive policy a command.
 
-    Each function call stands in a sub-select, so that it runs once a statement and not once a row.
+    Each function call stands in a sub-select, so that it runs once a statement and not once a row. And each place where
+    one stands verifies the scope once more, but PostgreSQL keeps one of two equal conditions. So what an update leaves
+    behind is asked what a select asks: the role was asked when the row was found.
     """
     here = f"{tenant_column} = (select charthold.tenant_id())"
     found = [Policy(name="tenant_isolation", command="all", using=here, check=here, restrictive=True)]
-    for command in COMMANDS:
-        roles = roles_for(table, command, permissions)
+    allowed = {command: roles_for(table, command, permissions) for command in COMMANDS}
+    for command, roles in allowed.items():
         if not roles:
             continue
-        allowed = _allowed(roles, facility_column)
-        found.append(
-            Policy(
-                name=f"{command}_by_role",
-                command=command,
-                using=allowed if command != "insert" else None,
-                check=allowed if command in ("insert", "update") else None,
-            )
-        )
+        may = _allowed(roles, facility_column)
+        left = allowed["select"] if set(roles) <= set(allowed["select"]) else roles
+        check = {"insert": may, "update": _allowed(left, facility_column)}.get(command)
+        using = may if command != "insert" else None
+        found.append(Policy(name=f"{command}_by_role", command=command, using=using, check=check))
     return tuple(found)
 
 

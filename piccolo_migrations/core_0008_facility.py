@@ -326,27 +326,26 @@ create function charthold.capture_facility() returns trigger
 as $$
 declare
     s constant text := charthold.scope();
+    actor constant uuid := substr(s, 47, 36);
+    request constant text := nullif(split_part(substr(s, 83), chr(31), 2), '');
+    source constant inet := nullif(split_part(substr(s, 83), chr(31), 3), '');
+    why constant text := split_part(substr(s, 83), chr(31), 4);
+    xid constant bigint := pg_current_xact_id()::text::bigint;
     before jsonb := '{}';
     after jsonb := '{}';
     changed text[] := '{}';
 begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
-            (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason)
+            (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
         select r."tenant_id", 'insert', 'facility', r.id, jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
-            substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), chr(31), 2), ''),
-            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
-            split_part(substr(s, 83), chr(31), 4)
+            actor, request, source, why, xid
         from new_rows as r;
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
-            (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason)
+            (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
         select r."tenant_id", 'delete', 'facility', r.id, jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
-            substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), chr(31), 2), ''),
-            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
-            split_part(substr(s, 83), chr(31), 4)
+            actor, request, source, why, xid
         from old_rows as r;
     else
         if old."name" is distinct from new."name" then
@@ -403,12 +402,9 @@ begin
             return null;
         end if;
         insert into public.user_action_audit_log
-            (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason)
+            (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
         values (new."tenant_id", 'update', 'facility', new.id, before, after, changed,
-            substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), chr(31), 2), ''),
-            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
-            split_part(substr(s, 83), chr(31), 4));
+            actor, request, source, why, xid);
     end if;
     return null;
 end
@@ -565,7 +561,7 @@ $$""",
         name="update_by_role",
         command="update",
         using="(select charthold.actor_role()) in ('admin', 'system')",
-        check="(select charthold.actor_role()) in ('admin', 'system')",
+        check="true",
     )
 
     manager.add_grant(

@@ -713,27 +713,26 @@ create function charthold.capture_client() returns trigger
 as $$
 declare
     s constant text := charthold.scope();
+    actor constant uuid := substr(s, 47, 36);
+    request constant text := nullif(split_part(substr(s, 83), chr(31), 2), '');
+    source constant inet := nullif(split_part(substr(s, 83), chr(31), 3), '');
+    why constant text := split_part(substr(s, 83), chr(31), 4);
+    xid constant bigint := pg_current_xact_id()::text::bigint;
     before jsonb := '{}';
     after jsonb := '{}';
     changed text[] := '{}';
 begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
-            (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason)
+            (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
         select r."tenant_id", 'insert', 'client', r.id, jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"),
-            substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), chr(31), 2), ''),
-            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
-            split_part(substr(s, 83), chr(31), 4)
+            actor, request, source, why, xid
         from new_rows as r;
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
-            (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason)
+            (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
         select r."tenant_id", 'delete', 'client', r.id, jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"),
-            substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), chr(31), 2), ''),
-            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
-            split_part(substr(s, 83), chr(31), 4)
+            actor, request, source, why, xid
         from old_rows as r;
     else
         if old."facility_id" is distinct from new."facility_id" then
@@ -820,12 +819,9 @@ begin
             return null;
         end if;
         insert into public.user_action_audit_log
-            (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason)
+            (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
         values (new."tenant_id", 'update', 'client', new.id, before, after, changed,
-            substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), chr(31), 2), ''),
-            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
-            split_part(substr(s, 83), chr(31), 4));
+            actor, request, source, why, xid);
     end if;
     return null;
 end
@@ -1033,7 +1029,7 @@ $$""",
         name="update_by_role",
         command="update",
         using="case when (select charthold.actor_role_everywhere() in ('admin', 'clinician', 'billing', 'system')) then true when (select charthold.actor_role() in ('admin', 'clinician', 'billing', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
-        check="case when (select charthold.actor_role_everywhere() in ('admin', 'clinician', 'billing', 'system')) then true when (select charthold.actor_role() in ('admin', 'clinician', 'billing', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
+        check="case when (select charthold.actor_role_everywhere() in ('admin', 'clinician', 'billing', 'auditor', 'system')) then true when (select charthold.actor_role() in ('admin', 'clinician', 'billing', 'auditor', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
     )
 
     manager.add_grant(

@@ -366,12 +366,6 @@ async def forwards():
         columns=("tenant_id", "occurred_at", "id"),
     )
 
-    manager.add_check(
-        table="user_action_audit_log",
-        name="user_action_audit_log_action_known",
-        condition="action_type in ('insert', 'update', 'delete', 'read', 'export', 'login', 'login_failed', 'logout', 'break_glass', 'search', 'key_rotation', 'key_shredding', 'tenant_change', 'audit_read', 'seal')",
-    )
-
     manager.add_index(
         table="user_action_audit_log",
         name="user_action_audit_log_by_record",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from datetime import UTC, date, datetime
 from typing import Any
+from uuid import RFC_4122
 
 import asyncpg
 import pytest
@@ -19,7 +21,7 @@ from core.audit.search import Filter, search
 from core.engine import ChartholdEngine
 from core.provision import archive_partition
 from core.settings import settings
-from core.tables import Client, Facility, Tenant, User, UserActionAuditLog
+from core.tables import ACTION_TYPES, Client, Facility, Tenant, User, UserActionAuditLog
 from tests.conftest import Clinic
 
 BORN = date(1990, 7, 1)
@@ -202,6 +204,28 @@ async def test_other_actions_are_recorded_and_the_databases_own_cannot_be_forged
             await record("nap")
     row = await owner.fetchrow("select * from user_action_audit_log where id = $1", made)
     assert (row["action_type"], row["user_id"], row["reason"]) == ("login", lakeside.clinician, "night shift")
+
+
+async def test_every_kind_of_record_that_is_not_the_databases_own_can_be_made(lakeside: Clinic) -> None:
+    async with lakeside.as_admin("end of day"):
+        for kind in set(ACTION_TYPES) - {"insert", "update", "delete", "read"}:
+            await record(kind)
+
+
+async def test_the_ids_of_records_are_uuids_of_version_7_of_the_present_and_never_the_same(
+    owner: asyncpg.Connection,
+) -> None:
+    # Worst case: the generator is set back by somebody before each record.
+    made = [
+        row[0]
+        for _ in range(20)
+        for row in await owner.fetch(
+            "select charthold.uuid7() from generate_series(1, 100), (select setseed(0.5)) as s"
+        )
+    ]
+    assert len(set(made)) == 2_000
+    assert {(uuid.version, uuid.variant) for uuid in made} == {(7, RFC_4122)}
+    assert all(abs((uuid.int >> 80) / 1000 - time.time()) < 60 for uuid in made)
 
 
 @pytest.mark.parametrize(

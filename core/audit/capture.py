@@ -14,12 +14,16 @@ from core.schema.quoting import quote_ident
 
 __all__ = ["capture_function", "capture_triggers"]
 
-# Who, in which request, from where and why, out of what charthold.scope() returned.
-WHO = """substr(s, 47, 36)::uuid,
-            nullif(split_part(substr(s, 83), chr(31), 2), ''),
-            nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
-            split_part(substr(s, 83), chr(31), 4)"""
-WHO_COLUMNS = "user_id, request_id, source_ip, reason"
+# Who, in which request, from where, why and in which transaction: out of what charthold.scope() returned, taken apart
+# once a statement and not once a row.
+WHO_COLUMNS = "user_id, request_id, source_ip, reason, transaction_id"
+WHO = "actor, request, source, why, xid"
+WHO_DECLARED = """s constant text := charthold.scope();
+    actor constant uuid := substr(s, 47, 36);
+    request constant text := nullif(split_part(substr(s, 83), chr(31), 2), '');
+    source constant inet := nullif(split_part(substr(s, 83), chr(31), 3), '');
+    why constant text := split_part(substr(s, 83), chr(31), 4);
+    xid constant bigint := pg_current_xact_id()::text::bigint;"""
 
 CHUNK = 40  # a function call takes at most 100 arguments
 
@@ -42,7 +46,7 @@ create function {name}() returns trigger
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    s constant text := charthold.scope();
+    {WHO_DECLARED}
     before jsonb := '{{}}';
     after jsonb := '{{}}';
     changed text[] := '{{}}';

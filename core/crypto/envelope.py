@@ -52,19 +52,15 @@ AAD_LABEL = b"charthold.v1"
 ROW_ID_LENGTH = (16).to_bytes(4, "big")
 BODY = HEADER_BYTES + NONCE_BYTES
 
-# For a DOMAIN over bytea. CASE fixes the order, so get_byte never sees a value that is too short for it;
-# the lengths are those of `padded_length` plus the overhead of 33 bytes. NULL passes: NULL stays NULL.
+# For a DOMAIN over bytea. The range says that the first byte is 1 and the second below 128, in two comparisons; the
+# lengths are those of `padded_length` plus the overhead of 33 bytes. NULL passes: NULL stays NULL.
 ENVELOPE_CHECK_SQL = """\
-case
-    when octet_length(value) < 49 then false
-    else get_byte(value, 0) = 1
-        and get_byte(value, 1) < 128
-        and (octet_length(value) - 33) % case
-            when octet_length(value) <= 97 then 16
-            when octet_length(value) <= 1057 then 64
-            else 1024
-        end = 0
-end"""
+value >= '\\x0100'::bytea and value < '\\x0180'::bytea and octet_length(value) >= 49
+    and (octet_length(value) - 33) % case
+        when octet_length(value) <= 97 then 16
+        when octet_length(value) <= 1057 then 64
+        else 1024
+    end = 0"""
 
 
 class MissingKeyError(SealedValueError):

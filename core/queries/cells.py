@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
@@ -14,7 +15,7 @@ from piccolo.utils.sql_values import convert_to_sql_value
 
 from core.columns import BlindIndex, CreatedAt, Encrypted, TenantId
 from core.crypto.keyring import TenantKeys
-from core.plan import TENANT, Deferred, Sealed
+from core.plan import TENANT, Deferred
 
 __all__ = ["Cells", "index_argument", "indexes_of", "placeholder", "source"]
 
@@ -31,8 +32,9 @@ class Cells:
         self.table = table
         self.columns = [c for c in table._meta.columns if not isinstance(c, CreatedAt)]
         self.listed = [c for c in self.columns if not isinstance(c, TenantId)]
-        self._cells = [_cell(c) for c in self.columns]
+        self._cells = [(_cell(c), isinstance(c, Encrypted)) for c in self.columns]
         self._sealed = [c for c in self.columns if isinstance(c, Encrypted)]
+        self._sealed_names = [c._meta.name for c in self._sealed]
         self._sealed_place = tuple((c._meta.db_column_name, c.kind) for c in self._sealed)
         names = ", ".join(f'"{c._meta.db_column_name}"' for c in self.columns)
         into = f"INSERT INTO {table._meta.get_formatted_tablename()} ({names}) "
@@ -49,7 +51,15 @@ class Cells:
     def of_one(self, row: Table) -> list[Any]:
         """The arguments of ``one``."""
         values = row.__dict__
-        return [cell(values) for cell in self._cells]
+        sealed = iter(self._sealed_cells(row))
+        return [next(sealed) if encrypted else cell(values) for cell, encrypted in self._cells]
+
+    def _sealed_cells(self, row: Table) -> list[Any]:
+        together = self._seal_together((row,))
+        return [
+            None if row.__dict__[name] is None else Deferred(lambda keys, at=at: together(keys)[at][0])  # type: ignore[misc]
+            for at, name in enumerate(self._sealed_names)
+        ]
 
     def of_many(self, rows: Sequence[Table]) -> list[Any]:
         """The arguments of ``many``: the tenant, and an array a column."""
@@ -58,8 +68,7 @@ class Cells:
 
     def _seal_together(self, rows: Sequence[Table]) -> Callable[[TenantKeys], list[list[bytes | None]]]:
         """Seals all encrypted columns, row by row, when the first of them is bound: one ``urandom`` a row."""
-        table, place = self.table._meta.tablename, self._sealed_place
-        names = [c._meta.name for c in self._sealed]
+        table, place, names = self.table._meta.tablename, self._sealed_place, self._sealed_names
         done: list[tuple[TenantKeys, list[list[bytes | None]]]] = []
 
         def columns(keys: TenantKeys) -> list[list[bytes | None]]:
@@ -77,7 +86,7 @@ class Cells:
     ) -> Any:
         name = column._meta.name
         if isinstance(column, Encrypted):
-            at = [c._meta.name for c in self._sealed].index(name)
+            at = self._sealed_names.index(name)
             return Deferred(lambda keys: sealed(keys)[at])
         if isinstance(column, BlindIndex):
             label, spec = column.label, column.spec
@@ -108,10 +117,14 @@ def index_argument(index: BlindIndex, values: dict[str, Any]) -> Any:
     return Deferred(lambda keys: keys.blind(label, spec, value))
 
 
-def indexes_of(table: type[Table], columns: Sequence[Column]) -> list[BlindIndex]:
+@functools.cache
+def _indexes_of(table: type[Table], names: tuple[str, ...]) -> tuple[BlindIndex, ...]:
+    return tuple(c for c in table._meta.columns if isinstance(c, BlindIndex) and set(names) & set(c.of))
+
+
+def indexes_of(table: type[Table], columns: Sequence[Column]) -> tuple[BlindIndex, ...]:
     """The blind indexes that hash any of the columns."""
-    names = {column._meta.name for column in columns}
-    return [c for c in table._meta.columns if isinstance(c, BlindIndex) and names & set(c.of)]
+    return _indexes_of(table, tuple(column._meta.name for column in columns))
 
 
 def placeholder(column: Column) -> str:
@@ -125,14 +138,6 @@ def _cell(column: Column) -> Cell:
         return lambda _: TENANT
     if isinstance(column, BlindIndex):
         return lambda values: index_argument(column, values)
-    if isinstance(column, Encrypted):
-        table, db_name, kind = column._meta.table._meta.tablename, column._meta.db_column_name, column.kind
-
-        def seal(values: dict[str, Any]) -> Any:
-            value = values[name]
-            return None if value is None else Sealed(table, db_name, values["id"], value, kind)
-
-        return seal
     return lambda values: plain(values[name], column)
 
 

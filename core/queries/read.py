@@ -62,28 +62,10 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
 
     def _shape(self, where: Combinable, arguments: list[Any]) -> Hashable:
         """What tells this query from others that compile to other SQL."""
-        if (
-            self.group_by_delegate._group_by
-            or self.distinct_delegate._distinct.enabled
-            or self.having_delegate._where
-            or self.lock_rows_delegate._lock_rows
-            or self.as_of_delegate._as_of
-            or self.offset_delegate._offset
-        ):
+        if self.group_by_delegate._group_by or self.distinct_delegate._distinct.enabled or self.having_delegate._where:
             raise NO_SHAPE
-        limit = self.limit_delegate._limit
-        return (
-            self.table,
-            self.exclude_secrets,
-            columns_shape(self.columns_delegate.selected_columns),
-            where_shape(where, arguments),
-            tuple(
-                (columns_shape(item.columns), item.ascending)
-                for item in self.order_by_delegate._order_by.order_by_items
-            ),
-            # Numbers stay in the text: a generic plan that does not know how few rows are wanted sorts them all.
-            limit and limit.number,
-        )
+        columns = columns_shape(self.columns_delegate.selected_columns)
+        return (self.table, self.exclude_secrets, columns, where_shape(where, arguments), _rows_shape(self))
 
     def _compile(self, where: Combinable) -> Plan:
         selected = list(self.columns_delegate.selected_columns)
@@ -160,6 +142,24 @@ class TenantObjects(Kept, Objects):  # type: ignore[type-arg]
 
     @property
     def default_querystrings(self) -> Sequence[QueryString]:
+        if self.prefetch_delegate.fk_columns:
+            return self._select().querystrings
+        # Most queries of most programs: whole rows, by a shape that was met before. Nothing is built for them.
+        where = pin(self.table, self.where_delegate._where)
+        arguments: list[Any] = []
+        try:
+            shape = (self.table, "objects", where_shape(where, arguments), _rows_shape(self))
+        except NO_SHAPE:
+            return self._select().querystrings
+        plan = SHAPES.find(shape, arguments)
+        if plan is None:
+            select = self._select()
+            select.columns(*self.table.all_columns())
+            plan = SHAPES.keep(shape, select._compile(where), arguments)
+        return [plan]
+
+    def _select(self) -> TenantSelect:
+        """The select that fetches the objects' rows."""
         select = TenantSelect(table=self.table)
         for delegate in (
             "as_of_delegate",
@@ -180,7 +180,7 @@ class TenantObjects(Kept, Objects):  # type: ignore[type-arg]
                 for step in (*foreign_key._meta.call_chain, foreign_key):
                     select.columns(*step.all_columns())
             select.output_delegate.output(nested=True)
-        return select.querystrings
+        return select
 
 
 class TenantCount(Kept, Count):
@@ -213,6 +213,18 @@ class TenantRaw(Kept, Raw):
     @property
     def default_querystrings(self) -> Sequence[QueryString]:
         return [RawPlan("{}", self.querystring)]
+
+
+def _rows_shape(query: TenantSelect | TenantObjects) -> Hashable:
+    """The shape of what chooses among the rows that a condition finds."""
+    if query.lock_rows_delegate._lock_rows or query.as_of_delegate._as_of or query.offset_delegate._offset:
+        raise NO_SHAPE
+    limit = query.limit_delegate._limit
+    order = tuple(
+        (columns_shape(item.columns), item.ascending) for item in query.order_by_delegate._order_by.order_by_items
+    )
+    # Numbers stay in the text: a generic plan that does not know how few rows are wanted sorts them all.
+    return order, limit and limit.number
 
 
 def opened_columns(selected: Sequence[Any]) -> tuple[list[Opened], list[Column]]:

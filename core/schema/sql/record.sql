@@ -13,6 +13,14 @@ begin
     if action in ('insert', 'update', 'delete', 'read') then
         raise exception using errcode = 'CH014', message = 'that kind of record is written by the database alone';
     end if;
+    -- As in ACTION_TYPES of core/tables.py.
+    if action not in (
+        'export', 'login', 'login_failed', 'logout', 'break_glass', 'search', 'key_rotation', 'key_shredding',
+        'tenant_change', 'audit_read', 'seal'
+    ) or action is null then
+        raise exception using errcode = 'check_violation', constraint = 'user_action_audit_log_action_known',
+            table = 'user_action_audit_log', message = 'there is no such kind of record';
+    end if;
     insert into public.user_action_audit_log (
         id, tenant_id, user_id, action_type, table_name, record_id, old_values, new_values, request_id, source_ip, reason
     )

@@ -13,22 +13,26 @@ declare
     request text;
     source inet;
     why text;
+    xid bigint;
     written bigint;
 begin
     if ids is null then
         return 0;
     end if;
     s := charthold.scope();
-    tenant := substr(s, 11, 36)::uuid;
-    actor := substr(s, 47, 36)::uuid;
+    tenant := substr(s, 11, 36);
+    actor := substr(s, 47, 36);
     s := substr(s, 83);
     request := nullif(split_part(s, chr(31), 2), '');
-    source := nullif(split_part(s, chr(31), 3), '')::inet;
+    source := nullif(split_part(s, chr(31), 3), '');
     why := split_part(s, chr(31), 4);
+    -- Once a statement; as the default of the column it would be worked out for each row.
+    xid := pg_current_xact_id()::text;
     insert into public.user_action_audit_log (
-        tenant_id, user_id, action_type, table_name, record_id, changed_columns, request_id, source_ip, reason
+        tenant_id, user_id, action_type, table_name, record_id, changed_columns, request_id, source_ip, reason,
+        transaction_id
     )
-    select tenant, actor, 'read', shown, row_id, opened, request, source, why
+    select tenant, actor, 'read', shown, row_id, opened, request, source, why, xid
     from unnest(ids) as row_id
     where row_id is not null;
     get diagnostics written = row_count;

@@ -9,14 +9,19 @@
 -- request id, source ip and reason, each behind a unit separator (U+001F), which is in none of them.
 -- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
 --
--- It runs once for each policy that a statement meets, so it is short: two look-ups and expressions, 9 microseconds.
+-- It runs once for each policy that a statement meets, so it is short: two look-ups and expressions, 9 microseconds. The
+-- tenant and the actor are taken out of the token once, not once for each row that a look-up compares, and a look-up
+-- goes by the index even where the planner thinks a small table is read faster whole.
 create function charthold.scope() returns text
     language plpgsql stable parallel restricted security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
 as $$
 declare
     token constant text := current_setting('charthold.scope', true);
     payload constant text := substr(token, 65);
+    tenant uuid;
+    actor uuid;
     inner_pad bytea;
     outer_pad bytea;
     answer text;
@@ -42,13 +47,15 @@ begin
         raise exception using errcode = 'CH004', message = 'the scope belongs to another connection';
     end if;
 
+    tenant := substr(payload, 29, 36);
+    actor := substr(payload, 65, 36);
     -- What the actor may do now: in a suspended or closed tenant admins and auditors read, nobody else does anything.
     select rpad(case when p.tenant_open then p.role when p.role in ('admin', 'auditor') then 'auditor' end, 9)
             || case when p.facility_scope is null then ' ' else '*' end
             || substr(payload, 29, 72) || coalesce(p.facility_scope::text, '') || chr(31) || substr(payload, 101)
         into answer
     from charthold.principal as p
-    where p.tenant_id = substr(payload, 29, 36)::uuid and p.user_id = substr(payload, 65, 36)::uuid;
+    where p.tenant_id = tenant and p.user_id = actor;
     if answer is null then
         raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant';
     end if;
