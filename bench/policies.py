@@ -45,7 +45,7 @@ LIST = "select * from {table} where tenant_id = $1 and status = 'active' order b
 GATE = "(select pg_catalog.set_config('charthold.scope', ${last}, true)) is not null"
 # What the policies of ``client`` ask.
 ANSWERS = (
-    "select 1 where (select charthold.tenant_id()) is not null and (select charthold.actor_role_everywhere() <> '')"
+    "select 1 where (select charthold.tenant_id()) is not null and (select charthold.tenant_everywhere()) is not null"
 )
 
 

@@ -69,18 +69,6 @@ $$""",
     )
 
     manager.add_function(
-        name="charthold.actor_role_everywhere",
-        source="""-- The role of a user who is not bound to facilities. A bound user's ends in an asterisk and equals no role, so a policy
--- that asks this first answers for the common case with one check.
-create function charthold.actor_role_everywhere() returns text
-    language sql stable parallel restricted
-as $$
-    select pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 1, 10))
-$$""",
-        execute_to=("app_runtime", "app_auditor"),
-    )
-
-    manager.add_function(
         name="charthold.archive_partition",
         signature="(text)",
         source="""-- Detaches one month of the audit log, so that it can be dumped and kept elsewhere, 164.316(b)(2)(i).
@@ -131,6 +119,21 @@ begin
     return kept;
 end
 $$""",
+    )
+
+    manager.add_function(
+        name="charthold.claimed_tenant",
+        source="""-- The tenant that the token names, not verified: for a policy that only finds the index, beside one that verifies. Without
+-- a token charthold.scope() says so.
+create function charthold.claimed_tenant() returns uuid
+    language sql stable parallel restricted
+as $$
+    select coalesce(
+        nullif(pg_catalog.substr(pg_catalog.current_setting('charthold.scope', true), 93, 36), '')::pg_catalog.uuid,
+        charthold.tenant_id()
+    )
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
     )
 
     manager.add_function(
@@ -505,8 +508,8 @@ $$""",
 -- goes by the index even where the planner thinks a small table is read faster whole.
 create function charthold.scope() returns text
     language plpgsql stable parallel restricted security definer
-    set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     token constant text := current_setting('charthold.scope', true);
@@ -599,6 +602,23 @@ begin
     return encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(payload, 'UTF8'))), 'hex') || payload;
 end
 $$""",
+    )
+
+    manager.add_function(
+        name="charthold.tenant_everywhere",
+        source="""-- The tenant of the open scope, for a user who sees all of it; null for one who is bound to facilities. A policy that asks
+-- this first answers for the common case with one check.
+create function charthold.tenant_everywhere() returns uuid
+    language plpgsql stable parallel restricted
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+begin
+    return case when substr(s, 10, 1) = ' ' then substr(s, 11, 36)::uuid end;
+end
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
     )
 
     manager.add_function(

@@ -999,28 +999,33 @@ $$""",
         table="client",
         name="delete_by_role",
         command="delete",
-        using="case when (select charthold.actor_role_everywhere() in ('admin', 'system')) then true when (select charthold.actor_role() in ('admin', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
+        using="(select charthold.actor_role()) in ('admin', 'system')",
     )
 
     manager.add_policy(
         table="client",
         name="insert_by_role",
         command="insert",
-        check="case when (select charthold.actor_role_everywhere() in ('admin', 'clinician', 'system')) then true when (select charthold.actor_role() in ('admin', 'clinician', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
+        check="(select charthold.actor_role()) in ('admin', 'clinician', 'system')",
+    )
+
+    manager.add_policy(
+        table="client", name="select_by_role", command="select", using="true"
     )
 
     manager.add_policy(
         table="client",
-        name="select_by_role",
-        command="select",
-        using="case when (select charthold.actor_role_everywhere() in ('admin', 'clinician', 'billing', 'auditor', 'system')) then true when (select charthold.actor_role() in ('admin', 'clinician', 'billing', 'auditor', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
+        name="tenant_index",
+        using="tenant_id = (select charthold.claimed_tenant())",
+        check="tenant_id = (select charthold.claimed_tenant())",
+        restrictive=True,
     )
 
     manager.add_policy(
         table="client",
         name="tenant_isolation",
-        using="tenant_id = (select charthold.tenant_id())",
-        check="tenant_id = (select charthold.tenant_id())",
+        using="case when tenant_id = (select charthold.tenant_everywhere()) then true when tenant_id = (select charthold.tenant_id()) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
+        check="case when tenant_id = (select charthold.tenant_everywhere()) then true when tenant_id = (select charthold.tenant_id()) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
         restrictive=True,
     )
 
@@ -1028,8 +1033,8 @@ $$""",
         table="client",
         name="update_by_role",
         command="update",
-        using="case when (select charthold.actor_role_everywhere() in ('admin', 'clinician', 'billing', 'system')) then true when (select charthold.actor_role() in ('admin', 'clinician', 'billing', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
-        check="case when (select charthold.actor_role_everywhere() in ('admin', 'clinician', 'billing', 'auditor', 'system')) then true when (select charthold.actor_role() in ('admin', 'clinician', 'billing', 'auditor', 'system')) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
+        using="(select charthold.actor_role()) in ('admin', 'clinician', 'billing', 'system')",
+        check="true",
     )
 
     manager.add_grant(

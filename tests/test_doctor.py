@@ -111,7 +111,7 @@ BROKEN = (
     # access
     Broken("drop policy select_by_role on facility", "permissions", "policy select_by_role on public.facility"),
     Broken(
-        "create policy everybody on client for select using (true)", "permissions", "policy everybody on public.client"
+        "create policy everybody on client for delete using (true)", "permissions", "policy everybody on public.client"
     ),
     Broken(
         "create policy on_monday on client for delete using (status = 'active')",

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 from core.doctor.check import Notes, check
 from core.doctor.live import Live, TableInfo, plural
-
-__all__ = ["is_isolation"]
-
-# What PostgreSQL makes of ``tenant_id = (select charthold.tenant_id())``.
-PINNED = re.compile(r"\(?(\w+) = \( SELECT charthold\.tenant_id\(\) AS tenant_id\)\)?")
+from core.doctor.policy import ask_policy, crosses, tenant_column
+from core.tenant_table import policies
 
 # Unique indexes and foreign keys, with the column that each begins with on either side.
 KEYS = """
@@ -58,31 +52,40 @@ async def tenant_policies(live: Live, notes: Notes) -> None:
     """One restrictive policy pins the tenant; whatever permissive policy comes later can only narrow."""
     checked = live.isolated()
     for name in checked:
-        column = "id" if name == "public.tenant" else "tenant_id"
-        title = f"tenant_isolation on {name}"
-        if any(is_isolation(policy, column) for policy in live.catalog["policy"].values() if policy["on"] == name):
+        column, title = tenant_column(name), f"tenant_isolation on {name}"
+        if await _isolated(live, name):
             continue
         notes.fail(
             f"{name} has no restrictive policy that pins {column} to the scope's tenant for every command.",
             subject=f"policy {title}",
             # One that is there, and unlike ours, drift replaces.
-            sql=""
-            if title in live.catalog["policy"]
-            else f"create policy tenant_isolation on {name} as restrictive using ({column} = "
-            f"(select charthold.tenant_id())) with check ({column} = (select charthold.tenant_id()));",
+            sql="" if title in live.catalog["policy"] else _isolation(live, name),
         )
     notes.end(f"A restrictive policy for every command pins the tenant on each of {plural(len(checked), 'table')}.")
 
 
-def is_isolation(policy: dict[str, Any], column: str) -> bool:
-    """True for a policy that lets no command of no role leave the tenant."""
-    said = [PINNED.fullmatch(policy[clause] or "") for clause in ("using", "check")]
-    return bool(
-        policy["restrictive"]
-        and policy["command"] == "all"
-        and policy["to"] == ["public"]
-        and all(match is not None and match[1] == column for match in said)
+def _isolation(live: Live, table: str) -> str:
+    """What creates the policy, as the table is declared."""
+    facility = getattr(live.declared().get(table), "facility_column", None)
+    ours = policies(table.removeprefix("public."), tenant_column(table), facility_column=facility)
+    policy = next(policy for policy in ours if policy.name == "tenant_isolation")
+    return (
+        f"create policy tenant_isolation on {table} as restrictive using ({policy.using}) with check ({policy.check});"
     )
+
+
+async def _isolated(live: Live, table: str) -> bool:
+    """Whether one policy lets no command of no role leave the tenant, whatever other policies there are."""
+    facility = getattr(live.declared().get(table), "facility_column", None)
+    for policy in live.catalog["policy"].values():
+        if policy["on"] != table or not policy["restrictive"] or policy["command"] != "all":
+            continue
+        # Each condition by itself: of the rows found, and of the rows left.
+        sides = [policy | {"check": None}, policy | {"using": None}]
+        answers = [await ask_policy(live, side, table, facility) for side in sides]
+        if policy["to"] == ["public"] and all(answer is not None and not crosses(answer) for answer in answers):
+            return True
+    return False
 
 
 @check("164.312(a)(1)")

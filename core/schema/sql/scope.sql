@@ -14,8 +14,8 @@
 -- goes by the index even where the planner thinks a small table is read faster whole.
 create function charthold.scope() returns text
     language plpgsql stable parallel restricted security definer
-    set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     token constant text := current_setting('charthold.scope', true);
