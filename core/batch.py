@@ -13,6 +13,7 @@ from core.crypto.keyring import MissingKeyError
 from core.explain import explain
 from core.plan import Plan, bind, needs_keys, open_rows
 from core.scope import Scope, current_scope
+from core.transactions import RECORD_LOOK, RECORD_READ, Shown
 
 if TYPE_CHECKING:
     from core.engine import ChartholdEngine
@@ -35,6 +36,9 @@ class Batch(BaseBatch):
         self._transaction: Any = None
         self._cursor: Any = None
         self._scope: Scope | None = None
+        # What recorded that rows were shown, should the server take it back.
+        self._shown: list[Shown] = []
+        self._broken = False
 
     async def __aenter__(self) -> Self:
         self._query._validate()
@@ -51,6 +55,8 @@ class Batch(BaseBatch):
             self._transaction = link.connection.transaction()
             await self._transaction.start()
             await self._engine.set_scope(link, scope)
+            if self._plan is not None and self._plan.looked_at:
+                await link.connection.fetchval(RECORD_LOOK, self._plan.looked_at, None, None)
             self._cursor = await link.connection.cursor(sql, *bind(arguments, scope.tenant, self._keys))
         except BaseException as error:
             await self._end(failed=True)
@@ -74,12 +80,9 @@ class Batch(BaseBatch):
             if self._plan is not None:
                 # No record, no rows: the record is written in the cursor's transaction, before anything is opened.
                 for opened in self._plan.opened:
-                    await self._link.connection.fetchval(
-                        "select charthold.record_read($1, $2, $3)",
-                        opened.table,
-                        [row[opened.row] for row in rows],
-                        opened.names,
-                    )
+                    recorded = opened.table, [row[opened.row] for row in rows], opened.names
+                    await self._link.connection.fetchval(RECORD_READ, *recorded)
+                    self._shown.append((RECORD_READ, recorded))
                 try:
                     shown = open_rows(self._plan, rows, self._keys)
                 except MissingKeyError as missing:
@@ -87,6 +90,7 @@ class Batch(BaseBatch):
                     self._keys = await self._engine.keys_of(self._scope, missing.version)
                     shown = open_rows(self._plan, rows, self._keys)
         except asyncpg.PostgresError as error:
+            self._broken = True
             raise explain(error) from None
         return await self._query._process_results(shown)
 
@@ -105,9 +109,22 @@ class Batch(BaseBatch):
             return
         try:
             if self._transaction is not None:
-                await (self._transaction.rollback() if failed else self._transaction.commit())
+                # What was shown stays shown when the caller fails, so its records are committed; SQL that a person
+                # wrote may have changed something, and is not.
+                if self._broken or (failed and self._plan is None):
+                    await self._transaction.rollback()
+                    await self._record_again(link)
+                else:
+                    await self._transaction.commit()
         except BaseException:
             link.dirty = True
             raise
         finally:
             await self._engine.release(link)
+
+    async def _record_again(self, link: Link) -> None:
+        if self._shown and self._scope is not None:
+            async with link.connection.transaction():
+                await self._engine.set_scope(link, self._scope)
+                for sql, arguments in self._shown:
+                    await link.connection.fetchval(sql, *arguments)

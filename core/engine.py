@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
@@ -34,7 +35,7 @@ from core.residue import leaves_nothing
 from core.scope import Scope, current_scope
 from core.settings import Settings, settings
 from core.token import TokenKey
-from core.transactions import Transaction
+from core.transactions import RECORD_LOOK, RECORD_READ, Transaction
 
 __all__ = ["ChartholdEngine", "engine", "owner_mode"]
 
@@ -268,8 +269,10 @@ class ChartholdEngine(PostgresEngine):
                 rows = await self._fetch(link, scope, sql, bound)
         if not plan.returns:
             return plan.answer
-        if transaction is not None and plan.opened:
-            transaction.shown.extend((o.table, [row[o.row] for row in rows], o.names) for o in plan.opened)
+        if transaction is not None:
+            transaction.shown += [(RECORD_READ, (o.table, [row[o.row] for row in rows], o.names)) for o in plan.opened]
+            if plan.looked_at:
+                transaction.shown.append((RECORD_LOOK, (plan.looked_at, None, json.dumps({"rows": len(rows)}))))
         try:
             return open_rows(plan, rows, keys)
         except MissingKeyError as missing:

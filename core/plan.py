@@ -110,6 +110,7 @@ class Statement:
     ``relaxed`` is the same for a read by itself whose records need not be on disk before it is answered.
     ``outputs``: how many of the columns that come back are the caller's; the ids behind them are ours.
     ``returns``: False for a statement without rows, such as an update without RETURNING.
+    ``looked_at``: the table whose reading is recorded once, whatever is shown of it; or empty.
     ``trusted``: False when it could leave something in its session; the connection is then closed after use.
     """
 
@@ -120,13 +121,14 @@ class Statement:
     opened: tuple[Opened, ...]
     outputs: int | None
     returns: bool
+    looked_at: str
     trusted: bool
 
 
 class Plan(QueryString):
     """A statement of ours with its arguments, as a QueryString of Piccolo's."""
 
-    __slots__ = ("_statement", "answer", "keep", "opened", "outputs", "returns")
+    __slots__ = ("_statement", "answer", "keep", "looked_at", "opened", "outputs", "returns")
 
     def __init__(
         self,
@@ -136,8 +138,11 @@ class Plan(QueryString):
         outputs: int | None = None,
         returns: bool = True,
         keep: Callable[[Sequence[Any]], bool] | None = None,
+        looked_at: str = "",
     ) -> None:
         super().__init__(template, *args)
+        # The table, when to read it is an action of its own to be recorded: the audit log.
+        self.looked_at = looked_at or _looked_at(self)
         # Which rows are shown, judged by their opened values; None: all.
         self.keep = keep
         self.opened = tuple(opened)
@@ -163,6 +168,7 @@ class Plan(QueryString):
         plan.returns = statement.returns
         plan.keep = None
         plan.answer = []
+        plan.looked_at = statement.looked_at
         plan._statement = statement
         return plan
 
@@ -187,6 +193,7 @@ class Plan(QueryString):
                 opened=self.opened,
                 outputs=self.outputs,
                 returns=self.returns,
+                looked_at=self.looked_at,
                 trusted=trusted,
             )
         return self._statement, arguments
@@ -211,6 +218,11 @@ class Plan(QueryString):
             f" '{{{','.join(opened.names)}}}')) is not null"
             for opened in self.opened
         )
+        if self.looked_at:
+            records += (
+                f" and (select charthold.record('audit_read', '{self.looked_at}', null, null,"
+                " jsonb_build_object('rows', (select count(*) from r)))) is not null"
+            )
         if relaxed and materialized and records:
             records = " and (select pg_catalog.set_config('synchronous_commit', 'off', true)) is not null" + records
         return f"with r as{materialized} ({sql}\n) select * from r where {gate}{records}"
@@ -251,6 +263,16 @@ def open_rows(plan: Plan, rows: Sequence[Any], keys: TenantKeys | None) -> list[
     if plan.keep is not None:
         values = [row for row in values if plan.keep(row)]
     return [dict(zip(names, row, strict=False)) for row in values]
+
+
+def _looked_at(query: QueryString) -> str:
+    """What a query inside this one looks at."""
+    for argument in query.args:
+        if isinstance(argument, QueryString) and (
+            found := argument.looked_at if isinstance(argument, Plan) else _looked_at(argument)
+        ):
+            return found
+    return ""
 
 
 def row_alias(position: int) -> str:

@@ -303,6 +303,8 @@ class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
     source_ip = Inet(null=True)
     transaction_id = TransactionId()
 
+    reading_is_recorded = True
+
     waived: ClassVar[Mapping[str, str]] = {
         "table_name": "the name of a table",
         "old_values": "copies of columns, each as the column holds it: PHI stays sealed",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
-from uuid import UUID
 
 from piccolo.engine.postgres import PostgresTransaction
 
@@ -16,7 +15,13 @@ from core.scope import Scope
 if TYPE_CHECKING:
     from core.engine import ChartholdEngine
 
-__all__ = ["Transaction"]
+__all__ = ["RECORD_LOOK", "RECORD_READ", "Shown", "Transaction"]
+
+Shown = tuple[str, tuple[Any, ...]]
+
+# Rows were shown, with these columns opened; the log was looked at.
+RECORD_READ = "select charthold.record_read($1, $2::uuid[], $3::text[])"
+RECORD_LOOK = "select charthold.record('audit_read', $1, $2, null, $3::jsonb)"
 
 
 class Transaction(PostgresTransaction):
@@ -33,8 +38,8 @@ class Transaction(PostgresTransaction):
         self._savepoint: Any = None
         self._scope: Scope | None = None
         self._task: asyncio.Task[Any] | None = None
-        # What was shown in it: table, row ids, columns.
-        self.shown: list[tuple[str, list[UUID], list[str]]] = []
+        # What recorded that something was shown in it: SQL and arguments.
+        self.shown: list[Shown] = []
         self._shown_before = 0
 
     @property
@@ -82,13 +87,13 @@ class Transaction(PostgresTransaction):
                 "A transaction keeps the scope of its first statement. End it before you change the scope."
             )
 
-    async def record_again(self, shown: list[tuple[str, list[UUID], list[str]]]) -> None:
+    async def record_again(self, shown: list[Shown]) -> None:
         """Record again what was shown before a rollback took its records away: what was seen stays seen."""
         if not shown or self._scope is None or self._link is None:
             return
         await self.engine_.set_scope(self._link, self._scope)
-        for table, rows, columns in shown:
-            await self._link.connection.fetchval("select charthold.record_read($1, $2, $3)", table, rows, columns)
+        for sql, arguments in shown:
+            await self._link.connection.fetchval(sql, *arguments)
 
     async def __aexit__(
         self,

@@ -382,3 +382,61 @@ async def test_relaxed_read_records_do_not_wait_for_the_disk_and_writes_still_do
     monkeypatch.undo()
     async with lakeside.as_admin():
         assert len(await who_saw(Client, lakeside.client)) >= 3
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda: UserActionAuditLog.select(),
+        lambda: UserActionAuditLog.select(UserActionAuditLog.action_type).limit(3),
+        lambda: UserActionAuditLog.objects().first(),
+        lambda: UserActionAuditLog.count(),
+        lambda: UserActionAuditLog.exists().where(UserActionAuditLog.action_type == "insert"),
+        lambda: UserActionAuditLog.select().freeze(),
+        lambda: User.select(User.id).where(User.id.is_in(UserActionAuditLog.select(UserActionAuditLog.user_id))),
+    ],
+    ids=["select", "some columns", "objects", "count", "exists", "frozen", "sub-select"],
+)
+async def test_a_query_of_the_log_is_recorded_once(look: Any, lakeside: Clinic, owner: asyncpg.Connection) -> None:
+    async def looks() -> int:
+        return await owner.fetchval(
+            "select count(*) from user_action_audit_log where action_type = 'audit_read'"
+            " and table_name = 'user_action_audit_log' and user_id = $1 and new_values ? 'rows'",
+            lakeside.admin,
+        )
+
+    before = await looks()
+    async with lakeside.as_admin("looking around"):
+        await look().run()
+        assert await looks() == before + 1
+        with pytest.raises(ZeroDivisionError):
+            async with transaction():
+                await look().run()
+                1 / 0  # noqa: B018
+        assert await looks() == before + 2, "what was looked at stays looked at"
+
+
+async def test_the_log_in_batches_is_recorded_before_the_first(lakeside: Clinic, owner: asyncpg.Connection) -> None:
+    count = "select count(*) from user_action_audit_log where action_type = 'audit_read' and user_id = $1"
+    before = await owner.fetchval(count, lakeside.admin)
+    async with lakeside.as_admin("looking around"):
+        async with await UserActionAuditLog.select().batch(batch_size=2) as batch:
+            async for _ in batch:
+                break
+    assert await owner.fetchval(count, lakeside.admin) == before + 1
+
+
+async def test_what_history_showed_in_a_transaction_that_fails_stays_recorded(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    count = "select count(*) from user_action_audit_log where action_type = $2 and record_id = $1"
+    async with lakeside.as_admin("review"):
+        client = someone(lakeside, "Osei")
+        await client.save()
+        with pytest.raises(ZeroDivisionError):
+            async with transaction():
+                assert await client.history()
+                await who_saw(Client, client.id)
+                1 / 0  # noqa: B018
+    assert await owner.fetchval(count, client.id, "read") == 1
+    assert await owner.fetchval(count, client.id, "audit_read") == 1

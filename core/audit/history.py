@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from uuid import UUID
 
 from piccolo.columns import JSONB, Array, Column, ForeignKey
@@ -24,6 +24,7 @@ from core.engine import engine
 from core.errors import ChartholdError, ProtectedQueryError
 from core.plan import Plan
 from core.scope import current_scope
+from core.transactions import RECORD_READ, Transaction
 
 if TYPE_CHECKING:
     from core.crypto.keyring import TenantKeys
@@ -223,6 +224,7 @@ async def _recorded(table: type[TenantTable], rows: list[UUID]) -> TenantKeys | 
     await engine().run_plan(
         Plan("select charthold.record_read({}, {}::uuid[], {}::text[]) as shown", name, rows, sealed)
     )
+    cast("Transaction", engine().current_transaction.get()).shown.append((RECORD_READ, (name, rows, sealed)))
     return await engine().keys_of(current_scope())
 
 

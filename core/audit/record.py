@@ -11,6 +11,7 @@ from piccolo.table import Table
 
 from core.engine import engine
 from core.plan import Plan
+from core.transactions import RECORD_LOOK, Transaction
 
 __all__ = ["record"]
 
@@ -37,4 +38,7 @@ async def record(
         None if new is None else json.dumps(new, default=str),
     )
     rows = await engine().run_plan(plan)
+    transaction = cast("Transaction | None", engine().current_transaction.get())
+    if action == "audit_read" and transaction is not None:
+        transaction.shown.append((RECORD_LOOK, tuple(plan.args[n] for n in (1, 2, 4))))
     return cast("UUID", rows[0]["id"])

@@ -85,7 +85,8 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
         planned.where_delegate = WhereDelegate(_where=where)
         statement = Select.default_querystrings.fget(planned)[0]  # type: ignore[attr-defined]
         keep = _judge(found, len(selected)) if found else None
-        return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep)
+        looked_at = self.table._meta.tablename if getattr(self.table, "reading_is_recorded", False) else ""
+        return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep, looked_at=looked_at)
 
     def _refuse_what_cannot_be_judged_later(self, found: Approximate, selected: Sequence[Selectable]) -> None:
         for asked, what in (
