@@ -85,12 +85,12 @@ def decoder(kind: Kind | None) -> Callable[[bytes], Any]:
     """What ``decode`` does for one kind, for callers that are ``forgetful`` themselves."""
     if kind is None:
         return partial(_decode, None)
-    tag, read = bytes((kind,)), _DECODERS[kind]
+    tag, read = int(kind), _DECODERS[kind]
 
     def typed(plaintext: bytes) -> Any:
         # ``unpad`` and the tag in one go: a list of fifty patients is four hundred values.
         content = plaintext.rstrip(b"\0")
-        if content[:1] == tag and content[-1:] == b"\x80":
+        if content and content[0] == tag and content[-1] == 0x80:
             try:
                 return read(content[1:-1])
             except _REFUSALS:
