@@ -13,8 +13,8 @@ SQL = Path(__file__).parent / "schema" / "sql"
 
 # Which role may call what; nobody else may call anything. Trigger functions are called by triggers only.
 CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "actor_facilities": ("actor_facilities", "()", ("app_runtime", "app_auditor")),
     "actor_id": ("actor_id", "()", ("app_runtime", "app_auditor")),
+    "actor_places": ("actor_places", "()", ("app_runtime", "app_auditor")),
     "actor_role": ("actor_role", "()", ("app_runtime", "app_auditor")),
     "archive_partition": ("archive_partition", "(text)", ()),
     "claimed_tenant": ("claimed_tenant", "()", ("app_runtime", "app_auditor")),

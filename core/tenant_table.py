@@ -396,7 +396,7 @@ def _isolation(tenant_column: str, facility_column: str | None) -> Iterator[Poli
         claimed = f"{tenant_column} = (select charthold.claimed_tenant())"
         yield Policy(name="tenant_index", command="all", using=claimed, check=claimed, restrictive=True)
         here = (
-            f"case when {tenant_column} = (select charthold.tenant_everywhere()) then true when {here}"
-            f" then {facility_column} = any ((select charthold.actor_facilities())::uuid[]) else false end"
+            f"case when {tenant_column} = (select charthold.tenant_everywhere()) then true else"
+            f" {tenant_column}::text || {facility_column}::text = any ((select charthold.actor_places())::text[]) end"
         )
     yield Policy(name="tenant_isolation", command="all", using=here, check=here, restrictive=True)

@@ -36,23 +36,30 @@ async def forwards():
     )
 
     manager.add_function(
-        name="charthold.actor_facilities",
-        source="""-- The facilities that the open scope's user is bound to; null means all of the tenant's.
-create function charthold.actor_facilities() returns uuid[]
-    language sql stable parallel restricted
-as $$
-    select nullif(pg_catalog.split_part(pg_catalog.substr(charthold.scope(), 83), pg_catalog.chr(31), 1), '')::pg_catalog.uuid[]
-$$""",
-        execute_to=("app_runtime", "app_auditor"),
-    )
-
-    manager.add_function(
         name="charthold.actor_id",
         source="""-- The user of the open scope.
 create function charthold.actor_id() returns uuid
     language sql stable parallel restricted
 as $$
     select pg_catalog.substr(charthold.scope(), 47, 36)::pg_catalog.uuid
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.actor_places",
+        source="""-- The facilities that the open scope's user is bound to, each behind its tenant: two tenants may have facilities of one id.
+-- Null for a user who sees the whole tenant.
+create function charthold.actor_places() returns text[]
+    language plpgsql stable parallel restricted
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+    facilities constant uuid[] := nullif(split_part(substr(s, 83), chr(31), 1), '');
+begin
+    return (select array_agg(substr(s, 11, 36) || facility::text) from unnest(facilities) as facility);
+end
 $$""",
         execute_to=("app_runtime", "app_auditor"),
     )

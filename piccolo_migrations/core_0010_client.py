@@ -1024,8 +1024,8 @@ $$""",
     manager.add_policy(
         table="client",
         name="tenant_isolation",
-        using="case when tenant_id = (select charthold.tenant_everywhere()) then true when tenant_id = (select charthold.tenant_id()) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
-        check="case when tenant_id = (select charthold.tenant_everywhere()) then true when tenant_id = (select charthold.tenant_id()) then facility_id = any ((select charthold.actor_facilities())::uuid[]) else false end",
+        using="case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[]) end",
+        check="case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[]) end",
         restrictive=True,
     )
 

@@ -577,6 +577,25 @@ async def test_a_user_bound_to_facilities_sees_their_clients_only(
         assert await Client.count() == 0
 
 
+async def test_a_facility_of_the_same_id_in_another_tenant_is_another_facility(
+    database: ChartholdEngine, hillside: Clinic, lakeside: Clinic
+) -> None:
+    twin = Facility(name="Twin")
+    async with hillside.as_admin():
+        await twin.save()
+        mine = someone(hillside, facility_id=twin.id)
+        await mine.save()
+    async with lakeside.as_admin():
+        await Facility(id=twin.id, name="Twin").save()
+        theirs = someone(lakeside, facility_id=twin.id)
+        await theirs.save()
+    bound = await add_user(hillside, "clinician", facility_scope=[twin.id])
+    async with scope(tenant=hillside.tenant, actor=bound, reason="treatment"):
+        assert await Client.select(Client.id).output(as_list=True) == [mine.id]
+        # By hand too, without the tenant that the ORM adds.
+        assert [row["id"] for row in await Client.raw("select id from client")] == [mine.id]
+
+
 # -- keys that sign ----------------------------------------------------------------------------------------------------
 
 
