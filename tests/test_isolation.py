@@ -258,6 +258,25 @@ async def session_settings_outlive_the_transaction(a: Attacker) -> None:
     await a.sql(*(g for g in GOALS if g.startswith("select * ")), "table client", "table app_user", "reset all")
 
 
+async def a_claim_for_the_index_and_the_own_token_for_the_rest(a: Attacker) -> None:
+    # One policy of client finds the index by what the token claims. Here the claim changes from row to row.
+    claim = a.own[:92] + str(a.theirs.tenant) + a.own[128:]
+    for first, then in ((claim, a.own), (a.own, claim)):
+        for table in ("client", "facility", "app_user"):
+            await a.sql(
+                f"with r as materialized (select g, set_config('charthold.scope', case when g = 1 then '{first}'"
+                f" else '{then}' end, true) as s from generate_series(1, 4) as g)"
+                f" select c.* from r, lateral (select t.* from {table} as t where r.s is not null offset 0) as c",
+                f"select c.* from generate_series(1, 4) as g, lateral (select set_config('charthold.scope',"
+                f" case when g = 1 then '{first}' else '{then}' end, true) offset 0) as s (s),"
+                f" lateral (select t.* from {table} as t where t.tenant_id = 'B_TENANT' and s.s is not null offset 0) as c",
+            )
+        await a.sql(
+            f"select set_config('charthold.scope', '{first}', true)",
+            f"update client set status = 'on_hold' where set_config('charthold.scope', '{then}', true) is not null",
+        )
+
+
 CONTEXTS: dict[str, Attempt] = {
     f.__name__.replace("_", " "): f
     for f in (
@@ -267,6 +286,7 @@ CONTEXTS: dict[str, Attempt] = {
         replayed_from_another_backend, replayed_after_expiry, signed_with_a_retired_key, signed_for_a_stranger,
         token_in_the_session, token_by_set_local_and_alter_role, two_contexts_in_one_statement, context_after_commit,
         context_changed_while_a_cursor_is_open, every_setting, session_settings_outlive_the_transaction,
+        a_claim_for_the_index_and_the_own_token_for_the_rest,
     )
 }  # fmt: skip
 
