@@ -79,10 +79,10 @@ class Batch(BaseBatch):
             shown = rows
             if self._plan is not None:
                 # No record, no rows: the record is written in the cursor's transaction, before anything is opened.
-                for opened in self._plan.opened:
-                    recorded = opened.table, [row[opened.row] for row in rows], opened.names
-                    await self._link.connection.fetchval(RECORD_READ, *recorded)
-                    self._shown.append((RECORD_READ, recorded))
+                recorded = [(o.table, [row[o.row] for row in rows], o.names) for o in self._plan.opened]
+                for arguments in recorded:
+                    await self._link.connection.fetchval(RECORD_READ, *arguments)
+                self._shown += [(RECORD_READ, arguments) for arguments in recorded]
                 try:
                     shown = open_rows(self._plan, rows, self._keys)
                 except MissingKeyError as missing:
@@ -111,20 +111,17 @@ class Batch(BaseBatch):
             if self._transaction is not None:
                 # What was shown stays shown when the caller fails, so its records are committed; SQL that a person
                 # wrote may have changed something, and is not.
-                if self._broken or (failed and self._plan is None):
-                    await self._transaction.rollback()
-                    await self._record_again(link)
-                else:
-                    await self._transaction.commit()
+                undone = self._broken or (failed and self._plan is None)
+                try:
+                    await (self._transaction.rollback() if undone else self._transaction.commit())
+                except BaseException:
+                    undone = True
+                    raise
+                finally:
+                    if undone:
+                        await self._engine.record_after(link, self._scope, self._shown)
         except BaseException:
             link.dirty = True
             raise
         finally:
             await self._engine.release(link)
-
-    async def _record_again(self, link: Link) -> None:
-        if self._shown and self._scope is not None:
-            async with link.connection.transaction():
-                await self._engine.set_scope(link, self._scope)
-                for sql, arguments in self._shown:
-                    await link.connection.fetchval(sql, *arguments)

@@ -31,11 +31,11 @@ from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
 from core.explain import explain
 from core.plan import LATE, Plan, RawPlan, bind, needs_keys, open_rows
 from core.pool import Link, Pool
-from core.residue import leaves_nothing
+from core.residue import ends_a_transaction, leaves_nothing
 from core.scope import Scope, current_scope
 from core.settings import Settings, settings
 from core.token import TokenKey
-from core.transactions import RECORD_LOOK, RECORD_READ, Transaction
+from core.transactions import RECORD_LOOK, RECORD_READ, Shown, Transaction
 
 __all__ = ["ChartholdEngine", "engine", "owner_mode"]
 
@@ -292,6 +292,11 @@ class ChartholdEngine(PostgresEngine):
             async with self.transaction():
                 return await self.run_raw(sql, bound)
         transaction = cast("Transaction", self.current_transaction.get())
+        if transaction.shown and ends_a_transaction(sql):
+            raise ProtectedQueryError(
+                "SQL that a person wrote cannot end a transaction or go back in it: what was shown would be taken out "
+                "of the log. Leave the transaction() block, by an error to undo it; nest another for a savepoint."
+            )
         transaction.keep_scope(scope)
         link = transaction.link
         link.dirty = True
@@ -305,6 +310,27 @@ class ChartholdEngine(PostgresEngine):
         """Set the context for the rest of the link's transaction."""
         token = scope.token(self.token_key, link.backend)
         await link.connection.fetchval("select pg_catalog.set_config('charthold.scope', $1, true)", token)
+
+    async def record_again(self, link: Link, scope: Scope, shown: Sequence[Shown]) -> None:
+        """Record again, in the link's transaction, what was shown before a rollback took its records away."""
+        token = scope.last_token(self.token_key, link.backend)
+        await link.connection.fetchval("select pg_catalog.set_config('charthold.scope', $1, true)", token)
+        for sql, arguments in shown:
+            await link.connection.fetchval(sql, *arguments)
+
+    async def record_after(self, link: Link, scope: Scope | None, shown: Sequence[Shown]) -> None:
+        """The same when that transaction is over; on another connection when this one is lost."""
+        if not shown or scope is None:
+            return
+        if link.connection.is_closed():
+            link = await self._pool().spare()
+            try:
+                await self.record_after(link, scope, shown)
+            finally:
+                await self.release(link)
+        else:
+            async with link.connection.transaction():
+                await self.record_again(link, scope, shown)
 
     async def _fetch(self, link: Link, scope: Scope, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
         token = scope.token(self.token_key, link.backend)

@@ -8,6 +8,7 @@ from piccolo.conf.apps import AppConfig, Command
 
 from core.commands.audit import audit_history, audit_search, audit_who_saw
 from core.commands.doctor import doctor
+from core.commands.family import stop_quietly
 from core.commands.import_synthea import import_synthea
 from core.commands.install_token_key import install_token_key
 from core.commands.partitions import partitions
@@ -26,6 +27,7 @@ from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, Us
 
 register_shared("core", FOUNDATION)
 install()
+stop_quietly()
 
 
 async def settle() -> None:

@@ -23,6 +23,9 @@ __all__ = [
     "set_tenant_status",
 ]
 
+# In a command: every tenant.
+RESERVED = "all"
+
 
 @dataclass(frozen=True)
 class ProvisionedTenant:
@@ -52,9 +55,11 @@ async def provision_tenant(
 ) -> ProvisionedTenant:
     """Make a tenant, its first data key and its first admin, in one transaction.
 
-    Raises ``ChartholdError`` for a slug that is taken, and asyncpg's ``CheckViolationError``, naming the constraint,
-    for a value that a table refuses. It needs no scope, and is refused inside one.
+    Raises ``ChartholdError`` for a slug that is taken or reserved, and asyncpg's ``CheckViolationError``, naming the
+    constraint, for a value that a table refuses. It needs no scope, and is refused inside one.
     """
+    if slug == RESERVED:
+        raise ChartholdError(f"{slug!r} means every tenant to the commands. Choose another slug.")
     db, tenant, admin = engine(), uuid7(), uuid7()
     key: WrappedKey = await db.keyring.make_key(tenant)
     try:

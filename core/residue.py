@@ -13,7 +13,7 @@ from typing import Any
 
 from pglast.parser import ParseError, parse_sql_json
 
-__all__ = ["is_one_statement", "leaves_nothing"]
+__all__ = ["ends_a_transaction", "is_one_statement", "leaves_nothing"]
 
 STATEMENTS = frozenset({"SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"})
 
@@ -52,6 +52,12 @@ def is_one_statement(sql: str) -> bool:
     Threat: a fragment that closes a bracket would end our statement early and go on without its gate and its records.
     """
     return len(_parsed(sql)) == 1
+
+
+@lru_cache(maxsize=4_096)
+def ends_a_transaction(sql: str) -> bool:
+    """True for BEGIN, COMMIT, ROLLBACK, SAVEPOINT and their like."""
+    return any("TransactionStmt" in statement for statement in _parsed(sql))
 
 
 def _parsed(sql: str) -> list[dict[str, Any]]:

@@ -110,16 +110,23 @@ class Scope:
         self.check()
         token = self._tokens.get((key.id, backend))
         if token is None:
-            token = self._tokens[key.id, backend] = key.sign(
-                tenant=self.tenant,
-                actor=self.actor,
-                expires=self._expires,
-                backend=backend if settings().bind_backend else ANY_BACKEND,
-                request_id=self.request_id,
-                source_ip=self.source_ip,
-                reason=self.reason,
-            )
+            token = self._tokens[key.id, backend] = self._signed(key, backend, self._expires)
         return token
+
+    def last_token(self, key: TokenKey, backend: int) -> str:
+        """For the next minute, to record what was shown in this scope, also when it has ended since."""
+        return self._signed(key, backend, int(time.time()) + 60)
+
+    def _signed(self, key: TokenKey, backend: int, expires: int) -> str:
+        return key.sign(
+            tenant=self.tenant,
+            actor=self.actor,
+            expires=expires,
+            backend=backend if settings().bind_backend else ANY_BACKEND,
+            request_id=self.request_id,
+            source_ip=self.source_ip,
+            reason=self.reason,
+        )
 
 
 def scope(

@@ -6,7 +6,7 @@ import asyncio
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
-from piccolo.engine.postgres import PostgresTransaction
+from piccolo.engine.postgres import PostgresTransaction, Savepoint
 
 from core.errors import ScopeError
 from core.pool import Link
@@ -24,10 +24,18 @@ RECORD_READ = "select charthold.record_read($1, $2::uuid[], $3::text[])"
 RECORD_LOOK = "select charthold.record('audit_read', $1, $2, null, $3::jsonb)"
 
 
+class Mark(Savepoint):
+    """``await transaction.savepoint()``. To go back to it takes no record of what was shown away."""
+
+    async def rollback_to(self) -> None:
+        await super().rollback_to()  # type: ignore[no-untyped-call]  # Piccolo's
+        await cast("Transaction", self.transaction).record_since(self.name)
+
+
 class Transaction(PostgresTransaction):
     """Statements that succeed together. Nested, it is a savepoint. It belongs to the task that opened it."""
 
-    __slots__ = ("_link", "_savepoint", "_scope", "_shown_before", "_task", "engine_", "shown")
+    __slots__ = ("_link", "_marks", "_savepoint", "_scope", "_shown_before", "_task", "engine_", "shown")
 
     def __init__(self, engine: ChartholdEngine, *, allow_nested: bool = True) -> None:
         super().__init__(engine, allow_nested=allow_nested)
@@ -41,6 +49,8 @@ class Transaction(PostgresTransaction):
         # What recorded that something was shown in it: SQL and arguments.
         self.shown: list[Shown] = []
         self._shown_before = 0
+        # How much had been shown when each savepoint was made.
+        self._marks: dict[str, int] = {}
 
     @property
     def link(self) -> Link:
@@ -87,13 +97,27 @@ class Transaction(PostgresTransaction):
                 "A transaction keeps the scope of its first statement. End it before you change the scope."
             )
 
+    async def rollback(self) -> None:
+        """Roll back before the block ends; what was shown stays recorded."""
+        await super().rollback()  # type: ignore[no-untyped-call]  # Piccolo's
+        await self.engine_.record_after(self.link, self._scope, self.shown)
+
+    async def savepoint(self, name: str | None = None) -> Savepoint:
+        made = await super().savepoint(name)
+        self._marks[made.name] = len(self.shown)
+        return Mark(made.name, self)
+
+    async def rollback_to(self, savepoint_name: str) -> None:
+        await Mark(savepoint_name, self).rollback_to()
+
+    async def record_since(self, mark: str) -> None:
+        """Record again what was shown since that savepoint was made."""
+        await self.record_again(self.shown[self._marks.get(mark, 0) :])
+
     async def record_again(self, shown: list[Shown]) -> None:
-        """Record again what was shown before a rollback took its records away: what was seen stays seen."""
-        if not shown or self._scope is None or self._link is None:
-            return
-        await self.engine_.set_scope(self._link, self._scope)
-        for sql, arguments in shown:
-            await self._link.connection.fetchval(sql, *arguments)
+        """Record again what was shown before a savepoint's rollback took its records away: what was seen stays seen."""
+        if shown and self._scope is not None and self._link is not None:
+            await self.engine_.record_again(self._link, self._scope, shown)
 
     async def __aexit__(
         self,
@@ -113,15 +137,16 @@ class Transaction(PostgresTransaction):
         if link is None:
             return False
         try:
-            if exception:
-                if not self._rolled_back:
-                    await self.transaction.rollback()
-                    if self.shown and not link.connection.is_closed():
-                        async with link.connection.transaction():
-                            self._link = link
-                            await self.record_again(self.shown)
-            elif not self._committed and not self._rolled_back:
-                await self.transaction.commit()
+            if not self._committed and not self._rolled_back:
+                undone = exception is not None
+                try:
+                    await (self.transaction.rollback() if undone else self.transaction.commit())
+                except BaseException:
+                    undone = True
+                    raise
+                finally:
+                    if undone:
+                        await self.engine_.record_after(link, self._scope, self.shown)
         except BaseException:
             link.dirty = True
             raise

@@ -11,8 +11,11 @@ import pytest
 
 from core.commands.audit import audit_history, audit_search, audit_who_saw
 from core.commands.partitions import partitions
+from core.errors import ChartholdError
 from core.tables import Client
 from tests.conftest import Clinic
+
+ID = "0198c0de-0000-7000-8000-000000000001"
 
 
 async def told(capsys: pytest.CaptureFixture[str], command: Any, *args: Any, **options: Any) -> Any:
@@ -25,39 +28,56 @@ async def test_history_who_saw_and_search_answer_as_json(lakeside: Clinic, capsy
     async with lakeside.as_clinician("rounds"):
         await Client.select(Client.ssn).where(Client.id == lakeside.client)
     record = str(lakeside.client)
-    changes = await told(capsys, audit_history, record, "lakeside")
+    changes = await told(capsys, audit_history, record, tenant="lakeside")
     assert ("insert", "last_name", "Nguyen") in [(c["action"], c["field"], c["new"]) for c in changes]
-    seen = await told(capsys, audit_who_saw, record, "lakeside", actor="auditor@lakeside.example")
+    seen = await told(capsys, audit_who_saw, record, tenant="lakeside", actor="auditor@lakeside.example")
     assert (str(lakeside.clinician), "ssn", "rounds") in {(s["user_id"], s["columns"], s["reason"]) for s in seen}
-    found = await told(capsys, audit_search, "lakeside", action="read", record=record, reason="rounds")
+    found = await told(capsys, audit_search, tenant="lakeside", action="read", record=record, reason="rounds")
     assert [row["record_id"] for row in found] == [record]
-    searches = await told(capsys, audit_search, "lakeside", action="audit_read")
+    searches = await told(capsys, audit_search, tenant="lakeside", action="audit_read")
     assert searches, "searching is itself recorded"
 
 
 async def test_csv_has_a_header_and_whole_ids(lakeside: Clinic, capsys: Any) -> None:
-    await audit_search.__wrapped__("lakeside", action="insert", table="client", csv=True)
+    await audit_search.__wrapped__(tenant="lakeside", action="insert", table="client", csv=True)
     header, *rows = csv.reader(io.StringIO(capsys.readouterr().out))
     assert header[0] == "id"
     assert str(lakeside.client) in {row[5] for row in rows}
 
 
-async def test_a_table_on_a_terminal_cuts_no_id_short(lakeside: Clinic, capsys: Any) -> None:
-    await audit_search.__wrapped__("lakeside", limit=1)
-    assert "…" not in capsys.readouterr().out
+@pytest.mark.parametrize("width", ["80", "200"])
+async def test_no_width_cuts_an_id_in_pieces(
+    lakeside: Clinic, capsys: Any, monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    await audit_search.__wrapped__(tenant="lakeside", action="insert", table="client")
+    shown = capsys.readouterr().out
+    assert str(lakeside.client) in shown
+    assert ("┃" in shown) == (width == "200")
+
+
+async def test_quiet_leaves_out_the_remark_that_nothing_was_found(lakeside: Clinic, capsys: Any) -> None:
+    await audit_search.__wrapped__(tenant="lakeside", reason="no such reason")
+    assert capsys.readouterr().out == "Nothing found.\n"
+    await audit_search.__wrapped__(tenant="lakeside", reason="no such reason", quiet=True)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
-    ("command", "args", "says"),
+    ("command", "options", "says"),
     [
-        (audit_history, ("not-an-id", "lakeside"), "An id is a UUID"),
-        (audit_search, ("nobody",), "no tenant with the slug"),
-        (audit_who_saw, ("0198c0de-0000-7000-8000-000000000001", "lakeside", "castle"), "--table takes one of"),
-        (partitions, (999,), "0 to 120"),
-        (partitions, (3, "yesterday"), "as 2019-03"),
-        (partitions, (3, "1999-01"), "is not a month of the audit log"),
+        (audit_history, {"record": "not-an-id", "tenant": "lakeside"}, "An id is a UUID"),
+        (audit_history, {"record": ID, "tenant": "lakeside", "since": "yesterday"}, "A time is written 2026-01-31"),
+        (audit_search, {"tenant": "nobody"}, "There is no tenant nobody. Choose one with --tenant=SLUG: "),
+        (audit_search, {"tenant": "all"}, "one tenant at a time"),
+        (audit_who_saw, {"record": ID, "tenant": "lakeside", "table": "castle"}, "--table takes one of"),
+        (audit_who_saw, {"record": ID, "tenant": "lakeside", "limit": 0}, "1 or more"),
+        (partitions, {"ahead": 999}, "0 to 120"),
+        (partitions, {"archive": "yesterday"}, "as 2019-03"),
+        (partitions, {"archive": "1999-01"}, "is not a month of the audit log"),
     ],
 )
-async def test_a_mistake_is_one_sentence(lakeside: Clinic, command: Any, args: tuple[Any, ...], says: str) -> None:
-    with pytest.raises(Exception, match=says):
-        await command.__wrapped__(*args)
+async def test_a_mistake_is_one_sentence(lakeside: Clinic, command: Any, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ChartholdError, match=says):
+        await command.__wrapped__(**options)

@@ -10,7 +10,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from core import provision_tenant
+from core import ChartholdError, provision_tenant
 from core.ids import uuid7
 from core.rotation import Target, acting
 from core.schema import Check, Index, References, Unique, objects_of
@@ -162,8 +162,10 @@ async def test_a_tree_of_one_size_is_sealed_once(lakeside: Clinic) -> None:
 
 
 async def test_a_slug_is_given_once(lakeside: Clinic) -> None:
-    with pytest.raises(Exception, match="slug 'lakeside' already"):
+    with pytest.raises(ChartholdError, match="slug 'lakeside' already"):
         await provision_tenant(slug="lakeside", name="Again", admin_email="a@b.example")
+    with pytest.raises(ChartholdError, match="every tenant"):
+        await provision_tenant(slug="all", name="All", admin_email="a@b.example")
 
 
 @pytest.mark.parametrize(

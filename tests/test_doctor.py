@@ -535,17 +535,56 @@ async def test_the_command_exits_with_1_on_a_failure_and_quietly_tells_that_alon
         await superuser.execute("alter table client force row level security")
 
 
+SLEEP = "select pg_sleep(9), $1::uuid"
+
+
+@pytest.mark.parametrize(
+    ("name", "constant", "sql", "says", "says_not"),
+    [
+        ("seals", "integrity.HEADS", SLEEP, "It was", "have a head"),
+        ("seals", "integrity.UNSEALED", SLEEP, "The count of what is not sealed yet was", "wait for the next"),
+        ("seals", "integrity.VERIFIED", SLEEP, "The search for the last verification was", "verified"),
+        ("users", "authentication.USERS", SLEEP, "It was", "active user"),
+        ("users", "authentication.LOGINS", SLEEP, "It was", "logins in"),
+        ("admins", "authentication.UNLIKE", SLEEP, "It was", "as app_user says"),
+        ("raw_values", "coverage.LATEST", SLEEP, "The sample of the log was", "of the log"),
+        ("raw_values", "coverage.SAMPLE", "(select 9 from pg_sleep(9))", "The sample of charthold.", "plain column"),
+        ("keys", "encryption.KEYS", SLEEP, "It was", "key version"),
+        ("keys", "encryption.USES", f"{SLEEP}, $2::text[]", "The count of each key's uses was", "the most used"),
+        ("activity_review", "audit.ACTIVITY", f"{SLEEP}, $2::int", "The count of the last month's records was", "days"),
+    ],
+)
+async def test_what_takes_too_long_is_a_warning_and_not_taken_for_nothing(
+    owner, monkeypatch, name, constant, sql, says, says_not
+):
+    monkeypatch.setattr(f"core.doctor.{constant}", sql)
+    found = await examine([name], patience=0.05)
+    assert failures(found) == set()
+    (warned,) = (f for f in found.findings if f.verdict == "warn" and "was not completed" in f.evidence)
+    assert warned.evidence.startswith(says)
+    assert f"piccolo core doctor --only={name} --patience=60" in warned.mend
+    assert says_not not in " ".join(f.evidence for f in found.findings if f.verdict in {"pass", "unbuilt"})
+
+
+async def test_a_verification_that_was_not_looked_for_is_not_reported_as_none(owner, monkeypatch):
+    monkeypatch.setattr("core.doctor.integrity.VERIFIED", SLEEP)
+    page = Page(render(await examine(["seals"], patience=0.05), registered()[0]))
+    words = " ".join(" ".join(page.words).split())
+    assert "When was the log last verified? Not looked at" in words
+    assert "No verification is on record" not in words
+
+
 async def test_an_unknown_check_is_a_sentence(owner, capsys):
     with pytest.raises(SystemExit) as stopped:
         await asyncio.to_thread(doctor, only="everything")
-    assert stopped.value.code == 1
+    assert stopped.value.code == 2
     assert "There is no check everything. --only takes drift," in capsys.readouterr().err
 
 
 async def test_a_report_that_cannot_be_written_is_a_sentence(owner, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         await asyncio.to_thread(doctor, only="views", report=str(tmp_path / "no" / "r.html"))
-    assert stopped.value.code == 1
+    assert stopped.value.code == 2
     assert "cannot be written" in capsys.readouterr().err
 
 

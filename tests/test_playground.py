@@ -179,9 +179,10 @@ def explore(environ: dict[str, str], *options: str, stdin: str = "") -> subproce
 
 
 def test_lines_can_be_piped_in(environ: dict[str, str]) -> None:
-    done = explore(environ, stdin="await Client.count()\n")
+    done = explore(environ, "--quiet", stdin="await Client.count()\n")
     assert done.returncode == 0
     assert "27" in done.stdout
+    assert "Five things to try" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -191,19 +192,20 @@ def test_lines_can_be_piped_in(environ: dict[str, str]) -> None:
         (["--tenant=No Slug"], "--tenant takes a slug"),
         (["--actor=nobody@nowhere.example"], "The tenant has no user with the e-mail or id that --actor names."),
         ([f"--actor={uuid.uuid4()}"], "The actor is not an active user of this tenant"),
-        (["--tennant=x"], "That does not fit the command"),
+        (["--tennant=x"], "explore has no option --tennant. It takes --tenant, --actor, --quiet."),
+        (["synthea"], "explore takes nothing beside its options, and got 1, as in: piccolo playground explore"),
     ],
 )
 def test_a_mistake_is_one_sentence(environ: dict[str, str], options: list[str], sentence: str) -> None:
     done = explore(environ, *options)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(sentence)
     assert done.stderr.count("\n") == 1
 
 
 def test_without_a_terminal_it_says_the_command(empty: str, tmp_path: Path) -> None:
     done = explore(child(empty, tmp_path))
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "The database has no tenants yet. Load the sample with: piccolo core import_synthea\n"
 
 
@@ -211,7 +213,7 @@ async def test_without_tables_it_says_the_command(owner: asyncpg.Connection, emp
     await owner.execute(f"drop database {empty} with (force)")
     await owner.execute(f"create database {empty}")
     done = explore(child(empty, tmp_path))
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.endswith("Run: piccolo migrations forwards core\n")
     assert done.stderr.count("\n") == 1
 

@@ -471,6 +471,21 @@ async def test_a_new_master_key_wraps_every_key_again_and_the_old_one_can_go(
         ours.forget_all()
 
 
+async def test_a_wrong_master_key_makes_no_key_that_nobody_else_can_unwrap(
+    clinic: Clinic, target: Target, database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    kept = database.keyring
+    database._keyring = Keyring(LocalProvider(b"w" * 32), database._load_keys)
+    try:
+        [outcome] = await rotate([target], wait=WAIT)
+    finally:
+        database._keyring = kept
+    assert outcome.problem
+    assert await statuses(owner, clinic) == {1: "current"}
+    async with clinic.as_admin():
+        assert (await Client.objects().get(Client.id == clinic.client)).first_name == "Ana"
+
+
 async def test_the_application_writes_no_keys(clinic: Clinic) -> None:
     async with clinic.as_admin():
         for sql in (
@@ -484,7 +499,7 @@ async def test_the_application_writes_no_keys(clinic: Clinic) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({}, "Name the tenant"),
+        ({"retire": 1}, "one version of one tenant"),
         ({"tenant": "nobody-here"}, "There is no tenant nobody-here."),
         ({"tenant": "Not A Slug"}, "takes a slug"),
         ({"tenant": "all", "what": "both"}, "--what is data or kek"),

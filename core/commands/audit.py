@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv as csvlib
 import json as jsonlib
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -14,25 +15,29 @@ from rich.table import Table as RichTable
 
 from core.audit.history import history, who_saw
 from core.audit.search import Filter, search
-from core.commands.family import Failure, command, console, resolve_actor, slug_of
-from core.provision import find_tenant
-from core.scope import Scope, scope
+from core.commands.bar import bar
+from core.commands.family import Failure, command, console
+from core.commands.options import existing_tenant, resolve_actor
+from core.scope import scope
 from core.tables import Client, Facility, TenantKey, TenantTable, User
 
 __all__ = ["audit_history", "audit_search", "audit_who_saw"]
 
+WIDEST = 10_000  # characters: what a table would take if it could
 TABLES: dict[str, type[TenantTable]] = {t._meta.tablename: t for t in (Client, Facility, User, TenantKey)}
 
 
 @command()
 async def audit_history(
     record: str,
+    *,
     tenant: str,
     table: str = "client",
     actor: str = "",
     since: str = "",
     json: bool = False,
     csv: bool = False,
+    quiet: bool = False,
 ) -> None:
     """What happened to a record, oldest first, field by field. Reading it is itself recorded.
 
@@ -40,21 +45,13 @@ async def audit_history(
 
     :param record:
         The record's id.
-    :param tenant:
-        The tenant's slug.
     :param table:
         The record's table: client, facility, app_user or tenant_key.
-    :param actor:
-        Who asks: the e-mail or id of an admin or auditor; the tenant's first admin when left out.
     :param since:
         From when on, as 2026-01-31 or 2026-01-31T08:00.
-    :param json:
-        Print JSON.
-    :param csv:
-        Print CSV.
 
     """
-    async with await _scope(tenant, actor):
+    async with _reading(tenant, actor, quiet=quiet):
         changes = await history(_table(table), _id(record), since=_time(since))
     rows = [
         {
@@ -69,12 +66,14 @@ async def audit_history(
         for c in changes
         for name in (c.changed or ("",))
     ]
-    _print(rows, ("occurred_at", "action", "user_id", "field", "old", "new", "reason"), json=json, csv=csv)
+    columns = ("occurred_at", "action", "user_id", "field", "old", "new", "reason")
+    _print(rows, columns, json=json, csv=csv, quiet=quiet)
 
 
 @command()
 async def audit_who_saw(
     record: str,
+    *,
     tenant: str,
     table: str = "client",
     actor: str = "",
@@ -82,6 +81,7 @@ async def audit_who_saw(
     limit: int = 1000,
     json: bool = False,
     csv: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Who was shown a record's PHI, the latest first (164.528). Asking is itself recorded.
 
@@ -89,23 +89,17 @@ async def audit_who_saw(
 
     :param record:
         The record's id.
-    :param tenant:
-        The tenant's slug.
     :param table:
-        The record's table.
-    :param actor:
-        Who asks: the e-mail or id of an admin or auditor; the tenant's first admin when left out.
+        The record's table: client, facility, app_user or tenant_key.
     :param since:
         From when on, as 2026-01-31 or 2026-01-31T08:00.
     :param limit:
         The most rows.
-    :param json:
-        Print JSON.
-    :param csv:
-        Print CSV.
 
     """
-    async with await _scope(tenant, actor):
+    if limit < 1:
+        raise Failure("--limit takes a number of rows, 1 or more.")
+    async with _reading(tenant, actor, quiet=quiet):
         seen = await who_saw(_table(table), _id(record), since=_time(since), limit=limit)
     rows = [
         {
@@ -118,11 +112,13 @@ async def audit_who_saw(
         }
         for s in seen
     ]
-    _print(rows, ("occurred_at", "user_id", "columns", "reason", "request_id", "source_ip"), json=json, csv=csv)
+    columns = ("occurred_at", "user_id", "columns", "reason", "request_id", "source_ip")
+    _print(rows, columns, json=json, csv=csv, quiet=quiet)
 
 
 @command()
 async def audit_search(
+    *,
     tenant: str,
     actor: str = "",
     user: str = "",
@@ -136,15 +132,12 @@ async def audit_search(
     limit: int = 100,
     json: bool = False,
     csv: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Search the audit log, the latest first, a page at a time. Searching is itself recorded.
 
     Example: piccolo core audit_search --tenant=lakeside --action=read --since=2026-01-01 --limit=50
 
-    :param tenant:
-        The tenant's slug.
-    :param actor:
-        Who asks: the e-mail or id of an admin or auditor; the tenant's first admin when left out.
     :param user:
         Only what this user did: an id.
     :param action:
@@ -158,15 +151,11 @@ async def audit_search(
     :param since:
         From when on, as 2026-01-31 or 2026-01-31T08:00.
     :param until:
-        Until when.
+        Until when, written likewise.
     :param before:
         The id of the last record of the page before: the next page.
     :param limit:
         How many records a page has, at most 10000.
-    :param json:
-        Print JSON.
-    :param csv:
-        Print CSV.
 
     """
     wanted = Filter(
@@ -179,18 +168,19 @@ async def audit_search(
         until=_time(until),
         before=_id(before) if before else None,
     )
-    async with await _scope(tenant, actor):
+    async with _reading(tenant, actor, quiet=quiet):
         rows = await search(wanted, limit=limit)
-    _print(
-        rows, ("id", "occurred_at", "user_id", "action", "table", "record_id", "columns", "reason"), json=json, csv=csv
-    )
+    columns = ("id", "occurred_at", "user_id", "action", "table", "record_id", "columns", "reason")
+    _print(rows, columns, json=json, csv=csv, quiet=quiet)
 
 
-async def _scope(tenant: str, actor: str) -> Scope:
-    found = await find_tenant(slug_of(tenant))
-    if found is None:
-        raise Failure(f"There is no tenant with the slug {tenant}.")
-    return scope(tenant=found.tenant_id, actor=await resolve_actor(found.tenant_id, actor), reason="audit")
+@contextlib.asynccontextmanager
+async def _reading(tenant: str, actor: str, *, quiet: bool) -> AsyncIterator[None]:
+    found = await existing_tenant(tenant)
+    who = await resolve_actor(found.tenant_id, actor)
+    with bar("reading the log", show=not quiet):
+        async with scope(tenant=found.tenant_id, actor=who, reason="audit"):
+            yield
 
 
 def _table(name: str) -> type[TenantTable]:
@@ -218,23 +208,37 @@ def _time(text: str) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def _print(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, json: bool, csv: bool) -> None:
+def _print(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, json: bool, csv: bool, quiet: bool) -> None:
     if json:
         print(jsonlib.dumps([dict(row) for row in rows], default=str))
     elif csv:
         writer = csvlib.writer(sys.stdout)
         writer.writerow(columns)
         writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
-    else:
-        table = RichTable(show_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")  # an id that is cut short is no id
-        for row in rows:
-            table.add_row(*("" if row.get(column) is None else str(row[column]) for column in columns))
-        console().print(table if rows else "Nothing found.")
+    elif rows:
+        _print_text([{column: _text(row.get(column)) for column in columns} for row in rows])
+    elif not quiet:
+        console().print("Nothing found.")
+
+
+def _print_text(rows: Sequence[dict[str, str]]) -> None:
+    """A table where it fits; else, and for a file, a paragraph a row: an id that is cut in pieces is no id."""
+    out = console()
+    table = RichTable(*rows[0], show_edge=False)
+    for row in rows:
+        table.add_row(*row.values())
+    if out.is_terminal and out.measure(table, options=out.options.update(max_width=WIDEST)).maximum <= out.width:
+        out.print(table)
+        return
+    for row in rows:
+        out.print("\n".join(f"{name:<12} {value}" for name, value in row.items() if value), end="\n\n")
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _cell(value: Any) -> str:
     """A CSV cell that a spreadsheet does not take for a formula."""
-    text = "" if value is None else str(value)
+    text = _text(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json as jsonlib
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core.commands.family import Failure, command, console
-from core.doctor import RULES, Examination, Finding, check_names, examine
+from core.commands.bar import bar
+from core.commands.family import FOUND, Failure, command, console
+from core.doctor import PATIENCE, RULES, Examination, Finding, check_names, examine
 from core.doctor.examination import registered
 from core.doctor.report import render
 
 __all__ = ["FORMAT", "as_json", "doctor"]
 
 FORMAT = "charthold.doctor.v1"
-FAILED = 1
+INDENT = " " * 10
 
 
 @command()
-async def doctor(only: str = "", report: str = "", json: bool = False, quiet: bool = False) -> int:
+async def doctor(
+    *, only: str = "", report: str = "", patience: float = PATIENCE, json: bool = False, quiet: bool = False
+) -> int:
     """Prove the safeguards of 45 CFR 164.312 on the live database: each with its evidence, and what mends it.
 
-    Looks as the schema's owner, and changes nothing. Exit status: 0 nothing fails, 1 something does (or the call was
-    wrong), 2 the database went away. Warnings and what is not built do not change it.
+    Looks as the schema's owner, and changes nothing. docs/doctor.md tells what each check looks at, and describes the
+    JSON. Only what fails counts for the exit status: warnings and what is not built do not change it.
 
     Examples: piccolo core doctor
               piccolo core doctor --report=safeguards.html
@@ -33,13 +37,14 @@ async def doctor(only: str = "", report: str = "", json: bool = False, quiet: bo
         Names of checks, comma-separated; all when left out. They stand in front of each line.
     :param report:
         Write a page for a compliance officer to this file: HTML that needs nothing else, for screen and paper.
-    :param json:
-        Print everything as JSON; docs/doctor.md describes it.
-    :param quiet:
-        Print what fails only.
+    :param patience:
+        Seconds that one question about the data may take; what takes longer is a warning: not completed.
 
     """
-    found = await examine(_names(only))
+    if patience <= 0:
+        raise Failure("--patience takes a number of seconds above 0.")
+    with bar("looking", show=not quiet) as progress:
+        found = await examine(_names(only), patience=patience, progress=progress)
     if report:
         _write(Path(report), render(found, registered()[0]))
     if json:
@@ -48,7 +53,7 @@ async def doctor(only: str = "", report: str = "", json: bool = False, quiet: bo
         _print(found, quiet=quiet)
         if report and not quiet:
             console().print(f"\nThe report is in {report}.")
-    return FAILED if found.failed else 0
+    return FOUND if found.failed else 0
 
 
 def _names(only: str) -> list[str]:
@@ -96,15 +101,20 @@ def _print(found: Examination, *, quiet: bool) -> None:
             continue
         out.print(f"\n{rule} {title}: {found.verdict_of(rule)}")
         for finding in findings:
-            out.print(_lines(finding))
+            for line in _lines(finding):
+                out.print(_wrapped(line, out.width) if out.is_terminal else line)
+            for line in finding.sql.splitlines() if finding.verdict != "pass" else ():
+                out.print(f"{INDENT}{line}")  # as it is: to be copied
     if not quiet:
         counts = ", ".join(f"{count} {verdict}" for verdict, count in found.counts().items())
         out.print(f"\n{counts}; {found.seconds:.1f} s.")
 
 
-def _lines(finding: Finding) -> str:
+def _lines(finding: Finding) -> list[str]:
     verdict = finding.verdict.upper() if finding.verdict == "fail" else finding.verdict
-    lines = [f"  {verdict:8}{finding.check}: {finding.evidence}"]
-    if finding.verdict != "pass":
-        lines += [f"          {line}" for line in (finding.mend, *finding.sql.splitlines()) if line]
-    return "\n".join(lines)
+    evidence = f"  {verdict:8}{finding.check}: {finding.evidence}"
+    return [evidence, f"{INDENT}{finding.mend}"] if finding.mend and finding.verdict != "pass" else [evidence]
+
+
+def _wrapped(line: str, width: int) -> str:
+    return textwrap.fill(line, width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)

@@ -13,21 +13,23 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import asyncpg
-from IPython.terminal.interactiveshell import TerminalInteractiveShell
-from traitlets.config import Config
 
 import core
 from core import tables
-from core.commands.family import Failure, command, console, errors, known_tenants, resolve_actor, slug_of
+from core.commands.family import SKIPPED, Failure, command, console, errors
 from core.commands.import_synthea import import_export
+from core.commands.options import interruptible, known_tenants, resolve_actor, slug_of, unknown_tenant
 from core.errors import ChartholdError
 from core.provision import engine, find_tenant
 from core.scope import Scope, scope
 from core.tables import Tenant, User
+
+if TYPE_CHECKING:
+    from IPython.terminal.interactiveshell import TerminalInteractiveShell
 
 __all__ = ["THINGS", "explore"]
 
@@ -88,15 +90,16 @@ class Visitor:
 
 
 @command(stopped="")
-def explore(tenant: str = "", actor: str = "") -> None:
+def explore(*, tenant: str = "", actor: str = "", quiet: bool = False) -> None:
     """Open an IPython shell on a tenant's data: a scope is open, and await works at the top level.
 
-    With an empty database it offers to load the sample.
+    With an empty database it offers to load the sample. Lines can be piped in, too.
+
+    Examples: piccolo playground explore --tenant=lakeside
+              echo "await Client.count()" | piccolo playground explore --quiet
 
     :param tenant:
         The tenant's slug; left out, synthea or the only one there is.
-    :param actor:
-        Who looks, by e-mail or id; left out, the tenant's first admin.
     """
     # One loop for the whole session, because connections belong to a loop.
     with asyncio.Runner() as runner:
@@ -107,7 +110,8 @@ def explore(tenant: str = "", actor: str = "") -> None:
             banner = runner.run(_banner(visitor))
             # IPython wants a folder; nothing that was typed stays in one.
             with _scope_kept_open(visitor) as keep_open, tempfile.TemporaryDirectory() as folder:
-                console().print(banner)
+                if not quiet:
+                    console().print(banner)
                 _shell(runner, keep_open, folder).mainloop()  # type: ignore[no-untyped-call]
         finally:
             runner.run(engine().close_connection_pool())
@@ -122,9 +126,7 @@ async def _find(tenant: str, actor: str) -> Visitor | None:
         if not tenant and len(there) == 1:
             slug = there[0]
         elif there:
-            some = ", ".join(there[:10]) + (", ..." if len(there) > 10 else "")
-            missing = f"There is no tenant {slug}." if tenant else "There are several tenants."
-            raise Failure(f"{missing} Choose one with --tenant=SLUG: {some}.")
+            raise await unknown_tenant(slug)
         elif not await _sample_wanted(slug):
             return None
         found = await find_tenant(slug)
@@ -140,12 +142,12 @@ async def _sample_wanted(slug: str) -> bool:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Failure(f"The database has no tenants yet. Load the sample with: {load}")
     answer = ""
-    with suppress(EOFError):
+    with suppress(EOFError), interruptible():
         answer = input(QUESTION)  # noqa: ASYNC250  # nothing else runs
     if answer.strip().lower() not in {"y", "yes"}:
         console().print(f"Nothing was loaded. Later: {load}")
         return False
-    return await import_export(tenant=slug) == 0
+    return await import_export(tenant=slug) in {0, SKIPPED}
 
 
 async def _banner(visitor: Visitor) -> str:
@@ -190,6 +192,10 @@ def _scope_kept_open(visitor: Visitor) -> Iterator[Callable[[], None]]:
 
 
 def _shell(runner: asyncio.Runner, keep_open: Callable[[], None], folder: str) -> TerminalInteractiveShell:
+    # Late: every command of piccolo imports this file, and would wait for them.
+    from IPython.terminal.interactiveshell import TerminalInteractiveShell
+    from traitlets.config import Config
+
     config = Config()
     # Threat: a condition on a name is PHI, and IPython would keep each line in a file of the home, in plain text.
     config.HistoryManager.hist_file = ":memory:"

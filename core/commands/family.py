@@ -2,11 +2,12 @@
 
 | status | means |
 |---|---|
-| 0 | done |
-| 1 | a mistake in the call or the configuration; nothing was done |
-| 2 | it failed half-way: the database refused or went away, or a bug |
-| 3 | done, but part of the input was skipped, and reported |
+| 0 | done; a check found nothing |
+| 1 | a check found something: a safeguard that fails, a record that is not as it was sealed |
+| 2 | trouble: a mistake in the call or the configuration, or a failure half-way; a sentence says which |
+| 3 | done, but part was skipped, and reported |
 | 130 | stopped with Ctrl-C |
+| 141 | whoever read the output stopped reading |
 """
 
 from __future__ import annotations
@@ -14,146 +15,148 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import math
 import os
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, cast, get_type_hints
-from uuid import UUID
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, get_type_hints
 
 import asyncpg
 from rich.console import Console
 
-from core.errors import ChartholdError, ConfigurationError
-from core.provision import engine, find_admin
-from core.scope import scope
-from core.tables import User
+from core.errors import ChartholdError
+from core.provision import engine
 
-__all__ = ["MIGRATE", "Failure", "command", "console", "errors", "known_tenants", "resolve_actor", "slug_of"]
+__all__ = ["MIGRATE", "OPTIONS", "STATUSES", "Failure", "command", "console", "errors", "stop_quietly"]
 
-MISTAKE, FAILED, SKIPPED, STOPPED = 1, 2, 3, 130
+FOUND, TROUBLE, SKIPPED, STOPPED, UNREAD = 1, 2, 3, 130, 141
+STATUSES = (
+    "Exit status: 0 done, 1 a check found something, 2 a mistake or a failure, 3 part was skipped and reported, "
+    "130 stopped with Ctrl-C."
+)
 MIGRATE = "piccolo migrations forwards core"
-SLUG = re.compile(r"[a-z][a-z0-9-]{1,62}")
+
+# What an option means in every command that has it and does not say otherwise.
+OPTIONS = {
+    "tenant": "The tenant's slug.",
+    "actor": "In whose name, by e-mail or id; left out, the tenant's first admin.",
+    "json": "Print the result as JSON.",
+    "csv": "Print the result as CSV.",
+    "quiet": "Print no progress and no remarks: only problems, and what was asked for.",
+}
+
+# Stand-ins for what is typed without --: nobody can type more of it than this.
+PLACES = tuple(f"argument_{place}" for place in range(len(sys.argv)))
 
 
 class Failure(ChartholdError):  # noqa: N818  # a sentence and a status rather than an error of the library
-    """A command ends with this sentence and exit status."""
+    """A command ends with this sentence."""
 
-    def __init__(self, sentence: str, status: int = MISTAKE) -> None:
-        super().__init__(sentence)
-        self.status = status
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would exit with 1
 
 
 def console() -> Console:
     """Where results go. Made when asked for, so that it sees the standard output of now."""
-    return Console(highlight=False, markup=False, soft_wrap=True)
+    return _Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def errors() -> Console:
     """Where problems and progress go: what is piped on holds results only."""
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    return _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def command(*, stopped: str = "Stopped.") -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Make a command of a function, async or not, which returns its exit status or None for 0.
 
-    ``stopped`` is what Ctrl-C answers. The command line (targ) sees the function's own signature; it prints the whole
-    help for any exception, so none reaches it. The function itself stays at ``__wrapped__``.
+    ``stopped`` is what Ctrl-C answers. Its parameters are the options; those that are not keyword-only may be given
+    without ``--``. The function itself stays at ``__wrapped__``.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
-        signature = inspect.signature(function)
-
-        @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> None:
+            args += tuple(kwargs.pop(place) for place in PLACES if place in kwargs)
             try:
-                given = _arguments(function, signature, args, kwargs)
-                outcome = function(**given)
+                outcome = function(**_arguments(function, args, kwargs))
                 status = asyncio.run(_to_the_end(outcome)) if inspect.iscoroutine(outcome) else outcome
+                sys.stdout.flush()
             except KeyboardInterrupt:
                 _end(stopped, STOPPED)
             except BrokenPipeError:
-                # Whoever read our output has seen enough. Python must not complain when it flushes the rest.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                sys.exit(FAILED)
+                _nobody_reads()
+                sys.exit(UNREAD)
             except Exception as error:
                 if "--trace" in sys.argv and not isinstance(error, ChartholdError):
                     raise
-                _end(*sentence(error))
+                _end(sentence(error), TROUBLE)
             if status:
                 sys.exit(status)
 
-        # targ counts positional arguments with getfullargspec, which looks at this.
-        run.__signature__ = signature  # type: ignore[attr-defined]
-        # It would list what is returned among the arguments.
-        run.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
-        return run
+        # The command line (targ) answers what does not fit with its own help and status. So nothing misfits: as many
+        # arguments as anybody types have a place, none has a type, and what they should be is looked at above.
+        # It counts places in the signature of ``run``, and takes the help's from what that is a wrapper of.
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(place, inspect.Parameter.POSITIONAL_OR_KEYWORD) for place in PLACES]
+        )
+        wrapper = functools.update_wrapper(functools.partial(run), function)
+        wrapper.__doc__ = described(function)
+        wrapper.__annotations__ = dict.fromkeys(inspect.signature(function).parameters, object)
+        return wrapper
 
     return decorate
 
 
-def sentence(error: Exception) -> tuple[str, int]:
-    """What to say about an error, and the exit status. Values that an error may hold are left out."""
+def stop_quietly() -> None:
+    """Let Ctrl-C before a command begins be a word too, and ``--help | head`` none; Python itself exits with 130."""
+    if Path(sys.argv[0]).stem != "piccolo":
+        return  # who only imports the tables keeps its own ways
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            errors().print("Stopped.")
+        elif issubclass(kind, BrokenPipeError):
+            _nobody_reads()
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def described(function: Callable[..., Any]) -> str:
+    """The function's docstring, with what is the same for all commands."""
+    text, colon, options = inspect.cleandoc(function.__doc__ or "").partition(":param")
+    shared = [
+        f":param {name}:\n    {OPTIONS[name]}"
+        for name in inspect.signature(function).parameters
+        if name in OPTIONS and f" {name}:" not in options
+    ]
+    return "\n".join([text.rstrip(), "", STATUSES, "", (colon + options).rstrip(), *shared])
+
+
+def sentence(error: Exception) -> str:
+    """What to say about an error. Values that it may hold are left out."""
     if isinstance(error, ChartholdError):
-        return str(error), getattr(error, "status", MISTAKE)
-    if isinstance(
-        error,
-        (asyncpg.UndefinedFunctionError, asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError),
-    ):
-        return f"The database has no tables of Charthold yet, or old ones. Run: {MIGRATE}", MISTAKE
-    if isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError)):
-        return "The connection to the database was lost. What was committed stays; run the command again.", FAILED
+        return str(error)
+    if isinstance(error, asyncpg.UndefinedFunctionError | asyncpg.UndefinedTableError | asyncpg.InvalidSchemaNameError):
+        return f"The database has no tables of Charthold yet, or old ones. Run: {MIGRATE}"
+    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
+        return "DATABASE_URL cannot be read. Write it as postgres://login:password@host:5432/database."
+    if isinstance(error, asyncpg.PostgresConnectionError | asyncpg.InterfaceError | ConnectionError):
+        return "The connection to the database was lost. What was committed stays; run the command again."
+    if isinstance(error, asyncpg.QueryCanceledError | asyncpg.LockNotAvailableError):
+        return "The database was too busy, or somebody held a lock for too long. Run the command again later."
     if isinstance(error, asyncpg.PostgresError):
         named = getattr(error, "constraint_name", None) or type(error).__name__
-        return f"The database refused: {named} (SQLSTATE {error.sqlstate}).", FAILED
-    return (
-        f"This should not happen: {type(error).__name__}. Run it again with --trace and report what it prints.",
-        FAILED,
-    )
-
-
-async def known_tenants() -> list[str]:
-    """The slugs of all open tenants. Only the schema's owner may see them together; for others there are none."""
-    connection = await engine().connect(owner=True)
-    try:
-        rows = await connection.fetch(
-            "select slug from charthold.tenant_directory where status in ('trial', 'active') order by slug"
-        )
-    except asyncpg.InsufficientPrivilegeError:
-        return []
-    finally:
-        await connection.close()
-    return [row["slug"] for row in rows]
-
-
-async def resolve_actor(tenant: UUID, actor: str) -> UUID:
-    """The user that a command acts as: named by id or e-mail, or else the tenant's first admin."""
-    try:
-        return UUID(actor)
-    except ValueError:
-        pass
-    try:
-        admin = await find_admin(tenant)
-    except asyncpg.InsufficientPrivilegeError:
-        raise ConfigurationError(
-            "Name the actor by id, --actor=UUID. Looking one up takes the owner's login: set DATABASE_OWNER_URL."
-        ) from None
-    if not actor:
-        return admin
-    async with scope(tenant=tenant, actor=admin, reason="look up the actor of a command"):
-        found = await User.select(User.id).where(User.email == actor.strip().lower()).first()
-    if found is None:
-        raise Failure("The tenant has no user with the e-mail or id that --actor names.")
-    return cast("UUID", found["id"])
-
-
-def slug_of(tenant: str) -> str:
-    """The ``--tenant`` argument, checked."""
-    if not SLUG.fullmatch(tenant):
-        raise Failure(
-            "--tenant takes a slug: 2 to 63 small letters, digits and hyphens, a letter first, as in --tenant=lakeside."
-        )
-    return tenant
+        return f"The database refused: {named} (SQLSTATE {error.sqlstate})."
+    if isinstance(error, OSError):
+        return f"The system refused: {error.strerror or type(error).__name__}."
+    return f"This should not happen: {type(error).__name__}. Run it again with --trace and report what it prints."
 
 
 async def _to_the_end(work: Any) -> Any:
@@ -164,26 +167,56 @@ async def _to_the_end(work: Any) -> Any:
         await engine().close_connection_pool()
 
 
-def _arguments(
-    function: Callable[..., Any], signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """The arguments by name. targ passes on whatever was typed, and reads ``t`` and ``false`` as yes and no."""
-    try:
-        given = signature.bind(*args, **kwargs).arguments
-    except TypeError as error:
-        options = ", ".join(f"--{name}" for name in signature.parameters)
-        raise Failure(f"That does not fit the command: {error}. It takes {options}.") from None
-    hints = get_type_hints(function)
-    for name, value in given.items():
-        if hints[name] is bool and not isinstance(value, bool):
-            raise Failure(f"--{name} is said or left out; it takes no value.")
-        if hints[name] is str and not isinstance(value, str):
-            raise Failure(
-                f"--{name} needs a value, as in --{name}=VALUE; t, f, true and false are taken for yes and no."
-            )
+def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name, each of its type. targ passes on what was typed; t and false it reads as yes and no."""
+    name, signature, hints = function.__name__, inspect.signature(function), get_type_hints(function)
+    example = re.search(r"Examples?: (.*)", function.__doc__ or "")
+    shown = f", as in: {example[1]}" if example else "."
+    if unknown := [option for option in kwargs if option not in signature.parameters]:
+        options = ", ".join(f"--{option}" for option in signature.parameters)
+        raise Failure(f"{name} has no option --{unknown[0]}. It takes {options}.")
+    # First of all: whoever writes "--tenant lakeside" gives an option without a value and an argument too many.
+    given = {option: _value(option, value, hints[option]) for option, value in kwargs.items()}
+    if any(isinstance(value, str) and value.startswith("-") for value in args):
+        raise Failure(f"Options begin with -- and have their value behind a ={shown}")
+    places = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(args) > len(places):
+        most = "nothing" if not places else "one argument" if len(places) == 1 else f"{len(places)} arguments"
+        raise Failure(f"{name} takes {most} beside its options, and got {len(args)}{shown}")
+    for place, value in zip(places, args, strict=False):
+        if place in given:
+            raise Failure(f"{name} got {place} twice: without -- and as --{place}.")
+        given[place] = _value(place, value, hints[place])
+    missing = [p.name for p in signature.parameters.values() if p.default is p.empty and p.name not in given]
+    if missing:
+        raise Failure(f"{name} needs {' and '.join(f'--{option}' for option in missing)}{shown}")
     return given
 
 
+def _value(option: str, value: Any, hint: type) -> Any:
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise Failure(f"--{option} is said or left out; it takes no value.")
+    elif isinstance(value, bool):
+        raise Failure(
+            f"--{option} needs a value, as in --{option}=VALUE; t, f, true and false are taken for yes and no."
+        )
+    elif hint in (int, float):
+        try:
+            value = hint(value)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise Failure(f"--{option} takes a {'whole ' if hint is int else ''}number.")
+    return value
+
+
+def _nobody_reads() -> None:
+    """Python must not complain when it flushes the rest."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _end(message: str, status: int) -> NoReturn:
-    errors().print(message)
+    if message:
+        errors().print(message)
     sys.exit(status)

@@ -8,10 +8,11 @@ from json import dumps
 from pathlib import Path
 from uuid import UUID
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from core.commands.family import SKIPPED, Failure, command, console, errors, resolve_actor, slug_of
+from core.commands.bar import bar
+from core.commands.family import SKIPPED, Failure, command, console, errors
+from core.commands.options import resolve_actor, slug_of
 from core.provision import find_tenant, provision_tenant
 from core.scope import scope
 from core.synthea.load import Count, Loaded, load
@@ -26,6 +27,7 @@ SAMPLE = Path(__file__).parent.parent / "sample" / "synthea"
 @command(stopped="Stopped. What was loaded stays; run the command again to load the rest.")
 async def import_synthea(
     directory: str = "sample",
+    *,
     tenant: str = "synthea",
     actor: str = "",
     json: bool = False,
@@ -35,19 +37,13 @@ async def import_synthea(
 
     Example: piccolo core import_synthea ./output/csv --tenant=lakeside
 
-    Run it again and nothing is doubled. Exit status: 0 all rows are loaded, 1 a mistake in the call or configuration, 2
-    it failed half-way, 3 some rows were skipped and reported as file:line, 130 stopped with Ctrl-C.
+    Run it again and nothing is doubled. Rows that are skipped are reported as file:line.
 
     :param directory:
         The folder with organizations.csv, providers.csv and patients.csv; left out, the sample that Charthold brings.
     :param tenant:
         The tenant's slug. A tenant that does not exist is made, with the admin admin@SLUG.example.
-    :param actor:
-        Who loads, by e-mail or id; left out, the tenant's first admin.
-    :param json:
-        Print the result as JSON.
-    :param quiet:
-        Print nothing but errors and skipped rows.
+
     """
     return await import_export(directory, tenant, actor=actor, json=json, quiet=quiet)
 
@@ -69,7 +65,7 @@ async def import_export(
             if found.status not in {"trial", "active"}:
                 raise Failure(f"The tenant {slug} is {found.status}. Open it first.")
             tenant_id, actor_id = found.tenant_id, await resolve_actor(found.tenant_id, actor)
-        loaded = await _load(export, tenant_id, actor_id, show=not (quiet or json), say=not json)
+        loaded = await _load(export, tenant_id, actor_id, show=not quiet, say=not json)
     async with scope(tenant=tenant_id, actor=actor_id, reason="count what an import loaded"):
         facilities = await Facility.count()
         users = await User.count().where(User.role != "admin")
@@ -90,25 +86,16 @@ def _folder(directory: str) -> Path:
 
 async def _load(export: Export, tenant: UUID, actor: UUID, *, show: bool, say: bool) -> Loaded:
     out = errors()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=out,
-        transient=True,
-        disable=not (show and out.is_terminal),
-    )
-    tasks = {file.name: bar.add_task(file.name, total=file.size) for file in export.files}
-
-    def progress(file: CsvFile) -> None:
-        bar.update(tasks[file.name], completed=file.position)
 
     def report(problem: Problem) -> None:
         if say:
             out.print(str(problem))
 
-    with bar:
+    with bar("loading", show=show) as tell:
+
+        def progress(file: CsvFile) -> None:
+            tell(file.name, file.position, file.size)
+
         return await load(export, tenant=tenant, actor=actor, report=report, progress=progress)
 
 

@@ -14,7 +14,7 @@ KEEP = -1
 
 
 @command()
-async def install_token_key(retire_after: int = KEEP, json: bool = False, quiet: bool = False) -> None:
+async def install_token_key(*, retire_after: int = KEEP, json: bool = False, quiet: bool = False) -> None:
     """Put the key that signs scopes where the database reads it.
 
     The key follows from the master key: run this after a change of CHARTHOLD_MASTER_KEY, before the application
@@ -24,10 +24,6 @@ async def install_token_key(retire_after: int = KEEP, json: bool = False, quiet:
 
     :param retire_after:
         Seconds until other keys stop being valid; 0 at once. Left out, they stay valid.
-    :param json:
-        Print the key's public id as JSON.
-    :param quiet:
-        Print nothing.
 
     """
     if retire_after < KEEP:

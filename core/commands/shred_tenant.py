@@ -6,8 +6,10 @@ import json as jsonlib
 from datetime import UTC, datetime
 from typing import Any
 
+from core.commands.bar import bar
 from core.commands.family import command, console, errors
-from core.commands.rotate_keys import confirmed, target_of
+from core.commands.options import confirmed
+from core.commands.rotate_keys import target_of
 from core.shredding import cancel as withdraw
 from core.shredding import due, request, shred
 
@@ -16,7 +18,8 @@ __all__ = ["shred_tenant"]
 
 @command(stopped="Stopped. Run the command again to see how far it came.")
 async def shred_tenant(
-    slug: str,
+    tenant: str,
+    *,
     cancel: bool = False,
     confirm: str = "",
     actor: str = "",
@@ -29,51 +32,44 @@ async def shred_tenant(
     and --cancel withdraws the request. The slug must be typed each time. Backups taken before hold the wrapped keys:
     destroy those, or change the master key (rotate_keys --tenant=all --what=kek) and destroy the old one.
 
-    Example: piccolo core shred_tenant lakeside
+    Example: piccolo core shred_tenant --tenant=lakeside
 
-    :param slug:
-        The tenant's slug.
     :param cancel:
         Withdraw the request.
     :param confirm:
         The slug again, where nobody can type it.
-    :param actor:
-        In whose name, by e-mail or id; left out, the tenant's first admin.
-    :param json:
-        Print the result as JSON.
-    :param quiet:
-        Print nothing but problems.
 
     """
-    target = await target_of(slug, actor)
+    target = await target_of(tenant, actor)
 
     def say(sentence: str, **result: Any) -> None:
         if json:
-            print(jsonlib.dumps({"tenant": slug, **result}, default=str))
+            print(jsonlib.dumps({"tenant": tenant, **result}, default=str))
         elif not quiet:
             console().print(sentence)
 
     if cancel:
         await withdraw(target)
-        say(f"The keys of {slug} stay.", step="withdrawn")
+        say(f"The keys of {tenant} stay.", step="withdrawn")
         return
     when = await due(target)
     if when is None:
-        confirmed(slug, confirm, f"This asks for the keys of {slug} to be destroyed, and with them all of its PHI.")
+        confirmed(tenant, confirm, f"This asks for the keys of {tenant} to be destroyed, and with them all of its PHI.")
         when = await request(target)
         if when > datetime.now(UTC):
             say(
-                f"Asked. From {when:%Y-%m-%d %H:%M} UTC on the same command destroys the keys of {slug}; "
+                f"Asked. From {when:%Y-%m-%d %H:%M} UTC on the same command destroys the keys of {tenant}; "
                 "--cancel withdraws the request.",
                 step="requested",
                 not_before=when,
             )
             return
     elif when <= datetime.now(UTC):
-        confirmed(slug, confirm, f"This destroys the keys of {slug}, and with them all of its PHI, for good.")
-    done = await shred(target)
+        confirmed(tenant, confirm, f"This destroys the keys of {tenant}, and with them all of its PHI, for good.")
+    with bar("destroying", show=not quiet):
+        done = await shred(target)
     say(
-        f"The keys of {slug} are destroyed and the tenant is closed. Running processes forget them within "
+        f"The keys of {tenant} are destroyed and the tenant is closed. Running processes forget them within "
         "CHARTHOLD_KEY_CACHE_SECONDS; restart those that must forget at once. WAL and backups from before still hold "
         "the wrapped keys: let them expire, or destroy the master key that wraps them.",
         step="destroyed",

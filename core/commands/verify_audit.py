@@ -11,8 +11,9 @@ from core.audit.proof import prove
 from core.audit.record import record as record_action
 from core.audit.report import Report
 from core.audit.verify import verify
-from core.commands.family import Failure, command, console, errors, resolve_actor
-from core.commands.seal_audit import ALL, tenants_by_slug
+from core.commands.bar import bar
+from core.commands.family import FOUND, SKIPPED, Failure, command, console, errors
+from core.commands.options import ALL, by_slug, resolve_actor
 from core.errors import ChartholdError
 from core.scope import scope
 from core.settings import settings
@@ -22,12 +23,11 @@ __all__ = ["read_heads", "verify_audit"]
 
 @command()
 async def verify_audit(
-    tenant: str = ALL, proof: str = "", heads: str = "", actor: str = "", json: bool = False, quiet: bool = False
+    *, tenant: str = ALL, proof: str = "", heads: str = "", actor: str = "", json: bool = False, quiet: bool = False
 ) -> int:
     """Compute each tenant's tree again from the log itself, and name what is not as it was sealed.
 
-    Records that were changed, moved, taken out or put in; heads that were rewritten or deleted. Exit status 1 when
-    there is one.
+    Records that were changed, moved, taken out or put in; heads that were rewritten or deleted.
 
     Example: piccolo core verify_audit --tenant=lakeside --heads=/mnt/write-once/heads.jsonl
 
@@ -38,41 +38,36 @@ async def verify_audit(
         verifies it anywhere.
     :param heads:
         A file that seal_audit --export wrote: shows whether the past was rewritten since, by whomever.
-    :param actor:
-        Who asks: the id or e-mail of an admin or auditor; each tenant's first admin when left out.
-    :param json:
-        Print everything that was found as JSON.
-    :param quiet:
-        Print what is wrong only.
 
     """
-    if actor and tenant == ALL:
-        raise Failure("--actor is a user of one tenant. Name the tenant too, as in --tenant=lakeside.")
     exported = read_heads(Path(heads)) if heads else []
-    tenants = await tenants_by_slug(tenant)
+    if proof and tenant == ALL:
+        raise Failure("A record belongs to a tenant. Name it, as in --tenant=lakeside.")
+    tenants = await by_slug(tenant, actor)
     if proof:
-        if tenant == ALL:
-            raise Failure("A record belongs to a tenant. Name it, as in --tenant=lakeside.")
         await _print_proof(tenants[tenant], actor, proof)
         return 0
 
-    status, reports = 0, {}
-    for slug, tenant_id in tenants.items():
-        try:
-            who = await resolve_actor(tenant_id, actor)
-            async with scope(tenant=tenant_id, actor=who, reason="verify the audit log"):
-                reports[slug] = await verify(exported)
-                # Who looked, and what was seen, for the report; the evidence itself is the verification.
-                seen = {"good": reports[slug].good, "records": reports[slug].tree_size}
-                await record_action("audit_read", new={"verified": seen})
-        except ChartholdError as error:
-            if tenant != ALL:
-                raise
-            errors().print(f"{slug}: {error}")
-            status = 1
-            continue
-        if not json:
-            _print_report(slug, reports[slug], quiet=quiet)
+    reports: dict[str, Report] = {}
+    skipped: dict[str, str] = {}
+    with bar("verifying", show=not quiet) as progress:
+        for number, (slug, tenant_id) in enumerate(tenants.items()):
+            progress(f"verifying {slug}", number, len(tenants) if len(tenants) > 1 else None)
+            try:
+                who = await resolve_actor(tenant_id, actor)
+                async with scope(tenant=tenant_id, actor=who, reason="verify the audit log"):
+                    reports[slug] = await verify(exported)
+                    # Who looked, and what was seen, for the report; the evidence itself is the verification.
+                    seen = {"good": reports[slug].good, "records": reports[slug].tree_size}
+                    await record_action("audit_read", new={"verified": seen})
+            except ChartholdError as error:
+                if tenant != ALL:
+                    raise
+                skipped[slug] = str(error)
+                errors().print(f"{slug}: not verified. {error}")
+                continue
+            if not json:
+                _print_report(slug, reports[slug], quiet=quiet)
     if not tenants and not (quiet or json):
         console().print("There is no tenant yet.")
     gone = {head.tenant_id for head in exported} - set(tenants.values()) if tenant == ALL else set()
@@ -81,8 +76,11 @@ async def verify_audit(
     if json:
         keys = {key: public.hex() for key, public in public_keys(settings()).items()}
         found = {slug: report.to_json() for slug, report in reports.items()}
-        print(jsonlib.dumps({"public_keys": keys, "tenants": found, "gone": [str(t) for t in sorted(gone)]}, indent=2))
-    return 1 if status or gone or not all(report.good for report in reports.values()) else 0
+        said = {"tenants": found, "gone": [str(t) for t in sorted(gone)], "not_verified": skipped}
+        print(jsonlib.dumps({"public_keys": keys, **said}, indent=2))
+    if gone or not all(report.good for report in reports.values()):
+        return FOUND
+    return SKIPPED if skipped else 0
 
 
 def read_heads(path: Path) -> list[TreeHead]:

@@ -194,14 +194,17 @@ class RowSealer(Secret):
         return self.open_many(((row_id, envelopes),))[0]
 
     @forgetful
-    def open_many(self, rows: Iterable[tuple[UUID, Sequence[bytes | None]]]) -> list[list[Any]]:
-        """The values of ``(row id, envelopes)`` pairs; the first that does not open raises."""
+    def open_many(self, rows: Iterable[tuple[UUID | None, Sequence[bytes | None]]]) -> list[list[Any]]:
+        """The values of ``(row id, envelopes)`` pairs; the first that does not open raises.
+
+        A row that a LEFT JOIN did not find has neither an id nor envelopes.
+        """
         columns = self._opening
         opened: list[list[Any]] = []
         at, envelope = 0, None
         try:
             for row_id, envelopes in rows:
-                row = row_id.bytes
+                row = b"" if row_id is None else row_id.bytes
                 values: list[Any] = []
                 for at, ((openers, decode), envelope) in enumerate(  # noqa: B007 - `at` is read below
                     zip(columns, envelopes, strict=True)

@@ -144,23 +144,26 @@ async def partitions(live: Live, notes: Notes) -> None:
             mend="Run piccolo core partitions from cron, once a week.",
             sql="select charthold.ensure_partitions(3);",
         )
-    default = live.relations.get(f"{LOG}_default")
+    default, empty = live.relations.get(f"{LOG}_default"), True
     if default is None:
         notes.fail(
             "The log has no default partition: a record of an unforeseen month is refused, and its work with it.",
             subject=f"table {LOG}_default",
         )
     elif default.bytes:
-        rows = await live.ask(STRAY)
-        stray = sum(row["rows"] for row in rows) if rows is not None else default.estimate
-        if stray:
+        rows = await live.ask_or_warn(notes, "The count of records in the default partition", STRAY)
+        if stray := sum(row["rows"] for row in rows or []):
             notes.fail(
                 f"The default partition holds {plural(stray, 'record')}: their month has no partition.",
                 subject=f"table {LOG}_default",
                 mend="piccolo core partitions moves those of this month and the months ahead.",
                 sql="select charthold.ensure_partitions(3);",
             )
-    notes.end(f"{plural(len(months), 'month')} have partitions, {ahead} of them ahead; the default partition is empty.")
+        empty = rows is not None
+    notes.end(
+        f"{plural(len(months), 'month')} have partitions, {ahead} of them ahead"
+        f"{'; the default partition is empty' if empty else ''}."
+    )
 
 
 def named(trigger: str) -> str:
@@ -200,17 +203,18 @@ async def actors(live: Live, notes: Notes) -> None:
 @check("164.308(a)(1)(ii)(D)")
 async def activity_review(live: Live, notes: Notes) -> None:
     """What happened lately, for whoever reviews it."""
-    rows = await live.ask(ACTIVITY, DAYS)
-    if rows is None:
-        notes.warn("The last month's activity was not counted: the log is too long for one look.")
-    counted: dict[tuple[Any, str], int] = {}
-    for row in rows or []:
-        key = (row["day"], row["action"])
-        counted[key] = counted.get(key, 0) + row["records"]
-    live.shown["activity"] = {"days": DAYS, "counts": counted}
+    rows = await live.ask_or_warn(notes, "The count of the last month's records", ACTIVITY, DAYS)
+    seen = ""
+    if rows is not None:
+        counted: dict[tuple[Any, str], int] = {}
+        for row in rows:
+            key = (row["day"], row["action"])
+            counted[key] = counted.get(key, 0) + row["records"]
+        live.shown["activity"] = {"days": DAYS, "counts": counted}
+        seen = f"{plural(sum(counted.values()), 'record')} in the last {DAYS} days{live.unseen()}; "
     notes.unbuilt(
-        f"{plural(sum(counted.values()), 'record')} in the last {DAYS} days{live.unseen()}; the report plots them and "
-        "has room for a signature. Charthold does not record that somebody reviewed them.",
+        f"{seen}{'the' if seen else 'The'} report plots them and has room for a signature. Charthold does not record "
+        "that somebody reviewed them.",
         mend="Print the report, sign it, and file it; audit_search and audit_who_saw answer what it raises.",
     )
 
@@ -226,7 +230,7 @@ async def retention(live: Live, notes: Notes) -> None:
         "select min(retention_years) as least, max(retention_years) as most from public.tenant"
         " where ($1::uuid is null or id = $1)"
     )
-    years = [row["least"] for row in rows or [] if row["least"] is not None]
+    years = [row["least"] for row in rows if row["least"] is not None]
     notes.end(
         f"No tenant may ask for less than six years (now: {f'{min(years)} at least' if years else 'no tenant'}); "
         "the log refuses DELETE and TRUNCATE, and archiving refuses a month whose time has not come."

@@ -43,7 +43,7 @@ async def admins(live: Live, notes: Notes) -> None:
                 subject=f"tenant {tenant.slug}",
                 mend="As the owner, make one of its users an active admin.",
             )
-    rows = await live.ask(UNLIKE) or []
+    rows = await live.ask(UNLIKE)
     unlike = sum(row["rows"] for row in rows)
     if unlike:
         notes.fail(
@@ -58,7 +58,7 @@ async def admins(live: Live, notes: Notes) -> None:
 @check("164.312(d)")
 async def users(live: Live, notes: Notes) -> None:
     """Second factors and lockouts, as the application keeps them."""
-    rows = await live.ask(USERS) or []
+    rows = await live.ask(USERS)
     total = {key: sum(row[key] for row in rows) for key in ("active", "without_mfa", "locked", "logged_in")}
     live.shown["users"] = total
     if total["without_mfa"]:
@@ -69,7 +69,7 @@ async def users(live: Live, notes: Notes) -> None:
     if total["locked"]:
         notes.warn(f"{plural(total['locked'], 'user')} are locked.", mend="Ask each why; then unlock or deactivate.")
     logins = await live.ask(LOGINS)
-    records = sum(row["records"] for row in logins or [])
+    records = sum(row["records"] for row in logins)
     if total["logged_in"] and not records:
         notes.warn(
             "Users have logged in, and the log has no login of the last 30 days.",

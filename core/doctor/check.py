@@ -73,6 +73,14 @@ class Notes:
         """It holds, and somebody should look at this."""
         self._add("warn", evidence, subject, mend, sql)
 
+    def incomplete(self, what: str = "It") -> None:
+        """The database was too slow to answer: that is no evidence, neither of a safeguard nor of a hole."""
+        self.warn(
+            f"{what} was not completed: a question about the data took too long.",
+            mend=f"Give it longer, when the database has less to do: piccolo core doctor --only={self.name} "
+            "--patience=60",
+        )
+
     def unbuilt(self, evidence: str, *, mend: str = "") -> None:
         """Charthold does not have it."""
         self._add("unbuilt", evidence, "", mend, "")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import asyncpg
 from piccolo.columns import Column
 from piccolo.table import Table
 
@@ -133,10 +134,15 @@ async def raw_values(live: Live, notes: Notes) -> None:
         for item in classify(name, table, live.relations[name].type_of)
     }
     looked, values = 0, 0
+    slow: list[str] = []
     for (name, column), item in classes.items():
         if item.type not in TEXTS or item.kind in ("encrypted", "blind index") or (name, column) in COPIES:
             continue
-        rows = await _sample(live, name, column)
+        try:
+            rows = await _sample(live, name, column)
+        except asyncpg.QueryCanceledError:
+            slow.append(f"{name}.{column}")
+            continue
         looked, values = looked + 1, values + len(rows)
         shapes = Counter(shape for text in rows for shape in shapes_in(text) - _own(item))
         for shape, count in sorted(shapes.items()):
@@ -148,10 +154,15 @@ async def raw_values(live: Live, notes: Notes) -> None:
                 "the plaintext stays in backups until they expire.",
             )
     records = await _log_values(live, classes, notes)
-    notes.end(
-        f"{plural(values, 'value')} in {plural(looked, 'plain column')}, and those in {plural(records, 'record')} of "
-        f"the log: none has the shape of an identifier that its column does not declare{live.unseen()}."
-    )
+    if slow:
+        notes.incomplete(f"The sample of {', '.join(slow[:3])}{f' and {len(slow) - 3} more' if slow[3:] else ''}")
+    seen = [f"{plural(values, 'value')} in {plural(looked, 'plain column')}"] if looked else []
+    seen += [] if records is None else [f"the values in {plural(records, 'record')} of the log"]
+    if seen:
+        notes.end(
+            f"{', and '.join(seen)}: none has the shape of an identifier that its column does not declare"
+            f"{live.unseen()}."
+        )
 
 
 COPIES = {(LOG, "old_values"), (LOG, "new_values")}
@@ -174,7 +185,7 @@ async def _sample(live: Live, table: str, column: str) -> list[str]:
     rows = await live.ask(
         f"select {what}::text as value from {place} {some} where {bound} and {what} is not null limit {SAMPLE}"
     )
-    return [row["value"] for row in rows or []][: SAMPLE * 5]
+    return [row["value"] for row in rows][: SAMPLE * 5]
 
 
 LATEST = """select table_name, old_values::text as old, new_values::text as new
@@ -183,9 +194,11 @@ where ($1::uuid is null or tenant_id = $1) and occurred_at > now() - interval '3
     and action_type in ('insert', 'update', 'delete') order by occurred_at desc limit 500"""
 
 
-async def _log_values(live: Live, classes: Mapping[tuple[str, str], Classified], notes: Notes) -> int:
+async def _log_values(live: Live, classes: Mapping[tuple[str, str], Classified], notes: Notes) -> int | None:
     """The log's copies: of an encrypted column an envelope, of any other what the column itself may hold."""
-    rows = await live.ask(LATEST) or []
+    rows = await live.ask_or_warn(notes, "The sample of the log", LATEST)
+    if rows is None:
+        return None
     bad: Counter[tuple[str, str, str]] = Counter()
     for row in rows:
         for side in (row["old"], row["new"]):

@@ -77,10 +77,10 @@ async def keys(live: Live, notes: Notes) -> None:
     told = provider_from_settings(live.settings).describe()
     known = {told["kek"], *told["retired"].split()}
     now = datetime.now(UTC)
-    rows = await live.ask(KEYS) or []
+    rows = await live.ask(KEYS)
     sealed = encrypted_columns(live.tables)
     widest = max(map(len, sealed.values()), default=0)
-    counted = await live.ask(USES, list(sealed))
+    counted = await live.ask_or_warn(notes, "The count of each key's uses", USES, list(sealed))
     uses = {row["tenant_id"]: row["records"] * widest for row in counted or []}
     slugs = {tenant.id: tenant.slug for tenant in live.tenants}
     shown: list[dict[str, Any]] = []
@@ -121,14 +121,10 @@ async def keys(live: Live, notes: Notes) -> None:
                 subject=f"key {tenant.slug}",
                 mend="Restore tenant_key from a backup; without its keys the tenant's PHI is gone.",
             )
-    if counted is None:
-        notes.warn(
-            "The uses of each key were not counted: the log is too long for one look.",
-            mend="Rotate keys once a year: piccolo core rotate_keys --tenant=all",
-        )
     most = max(uses.values(), default=0)
+    used = f"the most used has sealed at most {most:,} values, {most / LIMIT:.5%} of 2^32"
     notes.end(
         f"{plural(len(rows), 'key version')} of {plural(len(current), 'tenant')}, wrapped by master key {told['kek']}"
-        f"{' or a retired one' if told['retired'] else ''}; the most used has sealed at most {most:,} values, "
-        f"{most / LIMIT:.5%} of 2^32{live.unseen()}."
+        f"{' or a retired one' if told['retired'] else ''}; "
+        f"{'their uses were not counted' if counted is None else used}{live.unseen()}."
     )

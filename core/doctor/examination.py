@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -26,7 +26,7 @@ from core.doctor import (
 )
 from core.doctor import server as server_checks
 from core.doctor.check import CHECKS, RULES, Check, Finding, Notes, Verdict
-from core.doctor.live import Live, here
+from core.doctor.live import PATIENCE, Live, here
 from core.errors import ChartholdError
 from core.schema import SchemaObject, shared_objects
 from core.schema.drift import Difference, drift
@@ -91,8 +91,13 @@ def registered() -> tuple[list[type[Table]], list[SchemaObject]]:
     )
 
 
-async def examine(only: Sequence[str] = ()) -> Examination:
-    """Look at the database, as the schema's owner. Changes nothing."""
+async def examine(
+    only: Sequence[str] = (), *, patience: float = PATIENCE, progress: Callable[[str, int, int], None] | None = None
+) -> Examination:
+    """Look at the database, as the schema's owner. Changes nothing.
+
+    ``patience``: seconds for one question about the data. ``progress`` is told which check runs, and of how many.
+    """
     began, at = time.monotonic(), datetime.now(UTC)
     tables, shared = registered()
     findings: list[Finding] = []
@@ -102,7 +107,11 @@ async def examine(only: Sequence[str] = ()) -> Examination:
         # Drift alone is looked for in any database, one without tenants too.
         if wanted := [item for item in CHECKS.values() if not only or item.name in only]:
             live = await Live.read(connection, tables, shared)
-            for item in wanted:
+            # From here to the end nothing changes anything.
+            await connection.execute(f"set statement_timeout = {max(1, round(patience * 1000))}")
+            for number, item in enumerate(wanted):
+                if progress:
+                    progress(item.name, number, len(wanted) + (not only or DRIFT in only))
                 findings += await look(live, item)
         if not only or DRIFT in only:
             await connection.execute("set statement_timeout = 0")
@@ -134,6 +143,8 @@ async def look(live: Live, item: Check) -> list[Finding]:
             f"It could not be looked at, because the schema is not as declared (SQLSTATE {error.sqlstate}).",
             mend="Run the mends of drift first.",
         )
+    except asyncpg.QueryCanceledError:
+        notes.incomplete()
     except asyncpg.PostgresError as error:
         notes.fail(f"It could not be looked at: {type(error).__name__} (SQLSTATE {error.sqlstate}).")
     return notes.findings

@@ -40,9 +40,12 @@ group by 1"""
 async def seals(live: Live, notes: Notes) -> None:
     """The last head of each tenant is ours and fresh. Whether the records match is for verify_audit to compute."""
     keys, now = public_keys(live.settings), datetime.now(UTC)
-    heads = {row["tenant_id"]: row for row in await live.ask(HEADS) or []}
-    waiting = {row["tenant_id"]: row for row in await live.ask(UNSEALED) or []}
-    verified = {row["tenant_id"]: row for row in await live.ask(VERIFIED) or []}
+    heads = {row["tenant_id"]: row for row in await live.ask(HEADS)}
+    counted = await live.ask_or_warn(notes, "The count of what is not sealed yet", UNSEALED)
+    looked = await live.ask_or_warn(notes, "The search for the last verification", VERIFIED)
+    waiting = {row["tenant_id"]: row for row in counted or []}
+    verified = {row["tenant_id"]: row for row in looked or []}
+    live.shown["verifications"] = looked is not None
     shown: list[dict[str, Any]] = []
     for tenant in live.seen():
         row, wait, check_ = heads.get(tenant.id), waiting.get(tenant.id), verified.get(tenant.id)
@@ -57,7 +60,7 @@ async def seals(live: Live, notes: Notes) -> None:
                 "sealed_at": row["sealed_at"] if row else None,
                 "records": row["tree_size"] if row else 0,
                 "signature": good,
-                "unsealed": wait["records"] if wait else 0,
+                "unsealed": wait["records"] if wait else None if counted is None else 0,
                 "verified_at": check_["at"] if check_ else None,
                 "verified_good": check_["good"] == "true" if check_ else None,
             }
@@ -88,10 +91,11 @@ async def seals(live: Live, notes: Notes) -> None:
             "No log was ever sealed: until it is, somebody with the owner's rights could change it unseen.",
             mend="Run piccolo core seal_audit from cron, at least once a day.",
         )
-    unsealed = sum(item["unsealed"] for item in shown)
+    unsealed = sum(item["unsealed"] or 0 for item in shown)
+    wait_ = "" if counted is None else f"; {plural(unsealed, 'record')} wait for the next sealing"
     notes.end(
-        f"{plural(len(sealed), 'tenant')} of {len(shown)} have a head; the signature of each newest head holds; "
-        f"{plural(unsealed, 'record')} wait for the next sealing{live.unseen()}."
+        f"{plural(len(sealed), 'tenant')} of {len(shown)} have a head; the signature of each newest head holds"
+        f"{wait_}{live.unseen()}."
     )
 
 

@@ -14,6 +14,7 @@ from uuid import UUID
 import asyncpg
 from piccolo.table import Table
 
+from core.doctor.check import Notes
 from core.schema import RowSecurity
 from core.schema.catalog import Catalog, snapshot
 from core.schema.declarations import full_name
@@ -21,10 +22,11 @@ from core.schema.object import SchemaObject
 from core.schema.quoting import split_table
 from core.settings import Settings, settings
 
-__all__ = ["LOG", "Live", "TableInfo", "TenantInfo", "here", "plural"]
+__all__ = ["LOG", "PATIENCE", "Live", "TableInfo", "TenantInfo", "here", "plural"]
 
 LOG = "public.user_action_audit_log"
-PATIENCE = "2s"  # for one question about the data; a log of years is then estimated, or said not to be counted
+CATALOG = "10s"  # for a look at the catalog, where a lock can be in the way
+PATIENCE = 2.0  # seconds for one question about the data; what takes longer is said not to be completed
 READ = "look at the safeguards"
 
 RELATIONS = """
@@ -108,8 +110,7 @@ class Live:
         cls, connection: asyncpg.Connection[Any], tables: Sequence[type[Table]], shared: Sequence[SchemaObject]
     ) -> Self:
         """Read the catalog of every schema that is not PostgreSQL's own."""
-        await connection.execute(f"set statement_timeout = '{PATIENCE}'")
-        # What runs between here and the end changes nothing.
+        await connection.execute(f"set statement_timeout = '{CATALOG}'")
         schemas = [row[0] for row in await connection.fetch(SCHEMAS)]
         who = await connection.fetchrow(
             "select rolname::text as name, rolsuper or rolbypassrls as bypasses from pg_roles"
@@ -178,22 +179,28 @@ class Live:
             if value["object"] == f"table {table}" and value["to"] != "owner"
         ]
 
-    async def ask(self, sql: str, *arguments: Any) -> list[Any] | None:
-        """Rows about the tenants' data; ``$1`` is a tenant, or null for all. None: it would have taken too long.
+    async def ask(self, sql: str, *arguments: Any) -> list[Any]:
+        """Rows about the tenants' data; ``$1`` is a tenant, or null for all.
 
-        A tenant without an admin cannot be looked at where the owner is bound by policies; ``unseen`` says which.
+        Raises ``QueryCanceledError`` when it takes too long: what was not answered is not nothing. A tenant without an
+        admin cannot be looked at where the owner is bound by policies; ``unseen`` says which.
         """
         if (key := sql + repr(arguments)) in self._answers:
             return self._answers[key]
-        try:
-            if self.bypasses:
-                rows = list(await self.connection.fetch(sql, None, *arguments))
-            else:
-                rows = [row for tenant in self.seen() for row in await self._ask_one(tenant, sql, arguments)]
-        except asyncpg.QueryCanceledError:
-            return None
+        if self.bypasses:
+            rows = list(await self.connection.fetch(sql, None, *arguments))
+        else:
+            rows = [row for tenant in self.seen() for row in await self._ask_one(tenant, sql, arguments)]
         self._answers[key] = rows
         return rows
+
+    async def ask_or_warn(self, notes: Notes, what: str, sql: str, *arguments: Any) -> list[Any] | None:
+        """The same; None, and a warning that ``what`` was not looked at, when it takes too long."""
+        try:
+            return await self.ask(sql, *arguments)
+        except asyncpg.QueryCanceledError:
+            notes.incomplete(what)
+            return None
 
     def seen(self) -> list[TenantInfo]:
         """The tenants whose data can be looked at."""

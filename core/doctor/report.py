@@ -67,6 +67,7 @@ def render(found: Examination, tables: Sequence[type[Table]]) -> str:
         limit=LIMIT,
         token_keys=shown.get("token_keys", []),
         diagram=diagram(tables),
+        counted="activity" in shown,
         activity=activity(plotted["counts"], plotted["days"], found.at.date()),
     )
 
@@ -104,7 +105,7 @@ def seals(found: Examination) -> dict[str, Any]:
     verified = [row["verified_at"] for row in rows]
     sealed = [row["sealed_at"] for row in rows]
     return {
-        "rows": sorted(rows, key=lambda row: (row["signature"] is not False, -row["unsealed"]))[:MOST],
+        "rows": sorted(rows, key=lambda row: (row["signature"] is not False, -(row["unsealed"] or 0)))[:MOST],
         "more": max(0, len(rows) - MOST),
         "tenants": len(rows),
         "sealed": sum(at is not None for at in sealed),
@@ -114,7 +115,8 @@ def seals(found: Examination) -> dict[str, Any]:
         "verified_bad": sum(row["verified_good"] is False for row in rows),
         "bad": sum(row["signature"] is False for row in rows),
         "records": sum(row["records"] for row in rows),
-        "unsealed": sum(row["unsealed"] for row in rows),
+        "unsealed": None if any(row["unsealed"] is None for row in rows) else sum(row["unsealed"] for row in rows),
+        "looked": found.shown.get("verifications", False),
     }
 
 

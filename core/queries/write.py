@@ -81,10 +81,10 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         values = item.values
         if isinstance(columns, tuple):
             # Every unique index of a tenant's table starts with tenant_id.
-            tenant = self.table._meta.get_column_by_name("tenant_id")
-            columns = (tenant, *(c for c in columns if not isinstance(c, TenantId)))
+            tenant = [c for c in self.table._meta.columns if isinstance(c, TenantId)]
+            columns = (*tenant, *(c for c in columns if not isinstance(c, TenantId)))
         if item.action is OnConflictAction.do_update:
-            by_id = isinstance(columns, tuple) and len(columns) == 2 and isinstance(columns[1], RowId)
+            by_id = isinstance(columns, tuple) and len(columns) <= 2 and isinstance(columns[-1], RowId)
             values = self._conflict_values(values or (), by_id=by_id)
         where = item.where and exact(protect(item.where), "ON CONFLICT")
         return OnConflictItem(target=columns, action=item.action, values=values, where=where).querystring
@@ -264,6 +264,10 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
 
 class TenantDelete(Kept, Delete):
     """``Table.delete`` of a tenant's table."""
+
+    def _validate(self) -> None:
+        if self._frozen_querystrings is None:  # what was frozen keeps its statement, not the condition in it
+            super()._validate()  # type: ignore[no-untyped-call]  # Piccolo's
 
     @property
     @forgetful

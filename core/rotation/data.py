@@ -95,6 +95,7 @@ class Rotation:
             if "current" not in by_status:
                 self.outcome.shredded = True
                 raise ChartholdError(f"{self._target.slug} has no key in use: its keys were destroyed.")
+            await self._check_master_key(by_status["current"])
             version = self.outcome.version = rows[-1]["version"] + 1
             key = await engine().keyring.make_key(tenant, version, "next")
             await self._connection.execute(
@@ -172,6 +173,11 @@ class Rotation:
             raise ChartholdError(
                 f"The actor may not {what}, and all rows are sealed anew. Name an admin who is bound to no facility."
             )
+
+    async def _check_master_key(self, current: asyncpg.Record) -> None:
+        # Threat: a key wrapped under a wrong master key, which no process can unwrap, would lock the tenant out.
+        key = WrappedKey(current["version"], current["wrapped"], current["status"], current["kek"])
+        await engine().keyring.open_keys(self._target.tenant, [key])
 
     async def _keys(self) -> list[asyncpg.Record]:
         return await self._connection.fetch(
