@@ -42,6 +42,9 @@ __all__ = ["ChartholdEngine", "engine", "owner_mode"]
 # True while migrations and key commands run: their statements go to the owner's connection.
 owner_mode: ContextVar[bool] = ContextVar("charthold_owner_mode", default=False)
 
+# Whose scope reads a tenant's wrapped keys. A load is a task of its own, in a copy of the context of who began it.
+_asker: ContextVar[Scope] = ContextVar("charthold_asker")
+
 SESSION = {
     # Every name in our SQL is qualified or lives in public; nothing is looked up where a tenant could have put it.
     # pg_temp comes last: unnamed, it would come first, and a temporary table would stand before ours.
@@ -49,6 +52,10 @@ SESSION = {
     # Custom plans under row-level security cost 1.6 times a generic plan, and our shapes are stable.
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
+    # What is asked often is in memory. At the usual price of a page the planner, who does not know how few a tenant's
+    # rows are, reads and sorts all of them rather than walk an index to the fifty that are wanted.
+    "random_page_cost": "0.1",
+    "seq_page_cost": "0.1",
     "timezone": "UTC",
     # Threat: a login may change its own defaults (ALTER ROLE .. SET), for every later session. What rows are shown, how
     # SQL is read and what stands in the log does not depend on them: these are given when a session begins.
@@ -64,15 +71,13 @@ SESSION = {
 class ChartholdEngine(PostgresEngine):
     """Piccolo's engine, taught to run planned statements in the open scope. Connects on first use, not on import."""
 
-    __slots__ = ("_asking", "_keyring", "_pools", "_server", "_token_key", "database")
+    __slots__ = ("_keyring", "_pools", "_server", "_token_key", "database")
 
     def __init__(self, **kwargs: Any) -> None:
         self._server: embedded.Server | None = None
         # Overrides the database that the settings name.
         self.database: str | None = None
         self._keyring: Keyring | None = None
-        # Whose scope reads a tenant's wrapped keys: the keyring loads outside of every context.
-        self._asking: dict[UUID, Scope] = {}
         self._token_key: TokenKey | None = None
         # Connections belong to an event loop, and the command line uses several in turn.
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool] = weakref.WeakKeyDictionary()
@@ -216,7 +221,7 @@ class ChartholdEngine(PostgresEngine):
         try:
             rows = await self._fetch(
                 link,
-                self._asking[tenant],
+                _asker.get(),
                 "with r as materialized ("
                 " select version, wrapped, status, kek from public.tenant_key"
                 " where tenant_id = $1 and wrapped is not null"
@@ -229,10 +234,10 @@ class ChartholdEngine(PostgresEngine):
 
     async def keys_of(self, scope: Scope, version: int | None = None) -> TenantKeys:
         """The keys of the scope's tenant; with ``version``, keys that hold this one."""
-        self._asking[scope.tenant] = scope
-        if version is not None:
-            return await self.keyring.for_tenant(scope.tenant, version=version)
-        return self.keyring.cached(scope.tenant) or await self.keyring.for_tenant(scope.tenant)
+        if version is None and (cached := self.keyring.cached(scope.tenant)) is not None:
+            return cached
+        _asker.set(scope)
+        return await self.keyring.for_tenant(scope.tenant, version=version)
 
     # -- running statements ----------------------------------------------------------------------------------------
 

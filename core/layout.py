@@ -73,7 +73,7 @@ class Layout:
 def _copied(value: Any) -> Any:
     """A JSON document of its own; ``copy.deepcopy`` takes ten times as long."""
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
+        return {key: _copied(item) if isinstance(item, (dict, list)) else item for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value
 
 

@@ -856,13 +856,6 @@ $$""",
 
     manager.add_index(
         table="client",
-        name="client_active_by_facility",
-        columns=("tenant_id", "facility_id", "created_at desc"),
-        where="status = 'active'",
-    )
-
-    manager.add_index(
-        table="client",
         name="client_by_date_of_birth_exact",
         columns=("tenant_id", "date_of_birth_exact"),
     )
@@ -871,12 +864,6 @@ $$""",
         table="client",
         name="client_by_email_folded",
         columns=("tenant_id", "email_folded"),
-    )
-
-    manager.add_index(
-        table="client",
-        name="client_by_facility_id",
-        columns=("tenant_id", "facility_id"),
     )
 
     manager.add_index(
@@ -924,6 +911,18 @@ $$""",
         name="client_mrn_key",
         columns=("tenant_id", "mrn_exact"),
         unique=True,
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_newest_by_facility",
+        columns=("tenant_id", "facility_id", "created_at desc"),
+    )
+
+    manager.add_index(
+        table="client",
+        name="client_newest_by_status",
+        columns=("tenant_id", "status", "created_at desc"),
     )
 
     manager.add_index(

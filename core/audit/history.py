@@ -155,7 +155,7 @@ async def who_saw(
         "select id, occurred_at, user_id, changed_columns, reason, request_id, host(source_ip) as source_ip"
         " from public.user_action_audit_log where tenant_id = {} and record_id = {} and action_type = 'read'"
         " and table_name = {} and occurred_at >= {}::timestamptz and occurred_at <= {}::timestamptz"
-        " order by occurred_at desc, id desc limit {}::bigint",
+        " order by occurred_at desc limit {}::bigint",
         current_scope().tenant,
         row_id,
         table._meta.tablename,
