@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any, cast
 from uuid import UUID
@@ -256,6 +257,8 @@ class ChartholdEngine(PostgresEngine):
 
     async def run_plan(self, plan: Plan) -> list[dict[str, Any]]:
         """Run a planned statement in the open scope and open what it returns."""
+        if plan.more is not None:
+            return await self._run_in_turn(plan, plan.more())
         scope = current_scope()
         statement, arguments = plan.compiled()
         keys = await self.keys_of(scope) if plan.opened or needs_keys(arguments) else None
@@ -283,6 +286,32 @@ class ChartholdEngine(PostgresEngine):
         except MissingKeyError as missing:
             # Another process rotated the tenant's key a moment ago.
             return open_rows(plan, rows, await self.keys_of(scope, missing.version))
+
+    async def _run_in_turn(self, plan: Plan, more: Iterable[Plan]) -> list[dict[str, Any]]:
+        """Run plans that return nothing, all or none. While one is on the wire, the next is made and sealed."""
+        scope = current_scope()
+        sending: asyncio.Task[Any] | None = None
+        async with self.transaction():
+            transaction = cast("Transaction", self.current_transaction.get())
+            transaction.keep_scope(scope)
+            link = transaction.link
+            try:
+                for part in itertools.chain([plan], more):
+                    statement, arguments = part.compiled()
+                    link.dirty |= not statement.trusted
+                    bound = bind(arguments, scope.tenant, await self.keys_of(scope))
+                    if sending is not None:
+                        await sending
+                    sending = asyncio.create_task(self._fetch(link, scope, statement.gated, bound))
+                    await asyncio.sleep(0)  # until it is sent
+                if sending is not None:
+                    await sending
+            finally:
+                # Nothing is on the wire when the transaction ends, whatever happened to the next.
+                if sending is not None:
+                    sending.cancel()
+                    await asyncio.gather(sending, return_exceptions=True)
+        return plan.answer
 
     async def run_raw(self, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
         """Run SQL that a person wrote, in the open scope. Envelopes in it stay closed.

@@ -6,7 +6,7 @@ never compiled in: ``freeze()`` keeps arguments for ever, and a token or a tenan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -128,7 +128,7 @@ class Statement:
 class Plan(QueryString):
     """A statement of ours with its arguments, as a QueryString of Piccolo's."""
 
-    __slots__ = ("_statement", "answer", "keep", "looked_at", "opened", "outputs", "returns")
+    __slots__ = ("_statement", "answer", "keep", "looked_at", "more", "opened", "outputs", "returns")
 
     def __init__(
         self,
@@ -150,6 +150,8 @@ class Plan(QueryString):
         self.returns = returns
         # What a statement without rows answers.
         self.answer: list[dict[str, Any]] = []
+        # What belongs to it and is made when it is its turn: all of it is run, or none.
+        self.more: Callable[[], Iterable[Plan]] | None = None
         self._statement: Statement | None = None
 
     @classmethod
@@ -168,6 +170,7 @@ class Plan(QueryString):
         plan.returns = statement.returns
         plan.keep = None
         plan.answer = []
+        plan.more = None
         plan.looked_at = statement.looked_at
         plan._statement = statement
         return plan

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import date
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -12,6 +14,7 @@ from piccolo.query.functions import Upper
 
 from core import ProtectedQueryError, ScopeError, transaction
 from core.engine import ChartholdEngine
+from core.ids import uuid7
 from core.plan import bind
 from core.tables import Client, Facility, Tenant, User, UserActionAuditLog
 from tests.conftest import Clinic
@@ -387,3 +390,75 @@ async def test_common_queries_find_their_rows_by_an_index(
             text = "\n".join(row[0] for row in plan)
             assert "Index" in text, text
             assert "Seq Scan on client" not in text, text
+
+
+# -- many rows at once -------------------------------------------------------------------------------------------------
+
+
+def crowd(clinic: Clinic, number: int, **last: Any) -> list[Client]:
+    """New clients with an MRN each; ``last`` changes the last one."""
+    given = {"facility_id": clinic.facility, "first_name": "Bo", "date_of_birth": date(1990, 7, 1)}
+    batch = uuid4().hex[:8]
+    rows = [Client(**given, last_name=f"Crowd{n}", mrn=f"{batch}-{n}") for n in range(number)]
+    for name, value in last.items():
+        setattr(rows[-1], name, value)
+    return rows
+
+
+async def test_many_rows_go_in_together_in_their_order_with_a_record_each(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    rows = crowd(lakeside, 1_001)
+    async with lakeside.as_admin():
+        answer = await Client.insert(*rows)
+        assert await Client.count().where(Client.id.is_in([row.id for row in rows])) == 1_001
+        assert (await Client.objects().get(Client.id == rows[-1].id)).last_name == "Crowd1000"
+    assert [row["id"] for row in answer] == [row.id for row in rows]
+    assert all(row._exists_in_db for row in rows)
+    written = await owner.fetch(
+        "select record_id, transaction_id from user_action_audit_log where action_type = 'insert' and record_id = any($1)",
+        [row.id for row in rows],
+    )
+    assert {r["record_id"] for r in written} == {row.id for row in rows}
+    assert len(written) == 1_001
+    assert len({r["transaction_id"] for r in written}) == 1
+
+
+@pytest.mark.parametrize(
+    "last",
+    [{"mrn": "taken"}, {"facility_id": uuid7()}, {"status": "sleeping"}, {"first_name": 5}],
+    ids=["unique", "foreign key", "check", "not a text"],
+)
+@pytest.mark.parametrize("inside", [False, True], ids=["by itself", "in a transaction"])
+async def test_of_many_rows_all_go_in_or_none(last: dict[str, Any], inside: bool, lakeside: Clinic) -> None:  # noqa: FBT001
+    rows = crowd(lakeside, 601, **last)
+    async with lakeside.as_admin():
+        if not await Client.exists().where(Client.mrn == "taken"):
+            await crowd(lakeside, 1, mrn="taken")[0].save()
+        before = await Client.count()
+        if inside:
+            async with transaction():
+                with pytest.raises(Exception):  # noqa: B017, PT011  # whatever it is
+                    await Client.insert(*rows)
+                assert await Client.count() == before
+                await crowd(lakeside, 1)[0].save()  # the transaction goes on
+            assert await Client.count() == before + 1
+        else:
+            with pytest.raises(Exception):  # noqa: B017, PT011
+                await Client.insert(*rows)
+            assert await Client.count() == before
+    assert not any(row._exists_in_db for row in rows)
+
+
+async def test_many_rows_that_are_cancelled_half_way_leave_nothing(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        before = await Client.count()
+        for pause in (0.0, 0.002, 0.01, 0.02, 0.03, 0.05):
+            task = asyncio.create_task(Client.insert(*crowd(lakeside, 1_000)).run())
+            await asyncio.sleep(pause)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            found = await Client.count()
+            assert (found - before) % 1_000 == 0
+            before = found

@@ -31,6 +31,10 @@ class Cells:
     def __init__(self, table: type[Table]) -> None:
         self.table = table
         self.columns = [c for c in table._meta.columns if not isinstance(c, CreatedAt)]
+        # Whether a row may name another that is written later.
+        self.refers_to_itself = any(
+            key._foreign_key_meta.resolved_references is table for key in table._meta.foreign_key_columns
+        )
         self.listed = [c for c in self.columns if not isinstance(c, TenantId)]
         self._cells = [(_cell(c), isinstance(c, Encrypted)) for c in self.columns]
         self._sealed = [c for c in self.columns if isinstance(c, Encrypted)]

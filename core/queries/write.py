@@ -32,12 +32,16 @@ if TYPE_CHECKING:
 __all__ = ["TenantDelete", "TenantInsert", "TenantUpdate"]
 
 UUID7 = 7
+CHUNK = 200  # rows: enough to make a statement cheap, few enough to go into a socket at once
 
 _cells: dict[type[Table], Cells] = {}
 
 
 class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
-    """``Table.insert`` of a tenant's table: one statement, whatever the number of rows."""
+    """``Table.insert`` of a tenant's table: all rows or none.
+
+    Many rows are a transaction of several statements: while one is on the wire, the next is sealed.
+    """
 
     @property
     @forgetful
@@ -47,29 +51,31 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
             raise ProtectedQueryError("There is nothing to insert. Give insert() at least one row.")
         for row in rows:
             check_identity(row)
-        cells = cells_of(self.table)
-        template, arguments = (
-            (cells.one, cells.of_one(rows[0])) if len(rows) == 1 else (cells.many, cells.of_many(rows))
-        )
-        returning = self.returning_delegate._returning
-        conflict = self._conflict()
+        returning, conflict = self.returning_delegate._returning, self._conflict()
         if conflict is not None:
+            template, arguments = _values(self.table, rows)
             return [returning_plan(QueryString("{}{}", QueryString(template, *arguments), conflict), returning)]
         # We made the ids. To have them returned would be to read, and the policies would ask for that too.
         key = self.table._meta.primary_key
-        ids_only = returning is not None and len(returning.columns) == 1 and returning.columns[0] is key
-        if ids_only:
-            returning = None
+        if returning is None or len(returning.columns) != 1 or returning.columns[0] is not key:
+            return [self._plan(rows, returning)]
+        size = len(rows) if cells_of(self.table).refers_to_itself else CHUNK
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        plan = self._plan(chunks[0], None)
+        plan.answer = [{"id": row.__dict__["id"]} for row in rows]
+        if len(chunks) > 1:
+            plan.more = lambda: (self._plan(chunk, None) for chunk in chunks[1:])
+        return [plan]
+
+    def _plan(self, rows: Sequence[Table], returning: Returning | None) -> Plan:
+        template, arguments = _values(self.table, rows)
         try:
             shape = (self.table, "insert", len(rows) == 1, returning_shape(returning))
         except NO_SHAPE:
-            return [returning_plan(QueryString(template, *arguments), returning)]
-        plan = SHAPES.find(shape, arguments) or SHAPES.keep(
+            return returning_plan(QueryString(template, *arguments), returning)
+        return SHAPES.find(shape, arguments) or SHAPES.keep(
             shape, returning_plan(QueryString(template, *arguments), returning), arguments
         )
-        if ids_only:
-            plan.answer = [{"id": row.__dict__["id"]} for row in rows]
-        return [plan]
 
     def _conflict(self) -> QueryString | None:
         items = self.on_conflict_delegate._on_conflict.on_conflict_items
@@ -324,6 +330,12 @@ def written_shape(column: Column, value: Any) -> str:
 def returning_shape(returning: Returning | None) -> Hashable:
     """The shape of a RETURNING clause."""
     return None if returning is None else columns_shape(returning.columns)
+
+
+def _values(table: type[Table], rows: Sequence[Table]) -> tuple[str, list[Any]]:
+    """The INSERT of these rows, and its arguments."""
+    cells = cells_of(table)
+    return (cells.one, cells.of_one(rows[0])) if len(rows) == 1 else (cells.many, cells.of_many(rows))
 
 
 def cells_of(table: type[Table]) -> Cells:
