@@ -18,25 +18,37 @@ from piccolo.columns import JSONB, Array, Column, ForeignKey
 
 from core.audit.record import record
 from core.columns import Encrypted
-from core.crypto.derive import forgetful
+from core.crypto.derive import forgetful_later
 from core.crypto.keyring import MissingKeyError
 from core.engine import engine
 from core.errors import ChartholdError, ProtectedQueryError
 from core.plan import Plan
-from core.scope import current_scope
+from core.scope import Scope, current_scope
 from core.transactions import RECORD_READ, Transaction
 
 if TYPE_CHECKING:
     from core.crypto.keyring import TenantKeys
     from core.tenant_table import TenantTable
 
-__all__ = ["Change", "Sighting", "as_of", "history", "revert", "rows_as_of", "who_saw"]
+__all__ = ["DESTROYED", "Change", "Sighting", "as_of", "history", "revert", "rows_as_of", "who_saw"]
 
 Row = TypeVar("Row", bound="TenantTable")
 
 PAGE = 500  # records a statement
 EVER = datetime(1, 1, 2, tzinfo=UTC)
 FOREVER = datetime(9999, 12, 30, tzinfo=UTC)
+
+
+class _Destroyed:
+    """Stands for a value whose key was destroyed: the envelope is in the log, and nobody can open it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<key destroyed>"
+
+
+DESTROYED = _Destroyed()
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,8 @@ async def history(
     """What happened to the row, oldest first, field by field, PHI opened. It is itself recorded as a read of the row.
 
     Works for a row that was deleted. The scope's role must be allowed to read the log, and the row while it exists.
-    A field that was sealed anew, as by a rotation of keys, keeps its value and is left out; the log itself has it.
+    A field that was sealed anew, as by a rotation of keys, keeps its value and is left out; the log itself has it. What
+    was sealed under a key that is destroyed is told as ``DESTROYED``.
     """
     told = [_told(change) async for change in _changes(table, row_id, since=since, until=until)]
     return [change for change in told if change is not None]
@@ -116,9 +129,9 @@ async def rows_as_of(table: type[Row], time: datetime) -> list[Row]:
     )  # fmt: skip
     async with engine().transaction():
         rows = await engine().run_plan(plan)
-        keys = await _recorded(table, [row["record_id"] for row in rows])
+        opener = await _recorded(table, [row["record_id"] for row in rows])
         return [
-            table(id=row["record_id"], _exists_in_db=True, **_values(table, row["record_id"], row["document"], keys))
+            table(id=row["record_id"], _exists_in_db=True, **await opener.values(row["record_id"], row["document"]))
             for row in rows
         ]
 
@@ -136,6 +149,9 @@ async def revert(row: TenantTable, to: datetime) -> None:
         for column in table._meta.columns
         if column._meta.name in past and past[column._meta.name] != getattr(row, column._meta.name)
     }
+    gone = sorted(column._meta.name for column, value in changed.items() if value is DESTROYED)
+    if gone:
+        raise ProtectedQueryError(f"The key of what {', '.join(gone)} held at that time is destroyed: no way back.")
     if changed:
         await table.update(changed).where(table._meta.primary_key == row.id)
         for column, value in changed.items():
@@ -176,7 +192,7 @@ async def _changes(
     scope, name = current_scope(), table._meta.tablename
     after_time, after_id = since or EVER, UUID(int=0)
     async with engine().transaction():
-        keys = await _recorded(table, [row_id])
+        opener = await _recorded(table, [row_id])
         while True:
             plan = Plan(
                 "select id, occurred_at, action_type as action, user_id, reason, request_id,"
@@ -189,12 +205,8 @@ async def _changes(
             )  # fmt: skip
             rows = await engine().run_plan(plan)
             for row in rows:
-                try:
-                    yield _change(table, row_id, row, keys)
-                except MissingKeyError as missing:
-                    # Another process rotated the tenant's key a moment ago.
-                    keys = await engine().keys_of(scope, missing.version)
-                    yield _change(table, row_id, row, keys)
+                opened = {end: await opener.values(row_id, row[end]) for end in ("old", "new")}
+                yield Change(**row | opened)
             if len(rows) < PAGE:
                 return
             after_time, after_id = rows[-1]["occurred_at"], rows[-1]["id"]
@@ -215,41 +227,66 @@ def _sealed(table: type[TenantTable]) -> list[str]:
     return sorted(c._meta.db_column_name for c in table._meta.columns if isinstance(c, Encrypted))
 
 
-async def _recorded(table: type[TenantTable], rows: list[UUID]) -> TenantKeys | None:
-    """Record that the rows are shown; only then their keys, None for a table without PHI."""
-    sealed = _sealed(table)
+async def _recorded(table: type[TenantTable], rows: list[UUID]) -> _Opener:
+    """Record that the rows are shown; only then what opens them."""
+    sealed, scope = _sealed(table), current_scope()
     if not sealed or not rows:
-        return None
+        return _Opener(table, scope, None)
     name = table._meta.tablename
     await engine().run_plan(
         Plan("select charthold.record_read({}, {}::uuid[], {}::text[]) as shown", name, rows, sealed)
     )
     cast("Transaction", engine().current_transaction.get()).shown.append((RECORD_READ, (name, rows, sealed)))
-    return await engine().keys_of(current_scope())
+    try:
+        return _Opener(table, scope, await engine().keys_of(scope))
+    except MissingKeyError:  # the tenant is shredded; who did what and when remains
+        return _Opener(table, scope, None)
 
 
-def _change(table: type[TenantTable], row_id: UUID, row: dict[str, Any], keys: TenantKeys | None) -> Change:
-    """A record, opened."""
-    return Change(**row | {end: _values(table, row_id, row[end], keys) for end in ("old", "new")})
+class _Opener:
+    """Recorded documents as Python values: what JSON had to write as text comes back as what it was."""
 
+    def __init__(self, table: type[TenantTable], scope: Scope, keys: TenantKeys | None) -> None:
+        self._table = table
+        self._scope = scope
+        self._keys = keys
+        self._destroyed: set[int | None] = set()
 
-@forgetful
-def _values(table: type[TenantTable], row_id: UUID, document: str | None, keys: TenantKeys | None) -> dict[str, Any]:
-    """A recorded document as Python values: what JSON had to write as text comes back as what it was."""
-    recorded: dict[str, Any] = json.loads(document) if document else {}
-    values: dict[str, Any] = {}
-    for column in table._meta.columns:
-        name = column._meta.db_column_name
-        if name in recorded:
-            value = recorded[name]
-            if value is not None and isinstance(column, Encrypted):
-                assert keys is not None
-                sealer = keys.sealer(table._meta.tablename, name, column.kind)
-                value = sealer.open(row_id, bytes.fromhex(value[2:]))
-            elif value is not None:
-                value = _plain(column, value)
-            values[column._meta.name] = value
-    return values
+    @forgetful_later
+    async def values(self, row_id: UUID, document: str | None) -> dict[str, Any]:
+        """The document's values by the names of the columns."""
+        recorded: dict[str, Any] = json.loads(document) if document else {}
+        while True:
+            try:
+                return {
+                    column._meta.name: self._value(column, row_id, recorded[column._meta.db_column_name])
+                    for column in self._table._meta.columns
+                    if column._meta.db_column_name in recorded
+                }
+            except MissingKeyError as missing:
+                await self._look_for(missing.version)
+
+    async def _look_for(self, version: int | None) -> None:
+        # Another process rotated the tenant's key a moment ago; or the key is no more.
+        try:
+            self._keys = await engine().keys_of(self._scope, version)
+        except MissingKeyError:
+            self._destroyed.add(version)
+
+    def _value(self, column: Column, row_id: UUID, value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(column, Encrypted):
+            return _plain(column, value)
+        if self._keys is None:
+            return DESTROYED
+        sealer = self._keys.sealer(self._table._meta.tablename, column._meta.db_column_name, column.kind)
+        try:
+            return sealer.open(row_id, bytes.fromhex(value[2:]))
+        except MissingKeyError as missing:
+            if missing.version in self._destroyed:
+                return DESTROYED
+            raise
 
 
 def _plain(column: Column, value: Any) -> Any:
