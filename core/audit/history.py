@@ -205,8 +205,8 @@ async def _changes(
             )  # fmt: skip
             rows = await engine().run_plan(plan)
             for row in rows:
-                opened = {end: await opener.values(row_id, row[end]) for end in ("old", "new")}
-                yield Change(**row | opened)
+                # Nothing opened gets a name here: it would stand in the frame of an error about the next record.
+                yield Change(**row | {end: await opener.values(row_id, row[end]) for end in ("old", "new")})
             if len(rows) < PAGE:
                 return
             after_time, after_id = rows[-1]["occurred_at"], rows[-1]["id"]
