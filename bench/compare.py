@@ -41,6 +41,7 @@ from piccolo_conf import DB
 Operation = Callable[[], Awaitable[Any]]
 PHI = ("first_name", "last_name", "date_of_birth", "ssn", "mrn", "email", "phone", "address")
 WORKERS = 16
+POOL = 10  # connections: what each of the three opens when nobody says otherwise
 RAW, PLAIN, OURS, RELAXED = "raw asyncpg", "plain Piccolo", "Charthold", "Charthold, relaxed reads"
 
 # operation -> (how often in a round, the most that the ratio to plain Piccolo may be)
@@ -356,9 +357,9 @@ def chart(rows: list[dict[str, Any]]) -> str:
 
 async def main(server: embedded.Server, wanted: argparse.Namespace) -> None:
     engine = PostgresEngine(config=server.dsn(login="owner"))
-    await engine.start_connection_pool(min_size=1, max_size=WORKERS)
+    await engine.start_connection_pool(min_size=1, max_size=POOL)
     plain = plain_table(engine)
-    pool = await asyncpg.create_pool(**server.dsn(login="owner"), min_size=1, max_size=WORKERS)
+    pool = await asyncpg.create_pool(**server.dsn(login="owner"), min_size=1, max_size=POOL)
     data = await prepare(wanted.tenants, wanted.clients, plain, pool)
     deletes = LATENCY["delete"][0] * (wanted.rounds + 1)
     disk = Disk()

@@ -31,7 +31,6 @@ def run(main: Callable[[embedded.Server], Awaitable[None]], *, uvloop: bool = Fa
     for name in ("DATABASE_URL", "DATABASE_OWNER_URL", "CHARTHOLD_ROLE_PREFIX"):
         os.environ.pop(name, None)
     os.environ["CHARTHOLD_HOME"] = str(home)
-    os.environ.setdefault("CHARTHOLD_POOL_SIZE", "16")
     os.environ["CHARTHOLD_SCOPE_SECONDS"] = "7200"  # one scope may have to last for a whole comparison
     settings.cache_clear()
 

@@ -56,7 +56,9 @@ class Batch(BaseBatch):
             await self._transaction.start()
             await self._engine.set_scope(link, scope)
             if self._plan is not None and self._plan.looked_at:
-                await link.connection.fetchval(RECORD_LOOK, self._plan.looked_at, None, None)
+                look = (self._plan.looked_at, None, None)
+                await link.connection.fetchval(RECORD_LOOK, *look)
+                self._shown.append((RECORD_LOOK, look))
             self._cursor = await link.connection.cursor(sql, *bind(arguments, scope.tenant, self._keys))
         except BaseException as error:
             await self._end(failed=True)

@@ -69,6 +69,21 @@ SESSION = {
 }
 
 
+class Connection(asyncpg.Connection):
+    """A driver's connection that says when a COMMIT committed nothing.
+
+    Threat: after a statement failed, and the error was caught, COMMIT rolls back, and PostgreSQL tells only by its tag.
+    """
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109  # asyncpg's
+        said = await super().execute(query, *args, timeout=timeout)
+        if said == "ROLLBACK" and query.strip(" ;").upper() == "COMMIT":
+            raise asyncpg.InFailedSQLTransactionError(
+                "a statement of the transaction failed, so nothing of it was kept; let its error leave the block"
+            )
+        return said
+
+
 class ChartholdEngine(PostgresEngine):
     """Piccolo's engine, taught to run planned statements in the open scope. Connects on first use, not on import."""
 
@@ -126,7 +141,7 @@ class ChartholdEngine(PostgresEngine):
                 )
                 return owned
             connection: asyncpg.Connection[Any] = await asyncpg.connect(
-                **arguments, server_settings={**SESSION, "role": role}
+                **arguments, server_settings={**SESSION, "role": role}, connection_class=Connection
             )
         except asyncpg.InvalidParameterValueError:
             raise ConfigurationError(
@@ -276,6 +291,7 @@ class ChartholdEngine(PostgresEngine):
                 link.dirty |= not statement.trusted
                 rows = await self._fetch(link, scope, sql, bound)
         if not plan.returns:
+            _all_of(plan, rows[0]["count"])
             return plan.answer
         if transaction is not None:
             transaction.shown += [(RECORD_READ, (o.table, [row[o.row] for row in rows], o.names)) for o in plan.opened]
@@ -291,6 +307,7 @@ class ChartholdEngine(PostgresEngine):
         """Run plans that return nothing, all or none. While one is on the wire, the next is made and sealed."""
         scope = current_scope()
         sending: asyncio.Task[Any] | None = None
+        written = 0
         async with self.transaction():
             transaction = cast("Transaction", self.current_transaction.get())
             transaction.keep_scope(scope)
@@ -301,11 +318,12 @@ class ChartholdEngine(PostgresEngine):
                     link.dirty |= not statement.trusted
                     bound = bind(arguments, scope.tenant, await self.keys_of(scope))
                     if sending is not None:
-                        await sending
+                        written += (await sending)[0]["count"]
                     sending = asyncio.create_task(self._fetch(link, scope, statement.gated, bound))
                     await asyncio.sleep(0)  # until it is sent
                 if sending is not None:
-                    await sending
+                    written += (await sending)[0]["count"]
+                _all_of(plan, written)
             finally:
                 # Nothing is on the wire when the transaction ends, whatever happened to the next.
                 if sending is not None:
@@ -326,11 +344,7 @@ class ChartholdEngine(PostgresEngine):
             async with self.transaction():
                 return await self.run_raw(sql, bound)
         transaction = cast("Transaction", self.current_transaction.get())
-        if transaction.shown and ends_a_transaction(sql):
-            raise ProtectedQueryError(
-                "SQL that a person wrote cannot end a transaction or go back in it: what was shown would be taken out "
-                "of the log. Leave the transaction() block, by an error to undo it; nest another for a savepoint."
-            )
+        _refuse_the_end(transaction, sql)
         transaction.keep_scope(scope)
         link = transaction.link
         link.dirty = True
@@ -351,6 +365,12 @@ class ChartholdEngine(PostgresEngine):
         await link.connection.fetchval("select pg_catalog.set_config('charthold.scope', $1, true)", token)
         for sql, arguments in shown:
             await link.connection.fetchval(sql, *arguments)
+        # The token outlives the scope, so it must not outlive this.
+        await self.leave_scope(link)
+
+    async def leave_scope(self, link: Link) -> None:
+        """Set no context for the rest of the link's transaction."""
+        await link.connection.fetchval("select pg_catalog.set_config('charthold.scope', '', true)")
 
     async def record_after(self, link: Link, scope: Scope | None, shown: Sequence[Shown]) -> None:
         """The same when that transaction is over; on another connection when this one is lost."""
@@ -389,7 +409,10 @@ class ChartholdEngine(PostgresEngine):
             raise ProtectedQueryError("A query on a tenant's table cannot be part of this statement; run it by itself.")
         transaction = cast("Transaction | None", self.current_transaction.get())
         if transaction is not None:
+            _refuse_the_end(transaction, sql)
             link = transaction.link
+            if transaction.scope_is_over:
+                await self.leave_scope(link)
             link.dirty |= not leaves_nothing(sql)
             return await link.connection.fetch(sql, *arguments)
         if owner_mode.get():
@@ -413,6 +436,20 @@ class ChartholdEngine(PostgresEngine):
     def transaction(self, allow_nested: bool = True) -> Transaction:
         """Group statements; nested, a savepoint."""
         return Transaction(self, allow_nested=allow_nested)
+
+
+def _all_of(plan: Plan, written: int) -> None:
+    """Raise when not all of the rows were written that the plan answers for."""
+    if plan.answer and written != len(plan.answer):
+        raise ProtectedQueryError("Not every row was inserted: a trigger of the table left some out.")
+
+
+def _refuse_the_end(transaction: Transaction, sql: str) -> None:
+    if transaction.shown and ends_a_transaction(sql):
+        raise ProtectedQueryError(
+            "SQL that a person wrote cannot end a transaction or go back in it: what was shown would be taken out "
+            "of the log. Leave the transaction() block, by an error to undo it; nest another for a savepoint."
+        )
 
 
 def engine() -> ChartholdEngine:

@@ -17,7 +17,6 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "actor_places": ("actor_places", "()", ("app_runtime", "app_auditor")),
     "actor_role": ("actor_role", "()", ("app_runtime", "app_auditor")),
     "archive_partition": ("archive_partition", "(text)", ()),
-    "claimed_tenant": ("claimed_tenant", "()", ("app_runtime", "app_auditor")),
     "ensure_partitions": ("ensure_partitions", "(integer)", ()),
     "find_principal": ("find_principal", "(uuid, text)", ()),
     "find_tenant": ("find_tenant", "(text)", ("app_runtime",)),

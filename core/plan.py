@@ -17,7 +17,7 @@ from piccolo.utils.encoding import JSONDict
 from core.crypto.derive import Secret, forgetful
 from core.crypto.values import Kind
 from core.errors import ProtectedQueryError
-from core.residue import is_one_statement, leaves_nothing
+from core.residue import answers_only, is_one_statement, leaves_nothing
 
 if TYPE_CHECKING:
     from core.crypto.keyring import TenantKeys
@@ -214,7 +214,9 @@ class Plan(QueryString):
         """
         gate = f"(select pg_catalog.set_config('charthold.scope', ${arguments + 1}, true)) is not null"
         if not self.returns:
-            return f"with r as ({sql}\n returning 1) select count(*) from r where {gate}"
+            # What a write asks of the log it may write down.
+            look = f" having {self._look()}" if self.looked_at else ""
+            return f"with r as ({sql}\n returning 1) select count(*) from r where {gate}{look}"
         materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
         records = "".join(
             f" and (select charthold.record_read('{opened.table}', (select array_agg(r.\"{opened.row_alias}\") from r),"
@@ -222,13 +224,16 @@ class Plan(QueryString):
             for opened in self.opened
         )
         if self.looked_at:
-            records += (
-                f" and (select charthold.record('audit_read', '{self.looked_at}', null, null,"
-                " jsonb_build_object('rows', (select count(*) from r)))) is not null"
-            )
-        if relaxed and materialized and records:
+            records += f" and {self._look()}"
+        if relaxed and materialized and records and answers_only(sql):
             records = " and (select pg_catalog.set_config('synchronous_commit', 'off', true)) is not null" + records
         return f"with r as{materialized} ({sql}\n) select * from r where {gate}{records}"
+
+    def _look(self) -> str:
+        return (
+            f"(select charthold.record('audit_read', '{self.looked_at}', null, null,"
+            " jsonb_build_object('rows', (select count(*) from r)))) is not null"
+        )
 
 
 class RawPlan(QueryString):

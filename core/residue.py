@@ -8,12 +8,13 @@ PostgreSQL names what it calls, and what is not known to be harmless costs the c
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 from pglast.parser import ParseError, parse_sql_json
 
-__all__ = ["ends_a_transaction", "is_one_statement", "leaves_nothing"]
+__all__ = ["answers_only", "ends_a_transaction", "is_one_statement", "leaves_nothing"]
 
 STATEMENTS = frozenset({"SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"})
 
@@ -44,6 +45,20 @@ def leaves_nothing(sql: str) -> bool:
     """
     statements = _parsed(sql)
     return len(statements) == 1 and set(statements[0]) <= STATEMENTS and _harmless(statements[0])
+
+
+def answers_only(sql: str) -> bool:
+    """True when, besides, it calls none of our functions, which record."""
+    return leaves_nothing(sql) and "charthold" not in {
+        part["String"]["sval"] for name in _named(_parsed(sql)) for part in name
+    }
+
+
+def _named(node: Any) -> Iterator[list[Any]]:
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _named(child)
+    if isinstance(node, dict) and "funcname" in node:
+        yield node["funcname"]
 
 
 def is_one_statement(sql: str) -> bool:

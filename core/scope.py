@@ -94,6 +94,11 @@ class Scope:
         if self._reset is not None:
             _current.reset(self._reset)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the scope has ended or expired."""
+        return self._over or time.time() >= self._expires
+
     def check(self) -> None:
         """Raise ``ScopeError`` when the scope is over or has expired."""
         if self._over:

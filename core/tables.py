@@ -162,6 +162,9 @@ class User(TenantTable, tablename="app_user"):
         "full_name": "of the workforce, not of a patient",
     }
 
+    # Or an admin who is bound to facilities would widen their own.
+    whole_tenant = ("insert", "update", "delete")
+
     declares: ClassVar[Sequence[SchemaObject]] = (
         Unique(name="app_user_email_key", columns=("tenant_id", "email")),
         Check(name="app_user_email_lower_case", condition="email = lower(email)"),
@@ -324,7 +327,8 @@ class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
         # What the next seal adds. Rows lie in the order of their transactions, so a few bytes for each 128 pages do.
         Index(name="user_action_audit_log_by_transaction", columns=("transaction_id",), method="brin"),
         RowSecurity(),
-        *policies("user_action_audit_log", "tenant_id"),
+        # It has no facilities, and its records are of all of them.
+        *policies("user_action_audit_log", "tenant_id", whole_tenant=("select",)),
         Grant(privileges=("select",), to="app_runtime"),
         Grant(privileges=("select",), to="app_auditor"),
         # What no month holds yet is caught; partitions are made ahead by ``piccolo core partitions``.

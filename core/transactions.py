@@ -97,6 +97,11 @@ class Transaction(PostgresTransaction):
                 "A transaction keeps the scope of its first statement. End it before you change the scope."
             )
 
+    @property
+    def scope_is_over(self) -> bool:
+        """Whether the scope whose context the transaction carries has ended or expired."""
+        return self._scope is not None and self._scope.is_over
+
     async def rollback(self) -> None:
         """Roll back before the block ends; what was shown stays recorded."""
         await super().rollback()  # type: ignore[no-untyped-call]  # Piccolo's

@@ -129,21 +129,6 @@ $$""",
     )
 
     manager.add_function(
-        name="charthold.claimed_tenant",
-        source="""-- The tenant that the token names, not verified: for a policy that only finds the index, beside one that verifies. Without
--- a token charthold.scope() says so.
-create function charthold.claimed_tenant() returns uuid
-    language sql stable parallel restricted
-as $$
-    select coalesce(
-        nullif(pg_catalog.substr(pg_catalog.current_setting('charthold.scope', true), 93, 36), '')::pg_catalog.uuid,
-        charthold.tenant_id()
-    )
-$$""",
-        execute_to=("app_runtime", "app_auditor"),
-    )
-
-    manager.add_function(
         name="charthold.ensure_partitions",
         signature="(integer)",
         source="""-- Makes the audit log's partitions for this month and the months ahead, and returns the names of the new ones.
@@ -443,6 +428,8 @@ declare
     why text;
     xid bigint;
     written bigint;
+    -- One dimension, counted from 1, as the canonical form has it.
+    columns constant text[] := array(select c from unnest(opened) as c);
 begin
     if ids is null then
         return 0;
@@ -460,7 +447,7 @@ begin
         tenant_id, user_id, action_type, table_name, record_id, changed_columns, request_id, source_ip, reason,
         transaction_id
     )
-    select tenant, actor, 'read', shown, row_id, opened, request, source, why, xid
+    select tenant, actor, 'read', shown, row_id, columns, request, source, why, xid
     from unnest(ids) as row_id
     where row_id is not null;
     get diagnostics written = row_count;

@@ -237,6 +237,9 @@ async def forwards():
         source="""-- Records what happens to public.tenant. See core/audit/capture.py.
 create function charthold.capture_tenant() returns trigger
     language plpgsql security definer
+    -- How bytes and numbers are written must not be the caller's choice: the log could not be read back.
+    set bytea_output = hex
+    set extra_float_digits = 1
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -424,8 +427,8 @@ $$""",
     manager.add_policy(
         table="tenant",
         name="tenant_isolation",
-        using="id = (select charthold.tenant_id())",
-        check="id = (select charthold.tenant_id())",
+        using="id = any (array[(select charthold.tenant_id())])",
+        check="id = any (array[(select charthold.tenant_id())])",
         restrictive=True,
     )
 

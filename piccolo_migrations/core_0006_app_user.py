@@ -336,6 +336,9 @@ async def forwards():
         source="""-- Records what happens to public.app_user. See core/audit/capture.py.
 create function charthold.capture_app_user() returns trigger
     language plpgsql security definer
+    -- How bytes and numbers are written must not be the caller's choice: the log could not be read back.
+    set bytea_output = hex
+    set extra_float_digits = 1
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -562,9 +565,25 @@ $$""",
 
     manager.add_policy(
         table="app_user",
+        name="delete_everywhere",
+        command="delete",
+        using="(select charthold.tenant_everywhere()) is not null",
+        restrictive=True,
+    )
+
+    manager.add_policy(
+        table="app_user",
         name="insert_by_role",
         command="insert",
         check="(select charthold.actor_role()) in ('admin', 'system')",
+    )
+
+    manager.add_policy(
+        table="app_user",
+        name="insert_everywhere",
+        command="insert",
+        check="(select charthold.tenant_everywhere()) is not null",
+        restrictive=True,
     )
 
     manager.add_policy(
@@ -574,8 +593,8 @@ $$""",
     manager.add_policy(
         table="app_user",
         name="tenant_isolation",
-        using="tenant_id = (select charthold.tenant_id())",
-        check="tenant_id = (select charthold.tenant_id())",
+        using="tenant_id = any (array[(select charthold.tenant_id())])",
+        check="tenant_id = any (array[(select charthold.tenant_id())])",
         restrictive=True,
     )
 
@@ -585,6 +604,15 @@ $$""",
         command="update",
         using="(select charthold.actor_role()) in ('admin', 'system')",
         check="true",
+    )
+
+    manager.add_policy(
+        table="app_user",
+        name="update_everywhere",
+        command="update",
+        using="(select charthold.tenant_everywhere()) is not null",
+        check="(select charthold.tenant_everywhere()) is not null",
+        restrictive=True,
     )
 
     manager.add_grant(

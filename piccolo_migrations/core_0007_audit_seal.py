@@ -489,8 +489,8 @@ async def forwards():
     manager.add_policy(
         table="audit_seal",
         name="tenant_isolation",
-        using="tenant_id = (select charthold.tenant_id())",
-        check="tenant_id = (select charthold.tenant_id())",
+        using="tenant_id = any (array[(select charthold.tenant_id())])",
+        check="tenant_id = any (array[(select charthold.tenant_id())])",
         restrictive=True,
     )
 

@@ -322,6 +322,9 @@ async def forwards():
         source="""-- Records what happens to public.facility. See core/audit/capture.py.
 create function charthold.capture_facility() returns trigger
     language plpgsql security definer
+    -- How bytes and numbers are written must not be the caller's choice: the log could not be read back.
+    set bytea_output = hex
+    set extra_float_digits = 1
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -551,8 +554,8 @@ $$""",
     manager.add_policy(
         table="facility",
         name="tenant_isolation",
-        using="tenant_id = (select charthold.tenant_id())",
-        check="tenant_id = (select charthold.tenant_id())",
+        using="tenant_id = any (array[(select charthold.tenant_id())])",
+        check="tenant_id = any (array[(select charthold.tenant_id())])",
         restrictive=True,
     )
 

@@ -196,6 +196,9 @@ async def forwards():
         source="""-- Records what happens to public.tenant_key. See core/audit/capture.py.
 create function charthold.capture_tenant_key() returns trigger
     language plpgsql security definer
+    -- How bytes and numbers are written must not be the caller's choice: the log could not be read back.
+    set bytea_output = hex
+    set extra_float_digits = 1
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -359,8 +362,8 @@ $$""",
     manager.add_policy(
         table="tenant_key",
         name="tenant_isolation",
-        using="tenant_id = (select charthold.tenant_id())",
-        check="tenant_id = (select charthold.tenant_id())",
+        using="tenant_id = any (array[(select charthold.tenant_id())])",
+        check="tenant_id = any (array[(select charthold.tenant_id())])",
         restrictive=True,
     )
 

@@ -709,6 +709,9 @@ async def forwards():
         source="""-- Records what happens to public.client. See core/audit/capture.py.
 create function charthold.capture_client() returns trigger
     language plpgsql security definer
+    -- How bytes and numbers are written must not be the caller's choice: the log could not be read back.
+    set bytea_output = hex
+    set extra_float_digits = 1
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -1003,6 +1006,14 @@ $$""",
 
     manager.add_policy(
         table="client",
+        name="facility_isolation",
+        using="case when (select charthold.tenant_everywhere()) is not null then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[]) end",
+        check="case when (select charthold.tenant_everywhere()) is not null then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[]) end",
+        restrictive=True,
+    )
+
+    manager.add_policy(
+        table="client",
         name="insert_by_role",
         command="insert",
         check="(select charthold.actor_role()) in ('admin', 'clinician', 'system')",
@@ -1014,17 +1025,9 @@ $$""",
 
     manager.add_policy(
         table="client",
-        name="tenant_index",
-        using="tenant_id = (select charthold.claimed_tenant())",
-        check="tenant_id = (select charthold.claimed_tenant())",
-        restrictive=True,
-    )
-
-    manager.add_policy(
-        table="client",
         name="tenant_isolation",
-        using="case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[]) end",
-        check="case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[]) end",
+        using="tenant_id = any (array[(select charthold.tenant_id())])",
+        check="tenant_id = any (array[(select charthold.tenant_id())])",
         restrictive=True,
     )
 

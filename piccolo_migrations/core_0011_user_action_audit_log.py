@@ -420,9 +420,17 @@ async def forwards():
 
     manager.add_policy(
         table="user_action_audit_log",
+        name="select_everywhere",
+        command="select",
+        using="(select charthold.tenant_everywhere()) is not null",
+        restrictive=True,
+    )
+
+    manager.add_policy(
+        table="user_action_audit_log",
         name="tenant_isolation",
-        using="tenant_id = (select charthold.tenant_id())",
-        check="tenant_id = (select charthold.tenant_id())",
+        using="tenant_id = any (array[(select charthold.tenant_id())])",
+        check="tenant_id = any (array[(select charthold.tenant_id())])",
         restrictive=True,
     )
 

@@ -277,6 +277,80 @@ async def a_claim_for_the_index_and_the_own_token_for_the_rest(a: Attacker) -> N
         )
 
 
+async def a_context_that_changes_within_a_statement(a: Attacker) -> None:
+    """Each way in which SQL can run something between two rows, two branches or two fetches."""
+    claim = a.own[:92] + str(a.theirs.tenant) + a.own[128:]
+    nobody = a.own[:92] + str(a.theirs.tenant) + str(a.theirs.admin) + a.own[164:]
+    for first, then in ((claim, a.own), (a.own, claim), ("", a.own), (a.own, nobody), (nobody, a.own)):
+        begin, change = (f"set_config('charthold.scope', '{token}', true)" for token in (first, then))
+        for table in ("client", "facility", "app_user", "tenant_key", "user_action_audit_log"):
+            for body in (
+                f"open c; perform {change}; loop fetch c into r; exit when not found; raise notice '%', r; end loop;",
+                f"open c; fetch c into r; perform {change}; loop raise notice '%', r; fetch c into r; exit when not found; end loop;",
+                f"begin open c; fetch c into r; raise notice '%', r; perform {change}; raise exception 'x'; exception when others then fetch c into r; raise notice '%', r; end;",
+                f"begin perform {change}; for r in select * from {table} loop raise notice '%', r; end loop; exception when others then for r in select * from {table} loop raise notice '%', r; end loop; end;",
+                f"for r in select * from {table} loop raise notice '%', r; perform {change}; end loop; for r in select * from {table} loop raise notice '%', r; end loop;",
+            ):
+                await a.sql(
+                    f"do $$ declare c scroll cursor for select * from {table}; r record; begin perform {begin}; {body} end $$"
+                )
+            await a.sql(
+                f"select {begin}",
+                f"select * from {table} union all select * from {table} where {change} is not null",
+                f"select {begin}",
+                f"(select * from {table} limit 1) union all (select t.* from {table} as t where {change} is not null)",
+                f"select {begin}",
+                f"select (select t from {table} as t where t.tenant_id = 'B_TENANT' limit 1) from (select {change} offset 0) as s",
+                f"select {begin}",
+                f"with a as materialized (select * from {table}), b as materialized (select {change}) select b.*, a.* from b left join a on true",
+            )
+        await a.sql(
+            f"select {begin}",
+            f"update facility set phone = 'attacked' where tenant_id = 'B_TENANT' and {change} is not null",
+            f"select {begin}",
+            f"update facility as f set phone = 'attacked' from (select {change} offset 0) as s where f.tenant_id = 'B_TENANT'",
+            f"select {begin}",
+            f"{NEW} (charthold.uuid7(), ({change} || 'B_TENANT')::text::uuid, {ROW})",
+            f"select {begin}",
+            f"{NEW} (charthold.uuid7(), case when {change} is null then 'A_TENANT' else 'B_TENANT' end::uuid, {ROW}) on conflict (tenant_id, id) do update set phone = {begin} returning *",
+            f"select {begin}",
+            f"merge into facility as f using (select {change} as s) as s on f.tenant_id = 'B_TENANT' when matched and s.s is not null then update set phone = 'attacked'",
+            f"select {begin}",
+            f"merge into facility as f using (select {change} as s) as s on f.tenant_id = 'B_TENANT' when matched and {begin} is not null then delete",
+            f"select {begin}",
+            f"merge into facility as f using (select {change} as s) as s on f.id = 'B_FACILITY' when not matched then insert (id, tenant_id, name, kind, address, time_zone, settings, status) values (charthold.uuid7(), 'B_TENANT', {ROW})",
+            f"select {begin}",
+            f"delete from facility where tenant_id = 'B_TENANT' and {change} is not null returning *",
+            f"with d as (delete from facility where tenant_id = 'B_TENANT' returning *), s as materialized (select {change}) select * from s, d",
+        )
+
+
+async def a_plan_kept_across_roles_and_contexts(a: Attacker) -> None:
+    claim = a.own[:92] + str(a.theirs.tenant) + a.own[128:]
+    for mode in ("force_generic_plan", "force_custom_plan", "auto"):
+        await a.sql(
+            f"set local plan_cache_mode = {mode}", "prepare kept(uuid) as select * from facility where tenant_id = $1"
+        )
+        for token in (a.own, claim, "", a.own):
+            for role in ("none", "app_runtime"):
+                await a.set_scope(token)
+                await a.sql(f"set local role {role}", "execute kept('B_TENANT')", "execute kept('A_TENANT')")
+                await a.sql("set local row_security = off", "execute kept('B_TENANT')", "set local row_security = on")
+        await a.sql("deallocate kept", "set local role app_runtime")
+
+
+async def a_table_of_ones_own_that_refers_to_theirs(a: Attacker) -> None:
+    await a.sql(
+        "create temp table mine (t uuid, id uuid)",
+        "insert into mine values ('B_TENANT', 'B_CLIENT'), ('B_TENANT', 'B_FACILITY')",
+        "alter table mine add foreign key (t, id) references client (tenant_id, id)",
+        "create temp table keyed (t uuid, id uuid, foreign key (t, id) references public.client (tenant_id, id) on delete cascade on update cascade)",
+        "grant references on client to app_runtime",
+        "insert into keyed select t, id from mine",
+        "select m.*, c.* from mine as m left join client as c on c.tenant_id = m.t and c.id = m.id",
+    )
+
+
 CONTEXTS: dict[str, Attempt] = {
     f.__name__.replace("_", " "): f
     for f in (
@@ -286,7 +360,8 @@ CONTEXTS: dict[str, Attempt] = {
         replayed_from_another_backend, replayed_after_expiry, signed_with_a_retired_key, signed_for_a_stranger,
         token_in_the_session, token_by_set_local_and_alter_role, two_contexts_in_one_statement, context_after_commit,
         context_changed_while_a_cursor_is_open, every_setting, session_settings_outlive_the_transaction,
-        a_claim_for_the_index_and_the_own_token_for_the_rest,
+        a_claim_for_the_index_and_the_own_token_for_the_rest, a_context_that_changes_within_a_statement,
+        a_plan_kept_across_roles_and_contexts, a_table_of_ones_own_that_refers_to_theirs,
     )
 }  # fmt: skip
 
@@ -443,6 +518,9 @@ READING: dict[str, Attempt] = {
     "replication": ("select * from pg_create_logical_replication_slot('x', 'test_decoding')", "select pg_create_physical_replication_slot('x')", "select * from pg_logical_slot_peek_changes('x', null, null)", "create publication p for all tables", "create subscription s connection 'dbname=x' publication p"),
     "pg_dump's way": ("set local row_security = off", "lock table client in access share mode", "declare c cursor for select * from only public.client", "fetch all from c"),
     "old and new in returning": ("update facility set phone = phone where tenant_id = 'B_TENANT' returning *", "delete from facility where tenant_id = 'B_TENANT' returning *"),
+    "old and new by name": ("update facility set phone = phone where tenant_id = 'B_TENANT' returning old.*, new.*", "update facility set phone = phone returning with (old as o, new as n) o.*, n.*", "delete from facility where tenant_id = 'B_TENANT' returning old.*", "insert into facility (id, tenant_id, name, kind, address, time_zone, settings, status) values ('B_FACILITY', 'B_TENANT', 'x', 'clinic', '{}', 'UTC', '{}', 'active') on conflict (tenant_id, id) do update set phone = 'attacked' returning old.*, new.*"),
+    "merge that returns": ("merge into facility as f using (select 1) as s on f.tenant_id = 'B_TENANT' when matched then update set phone = phone returning merge_action(), old.*, new.*", "merge into client as c using facility as f on c.tenant_id <> 'A_TENANT' when matched then delete returning old.*", "merge into client as c using (select 1) as s on false when not matched by source then update set status = c.status returning old.*", "merge into client as c using (select 1) as s on false when not matched by source and c.tenant_id <> 'A_TENANT' then delete"),
+    "parallel": ("set local parallel_setup_cost = 0", "set local parallel_tuple_cost = 0", "set local min_parallel_table_scan_size = 0", "set local max_parallel_workers_per_gather = 4", "select * from facility", "select count(*) from client", "select * from app_user where tenant_id = 'B_TENANT'"),
     "merge as a reader": "merge into facility f using (select 1) s on f.tenant_id = 'B_TENANT' when matched then do nothing",
 }  # fmt: skip
 

@@ -43,6 +43,9 @@ def capture_function(table: str, columns: Sequence[str], *, tenant: str = "tenan
     source = f"""-- Records what happens to public.{table}. See core/audit/capture.py.
 create function {name}() returns trigger
     language plpgsql security definer
+    -- How bytes and numbers are written must not be the caller's choice: the log could not be read back.
+    set bytea_output = hex
+    set extra_float_digits = 1
     set search_path = pg_catalog, pg_temp
 as $$
 declare

@@ -128,6 +128,7 @@ async def rows_as_of(table: type[Row], time: datetime) -> list[Row]:
         scope.tenant, name, time, scope.tenant, name, time,
     )  # fmt: skip
     async with engine().transaction():
+        await record("audit_read", table=table)
         rows = await engine().run_plan(plan)
         opener = await _recorded(table, [row["record_id"] for row in rows])
         return [
@@ -192,6 +193,8 @@ async def _changes(
     scope, name = current_scope(), table._meta.tablename
     after_time, after_id = since or EVER, UUID(int=0)
     async with engine().transaction():
+        if not _sealed(table):
+            await record("audit_read", table=table, record_id=row_id)
         opener = await _recorded(table, [row_id])
         while True:
             plan = Plan(

@@ -21,7 +21,7 @@ __all__ = ["Asked", "ask_policies", "ask_policy", "crosses", "tenant_column"]
 
 HERE, ELSEWHERE = "00000000-0000-7000-8000-000000000001", "00000000-0000-7000-8000-000000000002"
 
-SCOPE = re.compile(r"charthold\.(actor_role|actor_places|tenant_id|tenant_everywhere|claimed_tenant)\(\)")
+SCOPE = re.compile(r"charthold\.(actor_role|actor_places|tenant_id|tenant_everywhere)\(\)")
 # What may stand before a parenthesis. A condition that calls anything else, or reads a table, is not evaluated.
 CALL = re.compile(r"([\w\"]+)\s*\(")
 WORDS = frozenset({"and", "any", "array", "case", "else", "in", "not", "or", "select", "then", "when"})
@@ -89,16 +89,15 @@ async def _ask(live: Live, condition: str, table: str, facility: str | None) -> 
     text = SCOPE.sub(r"who.said_\1", condition)
     if re.search(r"\bfrom\b", text, re.IGNORECASE) or not {word.lower() for word in CALL.findall(text)} <= WORDS:
         return None
-    # What a token claims is whatever its bearer likes: the tenant of the row, say.
     sql = f"""select asked, place, coalesce(({text}), false) as may
         from unnest($1::text[]) as asked, lateral (values
-            ('free', asked, null::text[], $2::uuid, $2::uuid, $2::uuid),
-            ('inside', asked, array[$2::text || $2::text], $2::uuid, null::uuid, $2::uuid),
-            ('outside', asked, array[$2::text || $3::text], $2::uuid, null::uuid, $2::uuid),
-            ('foreign', asked, null::text[], $3::uuid, $3::uuid, $2::uuid),
-            ('foreign', asked, array[$3::text || $2::text], $3::uuid, null::uuid, $2::uuid)
+            ('free', asked, null::text[], $2::uuid, $2::uuid),
+            ('inside', asked, array[$2::text || $2::text], $2::uuid, null::uuid),
+            ('outside', asked, array[$2::text || $3::text], $2::uuid, null::uuid),
+            ('foreign', asked, null::text[], $3::uuid, $3::uuid),
+            ('foreign', asked, array[$3::text || $2::text], $3::uuid, null::uuid)
         ) as who (
-            place, said_actor_role, said_actor_places, said_tenant_id, said_tenant_everywhere, said_claimed_tenant
+            place, said_actor_role, said_actor_places, said_tenant_id, said_tenant_everywhere
         ), (values ($2::uuid, $2::uuid)) as row (
             {quote_ident(tenant_column(table))}, {quote_ident(facility or "no facility")}
         )"""

@@ -34,16 +34,6 @@ from core.plan import TENANT, Deferred, Plan
 __all__ = ["Approximate", "approximate", "exact", "pin", "pinned_id", "protect"]
 
 
-class OfTenant(ComparisonOperator):
-    """The scope's tenant, beside the policy that says so too and that finds the index.
-
-    In a CASE, because PostgreSQL would merge two equalities into a gate above the scan, which copies each wide row (a
-    sixth of a list of fifty), and would count the condition twice when it estimates rows.
-    """
-
-    template = "CASE WHEN {name} = {value} THEN true END"
-
-
 class AnyOf(ComparisonOperator):
     """One of the hashes that a value has under the keys in use; two while an index key is changing."""
 
@@ -109,9 +99,9 @@ SERVES: dict[type[ComparisonOperator], tuple[str, ...]] = {
 
 @forgetful
 def pin(table: type[Table], where: Combinable | None) -> Combinable:
-    """The condition with the scope's tenant before it: a second wall, should the first ever be taken down."""
+    """The condition with the scope's tenant before it: it finds the index, and is a second wall behind the policy's."""
     key = table._meta.get_column_by_name("tenant_id" if _has(table, "tenant_id") else "id")
-    pinned = Where(column=key, value=TENANT, operator=OfTenant)
+    pinned = Where(column=key, value=TENANT, operator=Equal)
     return pinned if where is None else And(pinned, protect(where))
 
 

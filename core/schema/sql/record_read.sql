@@ -15,6 +15,8 @@ declare
     why text;
     xid bigint;
     written bigint;
+    -- One dimension, counted from 1, as the canonical form has it.
+    columns constant text[] := array(select c from unnest(opened) as c);
 begin
     if ids is null then
         return 0;
@@ -32,7 +34,7 @@ begin
         tenant_id, user_id, action_type, table_name, record_id, changed_columns, request_id, source_ip, reason,
         transaction_id
     )
-    select tenant, actor, 'read', shown, row_id, opened, request, source, why, xid
+    select tenant, actor, 'read', shown, row_id, columns, request, source, why, xid
     from unnest(ids) as row_id
     where row_id is not null;
     get diagnostics written = row_count;
