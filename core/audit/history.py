@@ -170,9 +170,10 @@ async def who_saw(
     """Who was shown the row's PHI, the latest first. Asking is recorded as ``audit_read``."""
     plan = Plan(
         "select id, occurred_at, user_id, changed_columns, reason, request_id, host(source_ip) as source_ip"
-        " from public.user_action_audit_log where tenant_id = {} and record_id = {} and action_type = 'read'"
+        " from public.user_action_audit_log where case when tenant_id = {} then true end and record_id = {}"
+        " and action_type = 'read'"
         " and table_name = {} and occurred_at >= {}::timestamptz and occurred_at <= {}::timestamptz"
-        " order by occurred_at desc limit {}::bigint",
+        " order by tenant_id desc, occurred_at desc limit {}::bigint",
         current_scope().tenant,
         row_id,
         table._meta.tablename,
@@ -200,10 +201,11 @@ async def _changes(
             plan = Plan(
                 "select id, occurred_at, action_type as action, user_id, reason, request_id,"
                 " host(source_ip) as source_ip, transaction_id, old_values as old, new_values as new"
-                " from public.user_action_audit_log where tenant_id = {} and record_id = {} and table_name = {}"
+                " from public.user_action_audit_log where case when tenant_id = {} then true end and record_id = {}"
+                " and table_name = {}"
                 " and action_type in ('insert', 'update', 'delete')"
                 " and (occurred_at, id) > ({}::timestamptz, {}::uuid) and occurred_at <= {}::timestamptz"
-                " order by occurred_at, id limit {}::bigint",
+                " order by tenant_id, occurred_at, id limit {}::bigint",
                 scope.tenant, row_id, name, after_time, after_id, until or FOREVER, PAGE,
             )  # fmt: skip
             rows = await engine().run_plan(plan)

@@ -53,8 +53,8 @@ async def search(wanted: Filter, *, limit: int = 100) -> list[dict[str, Any]]:
     plan = Plan(
         "select id, occurred_at, user_id, action_type as action, table_name as table, record_id,"
         " array_to_string(changed_columns, ', ') as columns, reason, request_id, host(source_ip) as source_ip"
-        f" from public.user_action_audit_log where tenant_id = {{}}{conditions}"
-        " order by occurred_at desc, id desc limit {}::bigint",
+        f" from public.user_action_audit_log where case when tenant_id = {{}} then true end{conditions}"
+        " order by tenant_id desc, occurred_at desc, id desc limit {}::bigint",
         current_scope().tenant,
         *given.values(),
         limit,

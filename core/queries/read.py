@@ -16,7 +16,9 @@ from piccolo.query.methods.raw import Raw
 from piccolo.query.methods.select import SelectJSON, SelectList
 from piccolo.query.mixins import (
     ColumnsDelegate,
+    OrderBy,
     OrderByDelegate,
+    OrderByItem,
     WhereDelegate,
 )
 from piccolo.querystring import QueryString, Selectable
@@ -29,6 +31,7 @@ from core.plan import Opened, Plan, RawPlan, row_alias
 from core.queries.quiet import Kept, QuietCreate, QuietGetOrCreate, QuietJSON, QuietList
 from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
 from core.queries.where import Approximate, approximate, exact, pin, refuse_encrypted
+from core.schema import Index
 
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
 
@@ -83,10 +86,33 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
         planned = copy.copy(self)
         planned.columns_delegate = ColumnsDelegate(selected_columns=[*selected, *hidden, *rows])
         planned.where_delegate = WhereDelegate(_where=where)
+        planned.order_by_delegate = self._ordered_by_tenant()
         statement = Select.default_querystrings.fget(planned)[0]  # type: ignore[attr-defined]
         keep = _judge(found, len(selected)) if found else None
         looked_at = self.table._meta.tablename if getattr(self.table, "reading_is_recorded", False) else ""
         return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep, looked_at=looked_at)
+
+    def _ordered_by_tenant(self) -> OrderByDelegate:
+        """The order, behind the tenant, who is one: so an index that begins with the tenant is read in its order.
+
+        Which way the tenant is ordered says which way the index is read.
+        """
+        items = self.order_by_delegate._order_by.order_by_items
+        distinct, grouped = self.distinct_delegate._distinct, self.group_by_delegate._group_by
+        first = items[0].columns[0] if items and not distinct.enabled and not grouped else None
+        if not isinstance(first, Column) or first._meta.call_chain or not isinstance(items[0], OrderByItem):
+            return self.order_by_delegate
+        if not any(column._meta.name == "tenant_id" for column in self.table._meta.columns):
+            return self.order_by_delegate
+        descending = any(
+            f"{first._meta.db_column_name} desc" in declared.columns
+            for declared in getattr(self.table, "declares", ())
+            if isinstance(declared, Index)
+        )
+        tenant = OrderByItem(
+            columns=[self.table._meta.get_column_by_name("tenant_id")], ascending=items[0].ascending != descending
+        )
+        return OrderByDelegate(_order_by=OrderBy(order_by_items=[tenant, *items]))
 
     def _refuse_what_cannot_be_judged_later(self, found: Approximate, selected: Sequence[Selectable]) -> None:
         for asked, what in (

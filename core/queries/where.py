@@ -34,6 +34,16 @@ from core.plan import TENANT, Deferred, Plan
 __all__ = ["Approximate", "approximate", "exact", "pin", "pinned_id", "protect"]
 
 
+class OfTenant(ComparisonOperator):
+    """The scope's tenant, beside the policy that says so too and that finds the index.
+
+    In a CASE, because PostgreSQL would count the condition twice when it estimates rows, and then take every index for
+    as good as any other.
+    """
+
+    template = "CASE WHEN {name} = {value} THEN true END"
+
+
 class AnyOf(ComparisonOperator):
     """One of the hashes that a value has under the keys in use; two while an index key is changing."""
 
@@ -99,9 +109,9 @@ SERVES: dict[type[ComparisonOperator], tuple[str, ...]] = {
 
 @forgetful
 def pin(table: type[Table], where: Combinable | None) -> Combinable:
-    """The condition with the scope's tenant before it: it finds the index, and is a second wall behind the policy's."""
+    """The condition with the scope's tenant before it: a second wall, should the first ever be taken down."""
     key = table._meta.get_column_by_name("tenant_id" if _has(table, "tenant_id") else "id")
-    pinned = Where(column=key, value=TENANT, operator=Equal)
+    pinned = Where(column=key, value=TENANT, operator=OfTenant)
     return pinned if where is None else And(pinned, protect(where))
 
 
