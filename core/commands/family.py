@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import inspect
 import math
@@ -116,6 +117,13 @@ def stop_quietly() -> None:
     if Path(sys.argv[0]).stem != "piccolo":
         return  # who only imports the tables keeps its own ways
     usual = sys.excepthook
+
+    @atexit.register  # Python's own last flush would complain
+    def flush() -> None:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _nobody_reads()
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
