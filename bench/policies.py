@@ -48,9 +48,7 @@ BARE = {"table": "bare.client", "pin": "tenant_id = $1"}
 HELD = {"table": "public.client", "pin": "case when tenant_id = $1 then true end"}
 GATE = "(select pg_catalog.set_config('charthold.scope', ${last}, true)) is not null"
 # What the policies of ``client`` ask.
-ANSWERS = (
-    "select 1 where (select charthold.tenant_id()) is not null and (select charthold.tenant_everywhere()) is not null"
-)
+ANSWERS = "select 1 where (select charthold.tenant_id()) is not null and (select charthold.actor_everywhere())"
 
 
 def gated(sql: str) -> str:

@@ -306,6 +306,8 @@ class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
     transaction_id = TransactionId()
 
     reading_is_recorded = True
+    # It has no facilities, and its records are of all of them.
+    whole_tenant = ("select",)
 
     waived: ClassVar[Mapping[str, str]] = {
         "table_name": "the name of a table",
@@ -327,8 +329,7 @@ class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
         # What the next seal adds. Rows lie in the order of their transactions, so a few bytes for each 128 pages do.
         Index(name="user_action_audit_log_by_transaction", columns=("transaction_id",), method="brin"),
         RowSecurity(),
-        # It has no facilities, and its records are of all of them.
-        *policies("user_action_audit_log", "tenant_id", whole_tenant=("select",)),
+        *policies("user_action_audit_log", "tenant_id", whole_tenant=whole_tenant),
         Grant(privileges=("select",), to="app_runtime"),
         Grant(privileges=("select",), to="app_auditor"),
         # What no month holds yet is caught; partitions are made ahead by ``piccolo core partitions``.

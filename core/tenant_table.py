@@ -59,6 +59,8 @@ class ProtectedTable(Table):
     waived: ClassVar[Mapping[str, str]] = {}
     # Whether a query of it is an ``audit_read``, to be recorded whatever it shows.
     reading_is_recorded: ClassVar[bool] = False
+    # The commands that are not for users who are bound to facilities.
+    whole_tenant: ClassVar[Sequence[Command]] = ()
     _layout: ClassVar[Layout]
 
     @forgetful
@@ -267,8 +269,6 @@ class TenantTable(Audited, ProtectedTable):
     permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
     # The column by which users bound to facilities are narrowed, if any.
     facility_column: ClassVar[str | None] = None
-    # The commands that are not for users who are bound to facilities.
-    whole_tenant: ClassVar[Sequence[Command]] = ()
     # Columns whose values the audit log must not hold.
     unrecorded: ClassVar[Sequence[str]] = ()
 
@@ -381,7 +381,7 @@ def policies(
     """
     found = list(_isolation(tenant_column, facility_column))
     for command in whole_tenant:
-        asked = "(select charthold.tenant_everywhere()) is not null"
+        asked = "(select charthold.actor_everywhere())"
         using = asked if command != "insert" else None
         check = asked if command in ("insert", "update") else None
         found.append(Policy(name=f"{command}_everywhere", command=command, restrictive=True, using=using, check=check))
@@ -413,7 +413,7 @@ def _isolation(tenant_column: str, facility_column: str | None) -> Iterator[Poli
     yield Policy(name="tenant_isolation", command="all", using=here, check=here, restrictive=True)
     if facility_column is not None:
         within = (
-            "case when (select charthold.tenant_everywhere()) is not null then true else"
-            f" {tenant_column}::text || {facility_column}::text = any ((select charthold.actor_places())::text[]) end"
+            "case when (select charthold.actor_everywhere()) then true"
+            f" else {facility_column} = any ((select charthold.actor_facilities())::uuid[]) end"
         )
         yield Policy(name="facility_isolation", command="all", using=within, check=within, restrictive=True)

@@ -36,30 +36,34 @@ async def forwards():
     )
 
     manager.add_function(
+        name="charthold.actor_everywhere",
+        source="""-- Whether the open scope's user sees the whole tenant, and is not bound to facilities.
+create function charthold.actor_everywhere() returns boolean
+    language sql stable parallel restricted
+as $$
+    select pg_catalog.substr(charthold.scope(), 10, 1) operator(pg_catalog.=) ' '
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.actor_facilities",
+        source="""-- The facilities that the open scope's user is bound to; null for one who sees the whole tenant.
+create function charthold.actor_facilities() returns uuid[]
+    language sql stable parallel restricted
+as $$
+    select nullif(pg_catalog.split_part(pg_catalog.substr(charthold.scope(), 83), pg_catalog.chr(31), 1), '')::pg_catalog.uuid[]
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
         name="charthold.actor_id",
         source="""-- The user of the open scope.
 create function charthold.actor_id() returns uuid
     language sql stable parallel restricted
 as $$
     select pg_catalog.substr(charthold.scope(), 47, 36)::pg_catalog.uuid
-$$""",
-        execute_to=("app_runtime", "app_auditor"),
-    )
-
-    manager.add_function(
-        name="charthold.actor_places",
-        source="""-- The facilities that the open scope's user is bound to, each behind its tenant: two tenants may have facilities of one id.
--- Null for a user who sees the whole tenant.
-create function charthold.actor_places() returns text[]
-    language plpgsql stable parallel restricted
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    s constant text := charthold.scope();
-    facilities constant uuid[] := nullif(split_part(substr(s, 83), chr(31), 1), '');
-begin
-    return (select array_agg(substr(s, 11, 36) || facility::text) from unnest(facilities) as facility);
-end
 $$""",
         execute_to=("app_runtime", "app_auditor"),
     )
@@ -596,23 +600,6 @@ begin
     return encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(payload, 'UTF8'))), 'hex') || payload;
 end
 $$""",
-    )
-
-    manager.add_function(
-        name="charthold.tenant_everywhere",
-        source="""-- The tenant of the open scope, for a user who sees all of it; null for one who is bound to facilities. A policy that asks
--- this first answers for the common case with one check.
-create function charthold.tenant_everywhere() returns uuid
-    language plpgsql stable parallel restricted
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    s constant text := charthold.scope();
-begin
-    return case when substr(s, 10, 1) = ' ' then substr(s, 11, 36)::uuid end;
-end
-$$""",
-        execute_to=("app_runtime", "app_auditor"),
     )
 
     manager.add_function(

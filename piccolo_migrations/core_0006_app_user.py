@@ -567,7 +567,7 @@ $$""",
         table="app_user",
         name="delete_everywhere",
         command="delete",
-        using="(select charthold.tenant_everywhere()) is not null",
+        using="(select charthold.actor_everywhere())",
         restrictive=True,
     )
 
@@ -582,7 +582,7 @@ $$""",
         table="app_user",
         name="insert_everywhere",
         command="insert",
-        check="(select charthold.tenant_everywhere()) is not null",
+        check="(select charthold.actor_everywhere())",
         restrictive=True,
     )
 
@@ -610,8 +610,8 @@ $$""",
         table="app_user",
         name="update_everywhere",
         command="update",
-        using="(select charthold.tenant_everywhere()) is not null",
-        check="(select charthold.tenant_everywhere()) is not null",
+        using="(select charthold.actor_everywhere())",
+        check="(select charthold.actor_everywhere())",
         restrictive=True,
     )
 

@@ -1007,8 +1007,8 @@ $$""",
     manager.add_policy(
         table="client",
         name="facility_isolation",
-        using="case when (select charthold.tenant_everywhere()) is not null then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[]) end",
-        check="case when (select charthold.tenant_everywhere()) is not null then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[]) end",
+        using="case when (select charthold.actor_everywhere()) then true else facility_id = any ((select charthold.actor_facilities())::uuid[]) end",
+        check="case when (select charthold.actor_everywhere()) then true else facility_id = any ((select charthold.actor_facilities())::uuid[]) end",
         restrictive=True,
     )
 

@@ -422,7 +422,7 @@ async def forwards():
         table="user_action_audit_log",
         name="select_everywhere",
         command="select",
-        using="(select charthold.tenant_everywhere()) is not null",
+        using="(select charthold.actor_everywhere())",
         restrictive=True,
     )
 

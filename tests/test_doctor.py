@@ -109,6 +109,12 @@ BROKEN = (
         "composite_keys", "index public.client_status_twice",
     ),
     # access
+    Broken("drop policy facility_isolation on client", "permissions", "policy facility_isolation on public.client"),
+    Broken(
+        "drop policy select_everywhere on user_action_audit_log",
+        "permissions", "policy select_everywhere on public.user_action_audit_log",
+    ),
+    Broken("drop policy update_everywhere on app_user", "permissions", "policy update_everywhere on public.app_user"),
     Broken("drop policy select_by_role on facility", "permissions", "policy select_by_role on public.facility"),
     Broken(
         "create policy everybody on client for delete using (true)", "permissions", "policy everybody on public.client"

@@ -158,8 +158,10 @@ def fold(findings: Iterable[Finding], differences: Sequence[Difference]) -> list
     for finding in findings:
         difference = by_subject.get(finding.subject)
         if difference is not None and finding.verdict == "fail":
+            # Once a subject: whoever runs all of the statements would make the same object twice.
+            sql = finding.sql or ("" if finding.subject in told else difference.mend)
             told.add(finding.subject)
-            merged.append(dataclasses.replace(finding, sql=finding.sql or difference.mend))
+            merged.append(dataclasses.replace(finding, sql=sql))
         else:
             merged.append(finding)
     notes = Notes(DRIFT, "164.312(a)(1)")

@@ -6,7 +6,7 @@ from typing import Any
 
 from core.doctor.check import Notes, check
 from core.doctor.live import Live, plural
-from core.doctor.policy import ask_policies
+from core.doctor.policy import Asked, ask_policies
 from core.permissions import COMMANDS, ROLES, roles_for
 
 # Who may act now, and how many of them within facilities.
@@ -34,19 +34,19 @@ async def permissions(live: Live, notes: Notes) -> None:
                     "command": command,
                     "granted": any(g["to"] == live.runtime and g["privilege"] == command for g in live.grants(name)),
                 }
-                | {r: "yes" if r in asked.everywhere else "facility" if r in asked.allowed else "no" for r in ROLES}
+                | {role: _extent(asked, role) for role in ROLES}
             )
             if declared is None:
                 continue
             wanted = set(roles_for(name.removeprefix("public."), command, getattr(declared, "permissions", None)))
-            # Without its isolation a table has no facilities either, and the check of isolation says so.
-            loose = asked.everywhere if facility and asked.isolated else set()
+            whole = command in getattr(declared, "whole_tenant", ())
+            loose = asked.inside | asked.outside if whole else asked.outside if facility else set()
             because = [
                 f"{', '.join(role for role in ROLES if role in roles)} {what}"
                 for roles, what in (
                     (asked.allowed - wanted, "may and should not"),
                     (wanted - asked.allowed, "should and may not"),
-                    (loose, "of one facility see all"),
+                    (loose, "bound to facilities reach beyond them"),
                 )
                 if roles
             ] + ["a policy has a condition that is none of ours"] * bool(asked.odd)
@@ -54,6 +54,8 @@ async def permissions(live: Live, notes: Notes) -> None:
                 usual = f"{command}_by_role on {name}"
                 permissive = [t for t, policy in policies.items() if not policy["restrictive"]]
                 title = next((t for t in [*asked.odd, *permissive] if t != usual), usual)
+                if loose and len(because) == 1:
+                    title = f"{command}_everywhere on {name}" if whole else f"facility_isolation on {name}"
                 notes.fail(
                     f"To {command} on {name}: {'; '.join(because)}.",
                     subject=f"policy {title}",
@@ -65,3 +67,9 @@ async def permissions(live: Live, notes: Notes) -> None:
     }
     tables = len({row["table"] for row in matrix})
     notes.end(f"{len(ROLES)} roles on {plural(tables, 'table')}, {len(matrix)} commands: as core/permissions.py says.")
+
+
+def _extent(asked: Asked, role: str) -> str:
+    if role in asked.outside:
+        return "yes"
+    return "facility" if role in asked.inside else "whole" if role in asked.allowed else "no"

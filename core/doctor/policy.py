@@ -21,7 +21,7 @@ __all__ = ["Asked", "ask_policies", "ask_policy", "crosses", "tenant_column"]
 
 HERE, ELSEWHERE = "00000000-0000-7000-8000-000000000001", "00000000-0000-7000-8000-000000000002"
 
-SCOPE = re.compile(r"charthold\.(actor_role|actor_places|tenant_id|tenant_everywhere)\(\)")
+SCOPE = re.compile(r"charthold\.(actor_role|actor_facilities|actor_everywhere|tenant_id)\(\)")
 # What may stand before a parenthesis. A condition that calls anything else, or reads a table, is not evaluated.
 CALL = re.compile(r"([\w\"]+)\s*\(")
 WORDS = frozenset({"and", "any", "array", "case", "else", "in", "not", "or", "select", "then", "when"})
@@ -34,11 +34,11 @@ Answers = set[tuple[str, str]]
 
 @dataclass
 class Asked:
-    """Whom policies let in: which roles, which of them beyond their facilities; and the policies unlike ours."""
+    """Whom policies let in: which roles, which of them inside their facilities and beyond; and what is unlike ours."""
 
     allowed: set[str] = field(default_factory=set)
-    everywhere: set[str] = field(default_factory=set)
-    isolated: bool = False
+    inside: set[str] = field(default_factory=set)
+    outside: set[str] = field(default_factory=set)
     odd: list[str] = field(default_factory=list)
 
 
@@ -53,13 +53,13 @@ async def ask_policies(live: Live, policies: Sequence[dict[str, Any]], table: st
             if not policy["restrictive"]:  # which narrows, whatever it asks
                 found.odd.append(f"{policy['ident']} on {policy['on']}")
         elif policy["restrictive"]:
-            found.isolated |= not crosses(answers)
             kept &= answers
         else:
             permitted |= answers
     may = permitted & kept
     found.allowed = {role for role, place in may if place in ("free", "inside")}
-    found.everywhere = {role for role, place in may if place == "outside"}
+    found.inside = {role for role, place in may if place == "inside"}
+    found.outside = {role for role, place in may if place == "outside"}
     return found
 
 
@@ -91,13 +91,13 @@ async def _ask(live: Live, condition: str, table: str, facility: str | None) -> 
         return None
     sql = f"""select asked, place, coalesce(({text}), false) as may
         from unnest($1::text[]) as asked, lateral (values
-            ('free', asked, null::text[], $2::uuid, $2::uuid),
-            ('inside', asked, array[$2::text || $2::text], $2::uuid, null::uuid),
-            ('outside', asked, array[$2::text || $3::text], $2::uuid, null::uuid),
-            ('foreign', asked, null::text[], $3::uuid, $3::uuid),
-            ('foreign', asked, array[$3::text || $2::text], $3::uuid, null::uuid)
+            ('free', asked, null::uuid[], true, $2::uuid),
+            ('inside', asked, array[$2::uuid], false, $2::uuid),
+            ('outside', asked, array[$3::uuid], false, $2::uuid),
+            ('foreign', asked, null::uuid[], true, $3::uuid),
+            ('foreign', asked, array[$2::uuid], false, $3::uuid)
         ) as who (
-            place, said_actor_role, said_actor_places, said_tenant_id, said_tenant_everywhere
+            place, said_actor_role, said_actor_facilities, said_actor_everywhere, said_tenant_id
         ), (values ($2::uuid, $2::uuid)) as row (
             {quote_ident(tenant_column(table))}, {quote_ident(facility or "no facility")}
         )"""

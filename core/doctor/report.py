@@ -25,7 +25,12 @@ __all__ = ["render"]
 
 WORDS = {"pass": "holds", "warn": "review", "fail": "fails", "unbuilt": "not built"}
 MOST = 40  # tenants a table; the rest is counted
-ACCESS = {"yes": ("●", "yes"), "facility": ("◐", "all, or own facilities"), "no": ("·", "no")}
+ACCESS = {
+    "yes": ("●", "yes"),
+    "facility": ("◐", "all, or own facilities"),
+    "whole": ("◯", "only who sees the whole tenant"),
+    "no": ("·", "no"),
+}
 KINDS = {"encrypted": "◆", "blind index": "◇", "waived": "△", "unclassified": "✗", "not PHI": "·"}
 
 
