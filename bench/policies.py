@@ -32,12 +32,14 @@ from piccolo_conf import DB
 SCOPE = (Path(core.__file__).parent / "schema" / "sql" / "scope.sql").read_text(encoding="utf-8")
 SIGNED = SCOPE.replace("create function", "create or replace function", 1)
 PLAIN = """create or replace function charthold.scope() returns text
-    language plpgsql stable parallel restricted security definer
+    language plpgsql stable parallel unsafe security definer
     set enable_seqscan = off
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    s constant text := current_setting('charthold.scope', true);
 begin
-    return rpad('admin', 10) || substr(current_setting('charthold.scope', true), 93);
+    return left(s, 64) || substr(s, 93, 72) || rpad('admin', 10) || chr(31) || substr(s, 165);
 end
 $$"""
 

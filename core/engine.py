@@ -65,6 +65,8 @@ SESSION = {
     "transform_null_equals": "off",
     "default_transaction_read_only": "off",
     "default_transaction_isolation": "read committed",
+    "charthold.scope": "",
+    "charthold.granted": "",
     "application_name": "charthold",
 }
 
@@ -291,7 +293,8 @@ class ChartholdEngine(PostgresEngine):
                 link.dirty |= not statement.trusted
                 rows = await self._fetch(link, scope, sql, bound)
         if not plan.returns:
-            _all_of(plan, rows[0]["count"])
+            if plan.counted:
+                _all_of(plan, rows[0]["count"])
             return plan.answer
         if transaction is not None:
             transaction.shown += [(RECORD_READ, (o.table, [row[o.row] for row in rows], o.names)) for o in plan.opened]

@@ -41,6 +41,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "touch": ("touch", "()", ()),
     "touch_tenant_row": ("touch_tenant_row", "()", ()),
     "uuid7": ("uuid7", "()", ("app_runtime",)),
+    "uuid7_start": ("uuid7_start", "()", ("app_runtime",)),
 }
 
 
@@ -81,5 +82,14 @@ $$""",
     SchemaGrant(schema="charthold", privileges=("usage",), to="app_auditor"),
     # Threat: somebody writes PHI by hand, in plain text. The type of every PHI column refuses what is no envelope.
     Domain(name="charthold.envelope", type="bytea", check=ENVELOPE_CHECK_SQL),
+    # What charthold.scope() worked out for a statement, in each session's memory. Only the owner reads and writes it.
+    *(
+        Statement(
+            name=f"a session remembers what it was granted, {half}",
+            forwards=f"create unlogged sequence charthold.granted_{half} minvalue {-(2**63)}",
+            backwards=f"drop sequence charthold.granted_{half}",
+        )
+        for half in (1, 2)
+    ),
     *(function(file) for file in sorted(CALLABLE)),
 )

@@ -109,7 +109,8 @@ class Statement:
     ``template`` is the SQL as Piccolo writes it, for use inside another query; ``gated`` is what is sent;
     ``relaxed`` is the same for a read by itself whose records need not be on disk before it is answered.
     ``outputs``: how many of the columns that come back are the caller's; the ids behind them are ours.
-    ``returns``: False for a statement without rows, such as an update without RETURNING.
+    ``returns``: False for a statement without rows, such as an update without RETURNING; ``counted``: it then says how
+    many rows it wrote.
     ``looked_at``: the table whose reading is recorded once, whatever is shown of it; or empty.
     ``trusted``: False when it could leave something in its session; the connection is then closed after use.
     """
@@ -121,6 +122,7 @@ class Statement:
     opened: tuple[Opened, ...]
     outputs: int | None
     returns: bool
+    counted: bool
     looked_at: str
     trusted: bool
 
@@ -128,7 +130,7 @@ class Statement:
 class Plan(QueryString):
     """A statement of ours with its arguments, as a QueryString of Piccolo's."""
 
-    __slots__ = ("_statement", "answer", "keep", "looked_at", "more", "opened", "outputs", "returns")
+    __slots__ = ("_statement", "answer", "counted", "keep", "looked_at", "more", "opened", "outputs", "returns")
 
     def __init__(
         self,
@@ -137,6 +139,7 @@ class Plan(QueryString):
         opened: Sequence[Opened] = (),
         outputs: int | None = None,
         returns: bool = True,
+        counted: bool = False,
         keep: Callable[[Sequence[Any]], bool] | None = None,
         looked_at: str = "",
     ) -> None:
@@ -148,6 +151,8 @@ class Plan(QueryString):
         self.opened = tuple(opened)
         self.outputs = outputs
         self.returns = returns
+        # Whether a statement without rows says how many it wrote.
+        self.counted = counted
         # What a statement without rows answers.
         self.answer: list[dict[str, Any]] = []
         # What belongs to it and is made when it is its turn: all of it is run, or none.
@@ -168,6 +173,7 @@ class Plan(QueryString):
         plan.opened = statement.opened
         plan.outputs = statement.outputs
         plan.returns = statement.returns
+        plan.counted = statement.counted
         plan.keep = None
         plan.answer = []
         plan.more = None
@@ -196,6 +202,7 @@ class Plan(QueryString):
                 opened=self.opened,
                 outputs=self.outputs,
                 returns=self.returns,
+                counted=self.counted,
                 looked_at=self.looked_at,
                 trusted=trusted,
             )
@@ -216,7 +223,10 @@ class Plan(QueryString):
         if not self.returns:
             # What a write asks of the log it may write down.
             look = f" having {self._look()}" if self.looked_at else ""
-            return f"with r as ({sql}\n returning 1) select count(*) from r where {gate}{look}"
+            if look or self.counted:
+                return f"with r as ({sql}\n returning 1) select count(*) from r where {gate}{look}"
+            # Nobody refers to r, so it runs behind the outer statement, when the context is set.
+            return f"with r as ({sql}\n) select 1 where {gate}"
         materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
         records = "".join(
             f" and (select charthold.record_read('{opened.table}', (select array_agg(r.\"{opened.row_alias}\") from r),"

@@ -13,7 +13,7 @@ from piccolo.columns import UUID, Array, Boolean, Bytea, SmallInt, Text, Timesta
 from piccolo.table import Table
 
 from core.columns import CreatedAt, RowId
-from core.schema import Check, PrimaryKey, RowSecurity, SchemaObject, Unique
+from core.schema import Check, Index, PrimaryKey, RowSecurity, SchemaObject, Unique
 
 __all__ = ["Principal", "TenantDirectory", "TokenKeyRow"]
 
@@ -74,6 +74,8 @@ class Principal(Table, tablename="principal", schema="charthold"):
 
     declares: ClassVar[Sequence[SchemaObject]] = (
         PrimaryKey(name="principal_pkey", columns=("tenant_id", "user_id")),
+        # As scope() looks: what a token names is not cast before its signature is known to hold.
+        Index(name="principal_by_name", columns=('((tenant_id::text || user_id::text) collate "C")',), unique=True),
         RowSecurity(forced=False),
     )
 

@@ -39,9 +39,9 @@ async def forwards():
         name="charthold.actor_everywhere",
         source="""-- Whether the open scope's user sees the whole tenant, and is not bound to facilities.
 create function charthold.actor_everywhere() returns boolean
-    language sql stable parallel restricted
+    language sql stable parallel unsafe
 as $$
-    select pg_catalog.substr(charthold.scope(), 10, 1) operator(pg_catalog.=) ' '
+    select pg_catalog.substr(charthold.scope(), 146, 1) operator(pg_catalog.=) ' '
 $$""",
         execute_to=("app_runtime", "app_auditor"),
     )
@@ -50,9 +50,9 @@ $$""",
         name="charthold.actor_facilities",
         source="""-- The facilities that the open scope's user is bound to; null for one who sees the whole tenant.
 create function charthold.actor_facilities() returns uuid[]
-    language sql stable parallel restricted
+    language sql stable parallel unsafe
 as $$
-    select nullif(pg_catalog.split_part(pg_catalog.substr(charthold.scope(), 83), pg_catalog.chr(31), 1), '')::pg_catalog.uuid[]
+    select nullif(pg_catalog.split_part(pg_catalog.substr(charthold.scope(), 147), pg_catalog.chr(31), 1), '')::pg_catalog.uuid[]
 $$""",
         execute_to=("app_runtime", "app_auditor"),
     )
@@ -61,9 +61,9 @@ $$""",
         name="charthold.actor_id",
         source="""-- The user of the open scope.
 create function charthold.actor_id() returns uuid
-    language sql stable parallel restricted
+    language sql stable parallel unsafe
 as $$
-    select pg_catalog.substr(charthold.scope(), 47, 36)::pg_catalog.uuid
+    select pg_catalog.substr(charthold.scope(), 101, 36)::pg_catalog.uuid
 $$""",
         execute_to=("app_runtime", "app_auditor"),
     )
@@ -72,9 +72,9 @@ $$""",
         name="charthold.actor_role",
         source="""-- The role of the open scope's user, as it is now.
 create function charthold.actor_role() returns text
-    language sql stable parallel restricted
+    language sql stable parallel unsafe
 as $$
-    select pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 1, 9))
+    select pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 137, 9))
 $$""",
         execute_to=("app_runtime", "app_auditor"),
     )
@@ -400,11 +400,11 @@ begin
         id, tenant_id, user_id, action_type, table_name, record_id, old_values, new_values, request_id, source_ip, reason
     )
     values (
-        made, substr(s, 11, 36)::uuid, substr(s, 47, 36)::uuid, action, about_table, about_record,
+        made, substr(s, 65, 36)::uuid, substr(s, 101, 36)::uuid, action, about_table, about_record,
         old_values, new_values,
-        nullif(split_part(substr(s, 83), chr(31), 2), ''),
-        nullif(split_part(substr(s, 83), chr(31), 3), '')::inet,
-        split_part(substr(s, 83), chr(31), 4)
+        nullif(split_part(substr(s, 147), chr(31), 2), ''),
+        nullif(split_part(substr(s, 147), chr(31), 3), '')::inet,
+        split_part(substr(s, 147), chr(31), 4)
     );
     return made;
 end
@@ -419,40 +419,41 @@ $$""",
 -- this; when it fails the statement fails, so nothing is shown that is not recorded.
 --
 -- Threat: it writes to the log as its owner. It writes one kind of record, about the caller and the caller's tenant.
+--
+-- One statement does it all: each expression of a function is prepared anew in each transaction, which costs more than
+-- to evaluate it.
 create function charthold.record_read(shown text, ids uuid[], opened text[]) returns bigint
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    s text;
-    tenant uuid;
-    actor uuid;
-    request text;
-    source inet;
-    why text;
-    xid bigint;
     written bigint;
-    -- One dimension, counted from 1, as the canonical form has it.
-    columns constant text[] := array(select c from unnest(opened) as c);
 begin
     if ids is null then
         return 0;
     end if;
-    s := charthold.scope();
-    tenant := substr(s, 11, 36);
-    actor := substr(s, 47, 36);
-    s := substr(s, 83);
-    request := nullif(split_part(s, chr(31), 2), '');
-    source := nullif(split_part(s, chr(31), 3), '');
-    why := split_part(s, chr(31), 4);
-    -- Once a statement; as the default of the column it would be worked out for each row.
-    xid := pg_current_xact_id()::text;
+    with granted as materialized (
+        select charthold.scope() as s
+    ), who as materialized (
+        select
+            substr(s, 65, 36)::uuid as tenant,
+            substr(s, 101, 36)::uuid as actor,
+            nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
+            nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
+            split_part(substr(s, 147), chr(31), 4) as why,
+            pg_current_xact_id()::text::bigint as xid,
+            -- One dimension, counted from 1, as the canonical form has it.
+            string_to_array(array_to_string(opened, ','), ',') as columns,
+            charthold.uuid7_start() as made
+        from granted
+    )
     insert into public.user_action_audit_log (
-        tenant_id, user_id, action_type, table_name, record_id, changed_columns, request_id, source_ip, reason,
+        id, tenant_id, user_id, action_type, table_name, record_id, changed_columns, request_id, source_ip, reason,
         transaction_id
     )
-    select tenant, actor, 'read', shown, row_id, columns, request, source, why, xid
-    from unnest(ids) as row_id
+    select
+        (made || lpad(to_hex(n), 6, '0'))::uuid, tenant, actor, 'read', shown, row_id, columns, request, source, why, xid
+    from who, unnest(ids) with ordinality as rows (row_id, n)
     where row_id is not null;
     get diagnostics written = row_count;
     return written;
@@ -497,61 +498,79 @@ $$""",
 -- the time of the comparison tells nothing about the right one. The role is looked up, not carried: a user who is
 -- locked a moment ago is out now, whatever was signed before.
 --
--- Returns role (9 characters) || '*' if bound to facilities, else ' ' || tenant (36) || actor (36) || facilities,
--- request id, source ip and reason, each behind a unit separator (U+001F), which is in none of them.
--- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
+-- A statement asks several times, once for each policy and trigger that it meets, and the answer is worked out once: it
+-- stands in "charthold.granted", and 128 bits of its SHA-256 in two sequences.
+-- Threat: "charthold.granted" can be set by anybody too. What a session reads back from a sequence (currval) can not:
+-- only this function's owner may write it. The hash covers the moment at which the statement began, so it holds for this
+-- statement and no other, and an answer is not believed for longer than a second: a statement that runs for an hour
+-- does not outlive the lock of its user or the end of its scope.
 --
--- It runs once for each policy that a statement meets, so it is short: two look-ups and expressions, 9 microseconds. The
--- tenant and the actor are taken out of the token once, not once for each row that a look-up compares, and a look-up
--- goes by the index even where the planner thinks a small table is read faster whole.
+-- Returns the HMAC of the token (64 characters) || tenant (36) || actor (36) || role (9) || '*' if bound to facilities,
+-- else ' ' || facilities, request id, source ip and reason, each behind a unit separator (U+001F), which is in none of them.
+-- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
 create function charthold.scope() returns text
-    language plpgsql stable parallel restricted security definer
+    language plpgsql stable parallel unsafe security definer
     set enable_seqscan = off
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     token constant text := current_setting('charthold.scope', true);
-    payload constant text := substr(token, 65);
-    tenant uuid;
-    actor uuid;
-    inner_pad bytea;
-    outer_pad bytea;
-    answer text;
+    granted text := current_setting('charthold.granted', true);
+    seal text;
+    signed boolean;
+    in_time boolean;
+    here boolean;
 begin
-    if token is null or token = '' then
-        raise exception using errcode = 'CH001', message = 'no scope is open in this transaction';
+    if coalesce(granted, '') <> '' then
+        seal := encode(sha256(timestamptz_send(statement_timestamp()) || convert_to(granted, 'UTF8')), 'hex');
+        if currval('charthold.granted_1') = hashtextextended(seal, 1) and currval('charthold.granted_2') = hashtextextended(seal, 2)
+            -- Of the token that is set now, and worked out just now.
+            and starts_with(token, left(granted, 64)) and clock_timestamp() - statement_timestamp() < interval '1 second'
+        then
+            return granted;
+        end if;
     end if;
 
-    -- The key that the token names. Without one the hashes below are null, and null is refused.
-    select k.inner_pad, k.outer_pad into inner_pad, outer_pad
+    -- One look-up for everything: each costs more than all that is computed. Nothing is cast, because what is not signed
+    -- may be anything. What the actor may do now: in a suspended or closed tenant admins and auditors read, nobody else
+    -- does anything.
+    select
+        sha256(convert_to(left(token, 64), 'UTF8')) = sha256(convert_to(encode(
+            sha256(k.outer_pad || sha256(k.inner_pad || convert_to(substr(token, 65), 'UTF8'))), 'hex'), 'UTF8')),
+        substr(token, 73, 10) > lpad(floor(date_part('epoch', clock_timestamp()))::bigint::text, 10, '0'),
+        substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0')),
+        left(token, 64) || substr(token, 93, 72)
+            || rpad(case when p.tenant_open then p.role when p.role in ('admin', 'auditor') then 'auditor' end, 9)
+            || case when p.facility_scope is null then ' ' else '*' || p.facility_scope::text end
+            || chr(31) || substr(token, 165)
+    into signed, in_time, here, granted
     from charthold.token_key as k
-    where k.id = substr(payload, 1, 8) and (k.retired_at is null or k.retired_at > clock_timestamp());
-    if (
-        sha256(convert_to(substr(token, 1, 64), 'UTF8'))
-        = sha256(convert_to(encode(sha256(outer_pad || sha256(inner_pad || convert_to(payload, 'UTF8'))), 'hex'), 'UTF8'))
-    ) is not true then
-        raise exception using errcode = 'CH002', message = 'the scope is not signed by a current key';
-    end if;
-    if substr(payload, 9, 10)::bigint <= date_part('epoch', clock_timestamp()) then
-        raise exception using errcode = 'CH003', message = 'the scope has expired';
-    end if;
-    if substr(payload, 19, 10)::int not in (0, pg_backend_pid()) then
-        raise exception using errcode = 'CH004', message = 'the scope belongs to another connection';
-    end if;
+    left join charthold.principal as p
+        on (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
+    where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp());
 
-    tenant := substr(payload, 29, 36);
-    actor := substr(payload, 65, 36);
-    -- What the actor may do now: in a suspended or closed tenant admins and auditors read, nobody else does anything.
-    select rpad(case when p.tenant_open then p.role when p.role in ('admin', 'auditor') then 'auditor' end, 9)
-            || case when p.facility_scope is null then ' ' else '*' end
-            || substr(payload, 29, 72) || coalesce(p.facility_scope::text, '') || chr(31) || substr(payload, 101)
-        into answer
-    from charthold.principal as p
-    where p.tenant_id = tenant and p.user_id = actor;
-    if answer is null then
-        raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant';
+    if signed and in_time and here and granted is not null then
+        -- A transaction that may write nothing asks each time.
+        if current_setting('transaction_read_only') = 'off' then
+            seal := encode(sha256(timestamptz_send(statement_timestamp()) || convert_to(granted, 'UTF8')), 'hex');
+            signed := setval('charthold.granted_1', hashtextextended(seal, 1)) is not null
+                and setval('charthold.granted_2', hashtextextended(seal, 2)) is not null
+                and set_config('charthold.granted', granted, true) is not null;
+        end if;
+        return granted;
     end if;
-    return answer;
+    case
+        when token is null or token = '' then
+            raise exception using errcode = 'CH001', message = 'no scope is open in this transaction';
+        when signed is not true then
+            raise exception using errcode = 'CH002', message = 'the scope is not signed by a current key';
+        when in_time is not true then
+            raise exception using errcode = 'CH003', message = 'the scope has expired';
+        when here is not true then
+            raise exception using errcode = 'CH004', message = 'the scope belongs to another connection';
+        else
+            raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant';
+    end case;
 end
 $$""",
         execute_to=("app_runtime", "app_auditor"),
@@ -606,9 +625,9 @@ $$""",
         name="charthold.tenant_id",
         source="""-- The tenant of the open scope. Policies call it as (select charthold.tenant_id()): once a statement, not once a row.
 create function charthold.tenant_id() returns uuid
-    language sql stable parallel restricted
+    language sql stable parallel unsafe
 as $$
-    select pg_catalog.substr(charthold.scope(), 11, 36)::pg_catalog.uuid
+    select pg_catalog.substr(charthold.scope(), 65, 36)::pg_catalog.uuid
 $$""",
         execute_to=("app_runtime", "app_auditor"),
     )
@@ -638,9 +657,7 @@ create function charthold.touch_tenant_row() returns trigger
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if new.tenant_id is distinct from old.tenant_id or new.id is distinct from old.id
-        or new.created_at is distinct from old.created_at
-    then
+    if (new.tenant_id, new.id, new.created_at) is distinct from (old.tenant_id, old.id, old.created_at) then
         raise exception using errcode = 'CH010',
             message = format('tenant_id, id and created_at of %I cannot be updated', tg_table_name);
     end if;
@@ -652,24 +669,39 @@ $$""",
 
     manager.add_function(
         name="charthold.uuid7",
-        source="""-- UUIDv7 (RFC 9562, section 5.7) for records that the database makes itself; PostgreSQL has its own only from version 18.
--- An id must be unique, not secret, so it comes from a hash of what no two records share, the moment in microseconds, the
--- backend and the backend's generator, instead of from the kernel's: a system call a record costs as much as an index.
--- Every name is qualified instead of pinning search_path, so that the planner inlines it: it runs once a record.
+        source="""-- One UUIDv7 for what the database makes itself, a row at a time; PostgreSQL has its own only from version 18.
 create function charthold.uuid7() returns uuid
     language sql volatile parallel restricted
 as $$
-    select pg_catalog.overlay(pg_catalog.overlay(
-        pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256(
-            pg_catalog.float8send(pg_catalog.random())
-                operator(pg_catalog.||) pg_catalog.timestamptz_send(pg_catalog.clock_timestamp())
-                operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.pg_backend_pid())
-        ), 1, 16), 'hex'),
-        pg_catalog.lpad(pg_catalog.to_hex(
+    select (charthold.uuid7_start() operator(pg_catalog.||) pg_catalog.lpad(pg_catalog.to_hex(
+        (pg_catalog.random() operator(pg_catalog.*) 16777215)::pg_catalog.int4
+    ), 6, '0'))::pg_catalog.uuid
+$$""",
+        execute_to=("app_runtime",),
+    )
+
+    manager.add_function(
+        name="charthold.uuid7_start",
+        source="""-- The first 26 of the 32 hexadecimal digits of UUIDv7s (RFC 9562, section 5.7) that one statement makes; the rest numbers
+-- its rows. An id must be unique, not secret: the millisecond and its microseconds (section 6.2, method 3), the backend,
+-- which no other is at that moment, and twelve random bits, instead of the kernel's random bytes: a system call a record
+-- costs as much as an index. Every name is qualified instead of pinning search_path, so that the planner inlines it.
+create function charthold.uuid7_start() returns text
+    language sql volatile parallel restricted
+as $$
+    select pg_catalog.lpad(pg_catalog.to_hex(
             (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) operator(pg_catalog.*) 1000)::pg_catalog.int8
-        ), 12, '0') operator(pg_catalog.||) '7', 1, 13),
-        'a', 17, 1
-    )::pg_catalog.uuid
+        ), 12, '0')
+        operator(pg_catalog.||) pg_catalog.lpad(pg_catalog.to_hex(
+            28672 operator(pg_catalog.+) (
+                pg_catalog.date_part('microseconds', pg_catalog.clock_timestamp())::pg_catalog.int4 operator(pg_catalog.%) 1000
+            )
+        ), 4, '0')
+        operator(pg_catalog.||) 'a'
+        operator(pg_catalog.||) pg_catalog.lpad(pg_catalog.to_hex(pg_catalog.pg_backend_pid()), 6, '0')
+        operator(pg_catalog.||) pg_catalog.lpad(pg_catalog.to_hex(
+            (pg_catalog.random() operator(pg_catalog.*) 4095)::pg_catalog.int4
+        ), 3, '0')
 $$""",
         execute_to=("app_runtime",),
     )
@@ -692,6 +724,18 @@ $$""",
         name="public keeps no schema",
         forwards="revoke all on schema public from public",
         backwards="grant usage on schema public to public",
+    )
+
+    manager.add_statement(
+        name="a session remembers what it was granted, 1",
+        forwards="create unlogged sequence charthold.granted_1 minvalue -9223372036854775808",
+        backwards="drop sequence charthold.granted_1",
+    )
+
+    manager.add_statement(
+        name="a session remembers what it was granted, 2",
+        forwards="create unlogged sequence charthold.granted_2 minvalue -9223372036854775808",
+        backwards="drop sequence charthold.granted_2",
     )
 
     return manager

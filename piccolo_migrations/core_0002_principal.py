@@ -146,6 +146,13 @@ async def forwards():
         columns=("tenant_id", "user_id"),
     )
 
+    manager.add_index(
+        table="charthold.principal",
+        name="principal_by_name",
+        columns=('((tenant_id::text || user_id::text) collate "C")',),
+        unique=True,
+    )
+
     manager.add_row_security(table="charthold.principal", forced=False)
 
     return manager

@@ -244,62 +244,69 @@ create function charthold.capture_tenant() returns trigger
 as $$
 declare
     s constant text := charthold.scope();
-    actor constant uuid := substr(s, 47, 36);
-    request constant text := nullif(split_part(substr(s, 83), chr(31), 2), '');
-    source constant inet := nullif(split_part(substr(s, 83), chr(31), 3), '');
-    why constant text := split_part(substr(s, 83), chr(31), 4);
-    xid constant bigint := pg_current_xact_id()::text::bigint;
     before jsonb := '{}';
     after jsonb := '{}';
     changed text[] := '{}';
 begin
     if tg_op = 'INSERT' then
+        with who as materialized (
+            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."id", 'insert', 'tenant', r.id, jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"),
-            actor, request, source, why, xid
-        from new_rows as r;
+        select r."id", 'insert', 'tenant', r.id, jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"), actor, request, source, why, xid
+        from who, new_rows as r;
     elsif tg_op = 'DELETE' then
+        with who as materialized (
+            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."id", 'delete', 'tenant', r.id, jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"),
-            actor, request, source, why, xid
-        from old_rows as r;
+        select r."id", 'delete', 'tenant', r.id, jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"), actor, request, source, why, xid
+        from who, old_rows as r;
     else
-        if old."slug" is distinct from new."slug" then
-            before := before || jsonb_build_object('slug', old."slug");
-            after := after || jsonb_build_object('slug', new."slug");
-            changed := changed || 'slug'::text;
+        if (old."slug", old."name", old."status", old."settings", old."branding") is distinct from (new."slug", new."name", new."status", new."settings", new."branding") then
+            if old."slug" is distinct from new."slug" then
+                before := before || jsonb_build_object('slug', old."slug");
+                after := after || jsonb_build_object('slug', new."slug");
+                changed := changed || 'slug'::text;
+            end if;
+            if old."name" is distinct from new."name" then
+                before := before || jsonb_build_object('name', old."name");
+                after := after || jsonb_build_object('name', new."name");
+                changed := changed || 'name'::text;
+            end if;
+            if old."status" is distinct from new."status" then
+                before := before || jsonb_build_object('status', old."status");
+                after := after || jsonb_build_object('status', new."status");
+                changed := changed || 'status'::text;
+            end if;
+            if old."settings" is distinct from new."settings" then
+                before := before || jsonb_build_object('settings', old."settings");
+                after := after || jsonb_build_object('settings', new."settings");
+                changed := changed || 'settings'::text;
+            end if;
+            if old."branding" is distinct from new."branding" then
+                before := before || jsonb_build_object('branding', old."branding");
+                after := after || jsonb_build_object('branding', new."branding");
+                changed := changed || 'branding'::text;
+            end if;
         end if;
-        if old."name" is distinct from new."name" then
-            before := before || jsonb_build_object('name', old."name");
-            after := after || jsonb_build_object('name', new."name");
-            changed := changed || 'name'::text;
-        end if;
-        if old."status" is distinct from new."status" then
-            before := before || jsonb_build_object('status', old."status");
-            after := after || jsonb_build_object('status', new."status");
-            changed := changed || 'status'::text;
-        end if;
-        if old."settings" is distinct from new."settings" then
-            before := before || jsonb_build_object('settings', old."settings");
-            after := after || jsonb_build_object('settings', new."settings");
-            changed := changed || 'settings'::text;
-        end if;
-        if old."branding" is distinct from new."branding" then
-            before := before || jsonb_build_object('branding', old."branding");
-            after := after || jsonb_build_object('branding', new."branding");
-            changed := changed || 'branding'::text;
-        end if;
-        if old."time_zone" is distinct from new."time_zone" then
-            before := before || jsonb_build_object('time_zone', old."time_zone");
-            after := after || jsonb_build_object('time_zone', new."time_zone");
-            changed := changed || 'time_zone'::text;
-        end if;
-        if old."retention_years" is distinct from new."retention_years" then
-            before := before || jsonb_build_object('retention_years', old."retention_years");
-            after := after || jsonb_build_object('retention_years', new."retention_years");
-            changed := changed || 'retention_years'::text;
+        if (old."time_zone", old."retention_years") is distinct from (new."time_zone", new."retention_years") then
+            if old."time_zone" is distinct from new."time_zone" then
+                before := before || jsonb_build_object('time_zone', old."time_zone");
+                after := after || jsonb_build_object('time_zone', new."time_zone");
+                changed := changed || 'time_zone'::text;
+            end if;
+            if old."retention_years" is distinct from new."retention_years" then
+                before := before || jsonb_build_object('retention_years', old."retention_years");
+                after := after || jsonb_build_object('retention_years', new."retention_years");
+                changed := changed || 'retention_years'::text;
+            end if;
         end if;
         if changed = '{}' then
             return null;
@@ -307,7 +314,9 @@ begin
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
         values (new."id", 'update', 'tenant', new.id, before, after, changed,
-            actor, request, source, why, xid);
+            substr(s, 101, 36)::uuid, nullif(split_part(substr(s, 147), chr(31), 2), ''),
+            nullif(split_part(substr(s, 147), chr(31), 3), '')::inet, split_part(substr(s, 147), chr(31), 4),
+            pg_current_xact_id()::text::bigint);
     end if;
     return null;
 end

@@ -343,77 +343,84 @@ create function charthold.capture_app_user() returns trigger
 as $$
 declare
     s constant text := charthold.scope();
-    actor constant uuid := substr(s, 47, 36);
-    request constant text := nullif(split_part(substr(s, 83), chr(31), 2), '');
-    source constant inet := nullif(split_part(substr(s, 83), chr(31), 3), '');
-    why constant text := split_part(substr(s, 83), chr(31), 4);
-    xid constant bigint := pg_current_xact_id()::text::bigint;
     before jsonb := '{}';
     after jsonb := '{}';
     changed text[] := '{}';
 begin
     if tg_op = 'INSERT' then
+        with who as materialized (
+            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'insert', 'app_user', r.id, jsonb_build_object('email', r."email", 'full_name', r."full_name", 'role', r."role", 'status', r."status", 'mfa_enrolled', r."mfa_enrolled", 'last_login_at', r."last_login_at", 'failed_logins', r."failed_logins", 'locked_until', r."locked_until", 'password_changed_at', r."password_changed_at", 'facility_scope', r."facility_scope"),
-            actor, request, source, why, xid
-        from new_rows as r;
+        select r."tenant_id", 'insert', 'app_user', r.id, jsonb_build_object('email', r."email", 'full_name', r."full_name", 'role', r."role", 'status', r."status", 'mfa_enrolled', r."mfa_enrolled", 'last_login_at', r."last_login_at", 'failed_logins', r."failed_logins", 'locked_until', r."locked_until", 'password_changed_at', r."password_changed_at", 'facility_scope', r."facility_scope"), actor, request, source, why, xid
+        from who, new_rows as r;
     elsif tg_op = 'DELETE' then
+        with who as materialized (
+            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'delete', 'app_user', r.id, jsonb_build_object('email', r."email", 'full_name', r."full_name", 'role', r."role", 'status', r."status", 'mfa_enrolled', r."mfa_enrolled", 'last_login_at', r."last_login_at", 'failed_logins', r."failed_logins", 'locked_until', r."locked_until", 'password_changed_at', r."password_changed_at", 'facility_scope', r."facility_scope"),
-            actor, request, source, why, xid
-        from old_rows as r;
+        select r."tenant_id", 'delete', 'app_user', r.id, jsonb_build_object('email', r."email", 'full_name', r."full_name", 'role', r."role", 'status', r."status", 'mfa_enrolled', r."mfa_enrolled", 'last_login_at', r."last_login_at", 'failed_logins', r."failed_logins", 'locked_until', r."locked_until", 'password_changed_at', r."password_changed_at", 'facility_scope', r."facility_scope"), actor, request, source, why, xid
+        from who, old_rows as r;
     else
-        if old."email" is distinct from new."email" then
-            before := before || jsonb_build_object('email', old."email");
-            after := after || jsonb_build_object('email', new."email");
-            changed := changed || 'email'::text;
+        if (old."email", old."full_name", old."role", old."status", old."mfa_enrolled") is distinct from (new."email", new."full_name", new."role", new."status", new."mfa_enrolled") then
+            if old."email" is distinct from new."email" then
+                before := before || jsonb_build_object('email', old."email");
+                after := after || jsonb_build_object('email', new."email");
+                changed := changed || 'email'::text;
+            end if;
+            if old."full_name" is distinct from new."full_name" then
+                before := before || jsonb_build_object('full_name', old."full_name");
+                after := after || jsonb_build_object('full_name', new."full_name");
+                changed := changed || 'full_name'::text;
+            end if;
+            if old."role" is distinct from new."role" then
+                before := before || jsonb_build_object('role', old."role");
+                after := after || jsonb_build_object('role', new."role");
+                changed := changed || 'role'::text;
+            end if;
+            if old."status" is distinct from new."status" then
+                before := before || jsonb_build_object('status', old."status");
+                after := after || jsonb_build_object('status', new."status");
+                changed := changed || 'status'::text;
+            end if;
+            if old."mfa_enrolled" is distinct from new."mfa_enrolled" then
+                before := before || jsonb_build_object('mfa_enrolled', old."mfa_enrolled");
+                after := after || jsonb_build_object('mfa_enrolled', new."mfa_enrolled");
+                changed := changed || 'mfa_enrolled'::text;
+            end if;
         end if;
-        if old."full_name" is distinct from new."full_name" then
-            before := before || jsonb_build_object('full_name', old."full_name");
-            after := after || jsonb_build_object('full_name', new."full_name");
-            changed := changed || 'full_name'::text;
-        end if;
-        if old."role" is distinct from new."role" then
-            before := before || jsonb_build_object('role', old."role");
-            after := after || jsonb_build_object('role', new."role");
-            changed := changed || 'role'::text;
-        end if;
-        if old."status" is distinct from new."status" then
-            before := before || jsonb_build_object('status', old."status");
-            after := after || jsonb_build_object('status', new."status");
-            changed := changed || 'status'::text;
-        end if;
-        if old."mfa_enrolled" is distinct from new."mfa_enrolled" then
-            before := before || jsonb_build_object('mfa_enrolled', old."mfa_enrolled");
-            after := after || jsonb_build_object('mfa_enrolled', new."mfa_enrolled");
-            changed := changed || 'mfa_enrolled'::text;
-        end if;
-        if old."last_login_at" is distinct from new."last_login_at" then
-            before := before || jsonb_build_object('last_login_at', old."last_login_at");
-            after := after || jsonb_build_object('last_login_at', new."last_login_at");
-            changed := changed || 'last_login_at'::text;
-        end if;
-        if old."failed_logins" is distinct from new."failed_logins" then
-            before := before || jsonb_build_object('failed_logins', old."failed_logins");
-            after := after || jsonb_build_object('failed_logins', new."failed_logins");
-            changed := changed || 'failed_logins'::text;
-        end if;
-        if old."locked_until" is distinct from new."locked_until" then
-            before := before || jsonb_build_object('locked_until', old."locked_until");
-            after := after || jsonb_build_object('locked_until', new."locked_until");
-            changed := changed || 'locked_until'::text;
-        end if;
-        if old."password_changed_at" is distinct from new."password_changed_at" then
-            before := before || jsonb_build_object('password_changed_at', old."password_changed_at");
-            after := after || jsonb_build_object('password_changed_at', new."password_changed_at");
-            changed := changed || 'password_changed_at'::text;
-        end if;
-        if old."facility_scope" is distinct from new."facility_scope" then
-            before := before || jsonb_build_object('facility_scope', old."facility_scope");
-            after := after || jsonb_build_object('facility_scope', new."facility_scope");
-            changed := changed || 'facility_scope'::text;
+        if (old."last_login_at", old."failed_logins", old."locked_until", old."password_changed_at", old."facility_scope") is distinct from (new."last_login_at", new."failed_logins", new."locked_until", new."password_changed_at", new."facility_scope") then
+            if old."last_login_at" is distinct from new."last_login_at" then
+                before := before || jsonb_build_object('last_login_at', old."last_login_at");
+                after := after || jsonb_build_object('last_login_at', new."last_login_at");
+                changed := changed || 'last_login_at'::text;
+            end if;
+            if old."failed_logins" is distinct from new."failed_logins" then
+                before := before || jsonb_build_object('failed_logins', old."failed_logins");
+                after := after || jsonb_build_object('failed_logins', new."failed_logins");
+                changed := changed || 'failed_logins'::text;
+            end if;
+            if old."locked_until" is distinct from new."locked_until" then
+                before := before || jsonb_build_object('locked_until', old."locked_until");
+                after := after || jsonb_build_object('locked_until', new."locked_until");
+                changed := changed || 'locked_until'::text;
+            end if;
+            if old."password_changed_at" is distinct from new."password_changed_at" then
+                before := before || jsonb_build_object('password_changed_at', old."password_changed_at");
+                after := after || jsonb_build_object('password_changed_at', new."password_changed_at");
+                changed := changed || 'password_changed_at'::text;
+            end if;
+            if old."facility_scope" is distinct from new."facility_scope" then
+                before := before || jsonb_build_object('facility_scope', old."facility_scope");
+                after := after || jsonb_build_object('facility_scope', new."facility_scope");
+                changed := changed || 'facility_scope'::text;
+            end if;
         end if;
         if changed = '{}' then
             return null;
@@ -421,7 +428,9 @@ begin
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
         values (new."tenant_id", 'update', 'app_user', new.id, before, after, changed,
-            actor, request, source, why, xid);
+            substr(s, 101, 36)::uuid, nullif(split_part(substr(s, 147), chr(31), 2), ''),
+            nullif(split_part(substr(s, 147), chr(31), 3), '')::inet, split_part(substr(s, 147), chr(31), 4),
+            pg_current_xact_id()::text::bigint);
     end if;
     return null;
 end

@@ -329,77 +329,84 @@ create function charthold.capture_facility() returns trigger
 as $$
 declare
     s constant text := charthold.scope();
-    actor constant uuid := substr(s, 47, 36);
-    request constant text := nullif(split_part(substr(s, 83), chr(31), 2), '');
-    source constant inet := nullif(split_part(substr(s, 83), chr(31), 3), '');
-    why constant text := split_part(substr(s, 83), chr(31), 4);
-    xid constant bigint := pg_current_xact_id()::text::bigint;
     before jsonb := '{}';
     after jsonb := '{}';
     changed text[] := '{}';
 begin
     if tg_op = 'INSERT' then
+        with who as materialized (
+            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'insert', 'facility', r.id, jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
-            actor, request, source, why, xid
-        from new_rows as r;
+        select r."tenant_id", 'insert', 'facility', r.id, jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"), actor, request, source, why, xid
+        from who, new_rows as r;
     elsif tg_op = 'DELETE' then
+        with who as materialized (
+            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'delete', 'facility', r.id, jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
-            actor, request, source, why, xid
-        from old_rows as r;
+        select r."tenant_id", 'delete', 'facility', r.id, jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"), actor, request, source, why, xid
+        from who, old_rows as r;
     else
-        if old."name" is distinct from new."name" then
-            before := before || jsonb_build_object('name', old."name");
-            after := after || jsonb_build_object('name', new."name");
-            changed := changed || 'name'::text;
+        if (old."name", old."kind", old."npi", old."address", old."phone") is distinct from (new."name", new."kind", new."npi", new."address", new."phone") then
+            if old."name" is distinct from new."name" then
+                before := before || jsonb_build_object('name', old."name");
+                after := after || jsonb_build_object('name', new."name");
+                changed := changed || 'name'::text;
+            end if;
+            if old."kind" is distinct from new."kind" then
+                before := before || jsonb_build_object('kind', old."kind");
+                after := after || jsonb_build_object('kind', new."kind");
+                changed := changed || 'kind'::text;
+            end if;
+            if old."npi" is distinct from new."npi" then
+                before := before || jsonb_build_object('npi', old."npi");
+                after := after || jsonb_build_object('npi', new."npi");
+                changed := changed || 'npi'::text;
+            end if;
+            if old."address" is distinct from new."address" then
+                before := before || jsonb_build_object('address', old."address");
+                after := after || jsonb_build_object('address', new."address");
+                changed := changed || 'address'::text;
+            end if;
+            if old."phone" is distinct from new."phone" then
+                before := before || jsonb_build_object('phone', old."phone");
+                after := after || jsonb_build_object('phone', new."phone");
+                changed := changed || 'phone'::text;
+            end if;
         end if;
-        if old."kind" is distinct from new."kind" then
-            before := before || jsonb_build_object('kind', old."kind");
-            after := after || jsonb_build_object('kind', new."kind");
-            changed := changed || 'kind'::text;
-        end if;
-        if old."npi" is distinct from new."npi" then
-            before := before || jsonb_build_object('npi', old."npi");
-            after := after || jsonb_build_object('npi', new."npi");
-            changed := changed || 'npi'::text;
-        end if;
-        if old."address" is distinct from new."address" then
-            before := before || jsonb_build_object('address', old."address");
-            after := after || jsonb_build_object('address', new."address");
-            changed := changed || 'address'::text;
-        end if;
-        if old."phone" is distinct from new."phone" then
-            before := before || jsonb_build_object('phone', old."phone");
-            after := after || jsonb_build_object('phone', new."phone");
-            changed := changed || 'phone'::text;
-        end if;
-        if old."time_zone" is distinct from new."time_zone" then
-            before := before || jsonb_build_object('time_zone', old."time_zone");
-            after := after || jsonb_build_object('time_zone', new."time_zone");
-            changed := changed || 'time_zone'::text;
-        end if;
-        if old."license_number" is distinct from new."license_number" then
-            before := before || jsonb_build_object('license_number', old."license_number");
-            after := after || jsonb_build_object('license_number', new."license_number");
-            changed := changed || 'license_number'::text;
-        end if;
-        if old."capacity" is distinct from new."capacity" then
-            before := before || jsonb_build_object('capacity', old."capacity");
-            after := after || jsonb_build_object('capacity', new."capacity");
-            changed := changed || 'capacity'::text;
-        end if;
-        if old."settings" is distinct from new."settings" then
-            before := before || jsonb_build_object('settings', old."settings");
-            after := after || jsonb_build_object('settings', new."settings");
-            changed := changed || 'settings'::text;
-        end if;
-        if old."status" is distinct from new."status" then
-            before := before || jsonb_build_object('status', old."status");
-            after := after || jsonb_build_object('status', new."status");
-            changed := changed || 'status'::text;
+        if (old."time_zone", old."license_number", old."capacity", old."settings", old."status") is distinct from (new."time_zone", new."license_number", new."capacity", new."settings", new."status") then
+            if old."time_zone" is distinct from new."time_zone" then
+                before := before || jsonb_build_object('time_zone', old."time_zone");
+                after := after || jsonb_build_object('time_zone', new."time_zone");
+                changed := changed || 'time_zone'::text;
+            end if;
+            if old."license_number" is distinct from new."license_number" then
+                before := before || jsonb_build_object('license_number', old."license_number");
+                after := after || jsonb_build_object('license_number', new."license_number");
+                changed := changed || 'license_number'::text;
+            end if;
+            if old."capacity" is distinct from new."capacity" then
+                before := before || jsonb_build_object('capacity', old."capacity");
+                after := after || jsonb_build_object('capacity', new."capacity");
+                changed := changed || 'capacity'::text;
+            end if;
+            if old."settings" is distinct from new."settings" then
+                before := before || jsonb_build_object('settings', old."settings");
+                after := after || jsonb_build_object('settings', new."settings");
+                changed := changed || 'settings'::text;
+            end if;
+            if old."status" is distinct from new."status" then
+                before := before || jsonb_build_object('status', old."status");
+                after := after || jsonb_build_object('status', new."status");
+                changed := changed || 'status'::text;
+            end if;
         end if;
         if changed = '{}' then
             return null;
@@ -407,7 +414,9 @@ begin
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
         values (new."tenant_id", 'update', 'facility', new.id, before, after, changed,
-            actor, request, source, why, xid);
+            substr(s, 101, 36)::uuid, nullif(split_part(substr(s, 147), chr(31), 2), ''),
+            nullif(split_part(substr(s, 147), chr(31), 3), '')::inet, split_part(substr(s, 147), chr(31), 4),
+            pg_current_xact_id()::text::bigint);
     end if;
     return null;
 end

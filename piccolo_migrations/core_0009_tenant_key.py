@@ -203,42 +203,47 @@ create function charthold.capture_tenant_key() returns trigger
 as $$
 declare
     s constant text := charthold.scope();
-    actor constant uuid := substr(s, 47, 36);
-    request constant text := nullif(split_part(substr(s, 83), chr(31), 2), '');
-    source constant inet := nullif(split_part(substr(s, 83), chr(31), 3), '');
-    why constant text := split_part(substr(s, 83), chr(31), 4);
-    xid constant bigint := pg_current_xact_id()::text::bigint;
     before jsonb := '{}';
     after jsonb := '{}';
     changed text[] := '{}';
 begin
     if tg_op = 'INSERT' then
+        with who as materialized (
+            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'insert', 'tenant_key', r.id, jsonb_build_object('version', r."version", 'kek', r."kek", 'status', r."status"),
-            actor, request, source, why, xid
-        from new_rows as r;
+        select r."tenant_id", 'insert', 'tenant_key', r.id, jsonb_build_object('version', r."version", 'kek', r."kek", 'status', r."status"), actor, request, source, why, xid
+        from who, new_rows as r;
     elsif tg_op = 'DELETE' then
+        with who as materialized (
+            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'delete', 'tenant_key', r.id, jsonb_build_object('version', r."version", 'kek', r."kek", 'status', r."status"),
-            actor, request, source, why, xid
-        from old_rows as r;
+        select r."tenant_id", 'delete', 'tenant_key', r.id, jsonb_build_object('version', r."version", 'kek', r."kek", 'status', r."status"), actor, request, source, why, xid
+        from who, old_rows as r;
     else
-        if old."version" is distinct from new."version" then
-            before := before || jsonb_build_object('version', old."version");
-            after := after || jsonb_build_object('version', new."version");
-            changed := changed || 'version'::text;
-        end if;
-        if old."kek" is distinct from new."kek" then
-            before := before || jsonb_build_object('kek', old."kek");
-            after := after || jsonb_build_object('kek', new."kek");
-            changed := changed || 'kek'::text;
-        end if;
-        if old."status" is distinct from new."status" then
-            before := before || jsonb_build_object('status', old."status");
-            after := after || jsonb_build_object('status', new."status");
-            changed := changed || 'status'::text;
+        if (old."version", old."kek", old."status") is distinct from (new."version", new."kek", new."status") then
+            if old."version" is distinct from new."version" then
+                before := before || jsonb_build_object('version', old."version");
+                after := after || jsonb_build_object('version', new."version");
+                changed := changed || 'version'::text;
+            end if;
+            if old."kek" is distinct from new."kek" then
+                before := before || jsonb_build_object('kek', old."kek");
+                after := after || jsonb_build_object('kek', new."kek");
+                changed := changed || 'kek'::text;
+            end if;
+            if old."status" is distinct from new."status" then
+                before := before || jsonb_build_object('status', old."status");
+                after := after || jsonb_build_object('status', new."status");
+                changed := changed || 'status'::text;
+            end if;
         end if;
         if changed = '{}' then
             return null;
@@ -246,7 +251,9 @@ begin
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
         values (new."tenant_id", 'update', 'tenant_key', new.id, before, after, changed,
-            actor, request, source, why, xid);
+            substr(s, 101, 36)::uuid, nullif(split_part(substr(s, 147), chr(31), 2), ''),
+            nullif(split_part(substr(s, 147), chr(31), 3), '')::inet, split_part(substr(s, 147), chr(31), 4),
+            pg_current_xact_id()::text::bigint);
     end if;
     return null;
 end

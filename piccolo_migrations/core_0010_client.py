@@ -716,107 +716,118 @@ create function charthold.capture_client() returns trigger
 as $$
 declare
     s constant text := charthold.scope();
-    actor constant uuid := substr(s, 47, 36);
-    request constant text := nullif(split_part(substr(s, 83), chr(31), 2), '');
-    source constant inet := nullif(split_part(substr(s, 83), chr(31), 3), '');
-    why constant text := split_part(substr(s, 83), chr(31), 4);
-    xid constant bigint := pg_current_xact_id()::text::bigint;
     before jsonb := '{}';
     after jsonb := '{}';
     changed text[] := '{}';
 begin
     if tg_op = 'INSERT' then
+        with who as materialized (
+            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'insert', 'client', r.id, jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"),
-            actor, request, source, why, xid
-        from new_rows as r;
+        select r."tenant_id", 'insert', 'client', r.id, jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"), actor, request, source, why, xid
+        from who, new_rows as r;
     elsif tg_op = 'DELETE' then
+        with who as materialized (
+            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'delete', 'client', r.id, jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"),
-            actor, request, source, why, xid
-        from old_rows as r;
+        select r."tenant_id", 'delete', 'client', r.id, jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"), actor, request, source, why, xid
+        from who, old_rows as r;
     else
-        if old."facility_id" is distinct from new."facility_id" then
-            before := before || jsonb_build_object('facility_id', old."facility_id");
-            after := after || jsonb_build_object('facility_id', new."facility_id");
-            changed := changed || 'facility_id'::text;
+        if (old."facility_id", old."user_id", old."status", old."first_name", old."last_name") is distinct from (new."facility_id", new."user_id", new."status", new."first_name", new."last_name") then
+            if old."facility_id" is distinct from new."facility_id" then
+                before := before || jsonb_build_object('facility_id', old."facility_id");
+                after := after || jsonb_build_object('facility_id', new."facility_id");
+                changed := changed || 'facility_id'::text;
+            end if;
+            if old."user_id" is distinct from new."user_id" then
+                before := before || jsonb_build_object('user_id', old."user_id");
+                after := after || jsonb_build_object('user_id', new."user_id");
+                changed := changed || 'user_id'::text;
+            end if;
+            if old."status" is distinct from new."status" then
+                before := before || jsonb_build_object('status', old."status");
+                after := after || jsonb_build_object('status', new."status");
+                changed := changed || 'status'::text;
+            end if;
+            if old."first_name" is distinct from new."first_name" then
+                before := before || jsonb_build_object('first_name', old."first_name");
+                after := after || jsonb_build_object('first_name', new."first_name");
+                changed := changed || 'first_name'::text;
+            end if;
+            if old."last_name" is distinct from new."last_name" then
+                before := before || jsonb_build_object('last_name', old."last_name");
+                after := after || jsonb_build_object('last_name', new."last_name");
+                changed := changed || 'last_name'::text;
+            end if;
         end if;
-        if old."user_id" is distinct from new."user_id" then
-            before := before || jsonb_build_object('user_id', old."user_id");
-            after := after || jsonb_build_object('user_id', new."user_id");
-            changed := changed || 'user_id'::text;
+        if (old."date_of_birth", old."ssn", old."mrn", old."email", old."phone") is distinct from (new."date_of_birth", new."ssn", new."mrn", new."email", new."phone") then
+            if old."date_of_birth" is distinct from new."date_of_birth" then
+                before := before || jsonb_build_object('date_of_birth', old."date_of_birth");
+                after := after || jsonb_build_object('date_of_birth', new."date_of_birth");
+                changed := changed || 'date_of_birth'::text;
+            end if;
+            if old."ssn" is distinct from new."ssn" then
+                before := before || jsonb_build_object('ssn', old."ssn");
+                after := after || jsonb_build_object('ssn', new."ssn");
+                changed := changed || 'ssn'::text;
+            end if;
+            if old."mrn" is distinct from new."mrn" then
+                before := before || jsonb_build_object('mrn', old."mrn");
+                after := after || jsonb_build_object('mrn', new."mrn");
+                changed := changed || 'mrn'::text;
+            end if;
+            if old."email" is distinct from new."email" then
+                before := before || jsonb_build_object('email', old."email");
+                after := after || jsonb_build_object('email', new."email");
+                changed := changed || 'email'::text;
+            end if;
+            if old."phone" is distinct from new."phone" then
+                before := before || jsonb_build_object('phone', old."phone");
+                after := after || jsonb_build_object('phone', new."phone");
+                changed := changed || 'phone'::text;
+            end if;
         end if;
-        if old."status" is distinct from new."status" then
-            before := before || jsonb_build_object('status', old."status");
-            after := after || jsonb_build_object('status', new."status");
-            changed := changed || 'status'::text;
+        if (old."address", old."insurance_member_id", old."emergency_contact", old."notes", old."admitted_on") is distinct from (new."address", new."insurance_member_id", new."emergency_contact", new."notes", new."admitted_on") then
+            if old."address" is distinct from new."address" then
+                before := before || jsonb_build_object('address', old."address");
+                after := after || jsonb_build_object('address', new."address");
+                changed := changed || 'address'::text;
+            end if;
+            if old."insurance_member_id" is distinct from new."insurance_member_id" then
+                before := before || jsonb_build_object('insurance_member_id', old."insurance_member_id");
+                after := after || jsonb_build_object('insurance_member_id', new."insurance_member_id");
+                changed := changed || 'insurance_member_id'::text;
+            end if;
+            if old."emergency_contact" is distinct from new."emergency_contact" then
+                before := before || jsonb_build_object('emergency_contact', old."emergency_contact");
+                after := after || jsonb_build_object('emergency_contact', new."emergency_contact");
+                changed := changed || 'emergency_contact'::text;
+            end if;
+            if old."notes" is distinct from new."notes" then
+                before := before || jsonb_build_object('notes', old."notes");
+                after := after || jsonb_build_object('notes', new."notes");
+                changed := changed || 'notes'::text;
+            end if;
+            if old."admitted_on" is distinct from new."admitted_on" then
+                before := before || jsonb_build_object('admitted_on', old."admitted_on");
+                after := after || jsonb_build_object('admitted_on', new."admitted_on");
+                changed := changed || 'admitted_on'::text;
+            end if;
         end if;
-        if old."first_name" is distinct from new."first_name" then
-            before := before || jsonb_build_object('first_name', old."first_name");
-            after := after || jsonb_build_object('first_name', new."first_name");
-            changed := changed || 'first_name'::text;
-        end if;
-        if old."last_name" is distinct from new."last_name" then
-            before := before || jsonb_build_object('last_name', old."last_name");
-            after := after || jsonb_build_object('last_name', new."last_name");
-            changed := changed || 'last_name'::text;
-        end if;
-        if old."date_of_birth" is distinct from new."date_of_birth" then
-            before := before || jsonb_build_object('date_of_birth', old."date_of_birth");
-            after := after || jsonb_build_object('date_of_birth', new."date_of_birth");
-            changed := changed || 'date_of_birth'::text;
-        end if;
-        if old."ssn" is distinct from new."ssn" then
-            before := before || jsonb_build_object('ssn', old."ssn");
-            after := after || jsonb_build_object('ssn', new."ssn");
-            changed := changed || 'ssn'::text;
-        end if;
-        if old."mrn" is distinct from new."mrn" then
-            before := before || jsonb_build_object('mrn', old."mrn");
-            after := after || jsonb_build_object('mrn', new."mrn");
-            changed := changed || 'mrn'::text;
-        end if;
-        if old."email" is distinct from new."email" then
-            before := before || jsonb_build_object('email', old."email");
-            after := after || jsonb_build_object('email', new."email");
-            changed := changed || 'email'::text;
-        end if;
-        if old."phone" is distinct from new."phone" then
-            before := before || jsonb_build_object('phone', old."phone");
-            after := after || jsonb_build_object('phone', new."phone");
-            changed := changed || 'phone'::text;
-        end if;
-        if old."address" is distinct from new."address" then
-            before := before || jsonb_build_object('address', old."address");
-            after := after || jsonb_build_object('address', new."address");
-            changed := changed || 'address'::text;
-        end if;
-        if old."insurance_member_id" is distinct from new."insurance_member_id" then
-            before := before || jsonb_build_object('insurance_member_id', old."insurance_member_id");
-            after := after || jsonb_build_object('insurance_member_id', new."insurance_member_id");
-            changed := changed || 'insurance_member_id'::text;
-        end if;
-        if old."emergency_contact" is distinct from new."emergency_contact" then
-            before := before || jsonb_build_object('emergency_contact', old."emergency_contact");
-            after := after || jsonb_build_object('emergency_contact', new."emergency_contact");
-            changed := changed || 'emergency_contact'::text;
-        end if;
-        if old."notes" is distinct from new."notes" then
-            before := before || jsonb_build_object('notes', old."notes");
-            after := after || jsonb_build_object('notes', new."notes");
-            changed := changed || 'notes'::text;
-        end if;
-        if old."admitted_on" is distinct from new."admitted_on" then
-            before := before || jsonb_build_object('admitted_on', old."admitted_on");
-            after := after || jsonb_build_object('admitted_on', new."admitted_on");
-            changed := changed || 'admitted_on'::text;
-        end if;
-        if old."discharged_on" is distinct from new."discharged_on" then
-            before := before || jsonb_build_object('discharged_on', old."discharged_on");
-            after := after || jsonb_build_object('discharged_on', new."discharged_on");
-            changed := changed || 'discharged_on'::text;
+        if (old."discharged_on") is distinct from (new."discharged_on") then
+            if old."discharged_on" is distinct from new."discharged_on" then
+                before := before || jsonb_build_object('discharged_on', old."discharged_on");
+                after := after || jsonb_build_object('discharged_on', new."discharged_on");
+                changed := changed || 'discharged_on'::text;
+            end if;
         end if;
         if changed = '{}' then
             return null;
@@ -824,7 +835,9 @@ begin
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
         values (new."tenant_id", 'update', 'client', new.id, before, after, changed,
-            actor, request, source, why, xid);
+            substr(s, 101, 36)::uuid, nullif(split_part(substr(s, 147), chr(31), 2), ''),
+            nullif(split_part(substr(s, 147), chr(31), 3), '')::inet, split_part(substr(s, 147), chr(31), 4),
+            pg_current_xact_id()::text::bigint);
     end if;
     return null;
 end

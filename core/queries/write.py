@@ -72,9 +72,9 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         try:
             shape = (self.table, "insert", len(rows) == 1, returning_shape(returning))
         except NO_SHAPE:
-            return returning_plan(QueryString(template, *arguments), returning)
+            return returning_plan(QueryString(template, *arguments), returning, counted=True)
         return SHAPES.find(shape, arguments) or SHAPES.keep(
-            shape, returning_plan(QueryString(template, *arguments), returning), arguments
+            shape, returning_plan(QueryString(template, *arguments), returning, counted=True), arguments
         )
 
     def _conflict(self) -> QueryString | None:
@@ -293,10 +293,10 @@ class TenantDelete(Kept, Delete):
         return returning_plan(statement, self.returning_delegate._returning)
 
 
-def returning_plan(statement: QueryString, returning: Returning | None) -> Plan:
+def returning_plan(statement: QueryString, returning: Returning | None, *, counted: bool = False) -> Plan:
     """The statement with its RETURNING clause; what it returns is opened and recorded as any other read."""
     if returning is None:
-        return Plan("{}", statement, returns=False)
+        return Plan("{}", statement, returns=False, counted=counted)
     columns = list(returning.columns)
     opened, rows = opened_columns(columns)
     clause = Returning(columns=[*columns, *rows]).querystring

@@ -1,6 +1,6 @@
 -- The user of the open scope.
 create function charthold.actor_id() returns uuid
-    language sql stable parallel restricted
+    language sql stable parallel unsafe
 as $$
-    select pg_catalog.substr(charthold.scope(), 47, 36)::pg_catalog.uuid
+    select pg_catalog.substr(charthold.scope(), 101, 36)::pg_catalog.uuid
 $$

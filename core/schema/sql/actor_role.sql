@@ -1,6 +1,6 @@
 -- The role of the open scope's user, as it is now.
 create function charthold.actor_role() returns text
-    language sql stable parallel restricted
+    language sql stable parallel unsafe
 as $$
-    select pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 1, 9))
+    select pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 137, 9))
 $$

@@ -4,9 +4,7 @@ create function charthold.touch_tenant_row() returns trigger
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if new.tenant_id is distinct from old.tenant_id or new.id is distinct from old.id
-        or new.created_at is distinct from old.created_at
-    then
+    if (new.tenant_id, new.id, new.created_at) is distinct from (old.tenant_id, old.id, old.created_at) then
         raise exception using errcode = 'CH010',
             message = format('tenant_id, id and created_at of %I cannot be updated', tg_table_name);
     end if;
