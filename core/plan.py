@@ -269,18 +269,21 @@ def open_rows(plan: Plan, rows: Sequence[Any], keys: TenantKeys | None) -> list[
     if not plan.opened:
         return [dict(zip(names, row, strict=False)) for row in rows]
     assert keys is not None
-    values = [list(row) for row in rows]
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
     for opened in plan.opened:
-        positions, at = opened.positions, opened.row
-        sealer = keys.row(opened.table, opened.columns)
-        plain = sealer.open_many([(row[at], [row[p] for p in positions]) for row in values])
-        for row, row_values in zip(values, plain, strict=True):
-            for position, value in zip(positions, row_values, strict=True):
-                # Piccolo takes a plain dict for a nested row.
-                row[position] = JSONDict(**value) if type(value) is dict else value
+        sealed = [columns[position] for position in opened.positions]
+        plain = keys.row(opened.table, opened.columns).open_columns(columns[opened.row], sealed)
+        for position, (_, kind), values in zip(opened.positions, opened.columns, plain, strict=True):
+            # Piccolo takes a plain dict for a nested row.
+            columns[position] = [_document(value) for value in values] if kind is Kind.JSON else values
+    shown = zip(*columns, strict=True)
     if plan.keep is not None:
-        values = [row for row in values if plan.keep(row)]
-    return [dict(zip(names, row, strict=False)) for row in values]
+        shown = filter(plan.keep, shown)  # type: ignore[assignment]
+    return [dict(zip(names, row, strict=False)) for row in shown]
+
+
+def _document(value: Any) -> Any:
+    return JSONDict(**value) if type(value) is dict else value
 
 
 def _looked_at(query: QueryString) -> str:

@@ -273,9 +273,8 @@ class Client(TenantTable, tablename="client"):
             condition="(status = 'discharged') <= (discharged_on is not null)",
         ),
         Check(name="client_dates_in_order", condition="discharged_on >= admitted_on"),
-        # The common look-ups: who is here and in what state, and the newest of all, of a state, of a facility. None is
-        # partial: a generic plan does not know that the status it will be given is the index's.
-        Index(name="client_by_status_and_facility", columns=("tenant_id", "status", "facility_id")),
+        # The common look-ups: the newest of all, of a state, of a facility. None is partial: a generic plan does not
+        # know that the status it will be given is the index's.
         Index(name="client_newest_first", columns=("tenant_id", "created_at desc")),
         Index(name="client_newest_by_status", columns=("tenant_id", "status", "created_at desc")),
         Index(name="client_newest_by_facility", columns=("tenant_id", "facility_id", "created_at desc")),

@@ -537,7 +537,7 @@ begin
     select
         sha256(convert_to(left(token, 64), 'UTF8')) = sha256(convert_to(encode(
             sha256(k.outer_pad || sha256(k.inner_pad || convert_to(substr(token, 65), 'UTF8'))), 'hex'), 'UTF8')),
-        substr(token, 73, 10) > lpad(floor(date_part('epoch', clock_timestamp()))::bigint::text, 10, '0'),
+        substr(token, 73, 10) > extract(epoch from clock_timestamp())::text,
         substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0')),
         left(token, 64) || substr(token, 93, 72)
             || rpad(case when p.tenant_open then p.role when p.role in ('admin', 'auditor') then 'auditor' end, 9)

@@ -913,12 +913,6 @@ $$""",
     )
 
     manager.add_index(
-        table="client",
-        name="client_by_status_and_facility",
-        columns=("tenant_id", "status", "facility_id"),
-    )
-
-    manager.add_index(
         table="client", name="client_by_user_id", columns=("tenant_id", "user_id")
     )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -22,7 +22,19 @@ from uuid import UUID
 
 from core.errors import ChartholdError
 
-__all__ = ["COLUMNS", "COLUMNS_SQL", "PROBE", "PROBE_SQL", "RECORD_SQL", "VERSION", "decode", "encode", "jsonb_text"]
+__all__ = [
+    "COLUMNS",
+    "COLUMNS_SQL",
+    "PROBE",
+    "PROBE_SQL",
+    "RECORD_SQL",
+    "VERSION",
+    "decode",
+    "encode",
+    "jsonb_text",
+    "parse_jsonb",
+    "write_jsonb",
+]
 
 VERSION = 1
 
@@ -53,6 +65,12 @@ EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 NULL = b"\xff\xff\xff\xff"
 HEADER = struct.Struct("!Ii")
+SCALAR = json.JSONEncoder(ensure_ascii=False)
+PARSER = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
+
+# A proof says in words what every JSON parser reads. RFC 8259, section 9: each may limit depth and numbers.
+LEVELS = 100
+LARGEST = 307  # as a power of ten: beyond it a double ends
 
 # Where a record's id and transaction id stand: the first and the last field are never NULL and have fixed lengths.
 ID = slice(12, 28)
@@ -121,19 +139,119 @@ def jsonb_text(document: str) -> str:
     r"""A JSON document in canonical form: keys by length in UTF-8 and then by bytes, `, ` and `: ` between, numbers in
     plain decimals with the digits that they were given with, and the seven short escapes and ``\u00xx`` below space.
     """
-    return _json(json.loads(document, parse_float=Decimal, parse_int=Decimal))
+    return write_jsonb(parse_jsonb(document))
 
 
-def _json(value: Any) -> str:
-    if isinstance(value, dict):
-        # PostgreSQL keeps an object's keys in this order, which spares a comparison when the lengths differ.
-        keys = sorted(value, key=lambda key: (len(key.encode()), key.encode()))
-        return "{" + ", ".join(f"{_json(key)}: {_json(value[key])}" for key in keys) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_json, value)) + "]"
+def parse_jsonb(document: str) -> Any:
+    """A JSON document as Python values, numbers as ``Decimal``. Raises ``ValueError`` when it is none.
+
+    Threat: whoever may write a row nests a document as deep as PostgreSQL allows, which is deeper than Python's parser
+    goes, and nobody seals or reads the log again. So no depth is too deep here and in ``write_jsonb``.
+    """
+    try:
+        return PARSER.decode(document)
+    except RecursionError:
+        return _parse_deep(document)
+
+
+def write_jsonb(value: Any) -> str:
+    """The canonical text of what ``parse_jsonb`` returns."""
+    parts: list[str] = []
+    # A stack of our own, of what is still to be written of each open value and how it ends.
+    opened: list[tuple[Iterator[tuple[str, Any]], str]] = [(iter([("", value)]), "")]
+    while opened:
+        items, end = opened[-1]
+        for before, item in items:
+            if isinstance(item, dict):
+                parts += (before, "{")
+                opened.append((_members(item), "}"))
+                break
+            if isinstance(item, list):
+                parts += (before, "[")
+                opened.append((_elements(item), "]"))
+                break
+            parts += (before, _scalar(item))
+        else:
+            parts.append(end)
+            opened.pop()
+    return "".join(parts)
+
+
+def _members(value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    comma = ""
+    # PostgreSQL keeps an object's keys in this order, which spares a comparison when the lengths differ.
+    for key in sorted(value, key=lambda key: (len(key.encode()), key.encode())):
+        yield f"{comma}{_scalar(key)}: ", value[key]
+        comma = ", "
+
+
+def _elements(value: list[Any]) -> Iterator[tuple[str, Any]]:
+    comma = ""
+    for item in value:
+        yield comma, item
+        comma = ", "
+
+
+def _scalar(value: Any) -> str:
     if isinstance(value, Decimal):
         return f"{abs(value) if value.is_zero() else value:f}"
-    return json.dumps(value, ensure_ascii=False)
+    return SCALAR.encode(value)
+
+
+def _parse_deep(document: str) -> Any:
+    """What ``PARSER.decode`` does, slower and with a stack of its own."""
+    opened: list[tuple[Any, str]] = []  # the objects and arrays around this place, and the key that each is at
+    at = _behind_space(document, 0)
+    while True:
+        # Here a value begins.
+        if (first := document[at : at + 1]) in ("{", "["):
+            value: Any = {} if first == "{" else []
+            at = _behind_space(document, at + 1)
+            if document[at : at + 1] != ("}" if first == "{" else "]"):
+                key, at = _key(document, at) if first == "{" else ("", at)
+                opened.append((value, key))
+                continue
+            at += 1
+        else:
+            value, at = PARSER.raw_decode(document, at)
+        # Here it ended, and perhaps others with it.
+        at = _behind_space(document, at)
+        while opened:
+            holder, key = opened.pop()
+            is_object = isinstance(holder, dict)
+            if is_object:
+                holder[key] = value
+            else:
+                holder.append(value)
+            mark, at = document[at : at + 1], _behind_space(document, at + 1)
+            if mark == ",":
+                key, at = _key(document, at) if is_object else ("", at)
+                opened.append((holder, key))
+                break
+            if mark != ("}" if is_object else "]"):
+                raise ValueError("This is not a JSON document.")
+            value = holder
+        else:
+            if at < len(document):
+                raise ValueError("This is not a JSON document.")
+            return value
+
+
+def _key(document: str, at: int) -> tuple[str, int]:
+    """The key at this place, and where its value begins."""
+    if document[at : at + 1] != '"':
+        raise ValueError("This is not a JSON document.")
+    key, at = PARSER.raw_decode(document, at)
+    at = _behind_space(document, at)
+    if document[at : at + 1] != ":":
+        raise ValueError("This is not a JSON document.")
+    return key, _behind_space(document, at + 1)
+
+
+def _behind_space(document: str, at: int) -> int:
+    while at < len(document) and document[at] in " \t\n\r":
+        at += 1
+    return at
 
 
 def _write_inet(value: Any) -> bytes:
@@ -150,6 +268,24 @@ def _write_array(values: list[str | None]) -> bytes:
         data = None if value is None else value.encode()
         parts.append(NULL if data is None else struct.pack("!i", len(data)) + data)
     return b"".join(parts)
+
+
+def _read_jsonb(data: bytes) -> Any:
+    """The document, or its text when some JSON parsers would not read it: a proof must be readable by any."""
+    text = data[1:].decode()
+    return json.loads(text) if _is_common(parse_jsonb(text)) else text
+
+
+def _is_common(value: Any) -> bool:
+    items = [value]
+    for _ in range(LEVELS + 1):
+        if any(isinstance(item, Decimal) and item.adjusted() > LARGEST for item in items):
+            return False
+        holders = [item for item in items if isinstance(item, dict | list)]
+        items = [item for holder in holders for item in (holder.values() if isinstance(holder, dict) else holder)]
+        if not holders:
+            return True
+    return False
 
 
 def _read_inet(data: bytes) -> str:
@@ -183,7 +319,7 @@ _READERS: dict[str, Any] = {
     "uuid": lambda data: str(UUID(bytes=data)),
     "timestamptz": lambda data: (EPOCH + struct.unpack("!q", data)[0] * MICROSECOND).isoformat(),
     "text": bytes.decode,
-    "jsonb": lambda data: json.loads(data[1:]),
+    "jsonb": _read_jsonb,
     "text[]": _read_array,
     "inet": _read_inet,
     "int8": lambda data: struct.unpack("!q", data)[0],

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -130,6 +131,11 @@ class BlindSpec:
         """The first ``bits`` of the HMAC of the normalised value; None when there is nothing to search."""
         message = self._normalised(value)
         return None if message is None else key.mac(message)[: self.bits >> 3]
+
+    def digest_column(self, key: IndexKey, values: Iterable[object]) -> list[bytes | None]:
+        """``digest`` of each value, for callers that are ``forgetful`` themselves."""
+        normalised, mac, length = self._normalised, key.mac, self.bits >> 3
+        return [None if (message := normalised(value)) is None else mac(message)[:length] for value in values]
 
     @forgetful
     def matches(self, opened: object, wanted: object) -> bool:

@@ -104,17 +104,25 @@ class Sealer(Secret):
     @forgetful
     def open_many(self, rows: Iterable[tuple[UUID, bytes | None]]) -> list[Any]:
         """The values of ``(row id, envelope)`` pairs, in order; the first that does not open raises."""
+        pairs = list(rows)
+        return self._open_column([row_id.bytes for row_id, _ in pairs], [envelope for _, envelope in pairs])
+
+    def _open_column(self, row_ids: Sequence[bytes], envelopes: Sequence[bytes | None]) -> list[Any]:
+        """The values of a column's envelopes, each of the row whose id (16 bytes) stands at its place.
+
+        Not forgetful: whoever calls it is, once for all columns.
+        """
         openers, decode = self._openers, self._decode
         values: list[Any] = []
+        add = values.append
         envelope = None
         try:
-            for row_id, envelope in rows:
+            for row_id, envelope in zip(row_ids, envelopes, strict=True):
                 if envelope is None:
-                    values.append(None)
+                    add(None)
                     continue
                 decrypt, prefix = openers[envelope[:HEADER_BYTES]]
-                plaintext = decrypt(envelope[HEADER_BYTES:BODY], envelope[BODY:], prefix + row_id.bytes)
-                values.append(decode(plaintext))
+                add(decode(decrypt(envelope[HEADER_BYTES:BODY], envelope[BODY:], prefix + row_id)))
         except (SealedValueError, InvalidTag, ValueError, TypeError) as error:
             failure = self._explained(error, envelope)
         else:
@@ -145,11 +153,10 @@ class Sealer(Secret):
 class RowSealer(Secret):
     """Seals and opens several columns of a table together. Values and envelopes in the sealers' order."""
 
-    __slots__ = ("_opening", "_sealing", "sealers")
+    __slots__ = ("_sealing", "sealers")
 
     def __init__(self, sealers: Sequence[Sealer]) -> None:
         self.sealers = tuple(sealers)
-        self._opening = [(sealer._openers, sealer._decode) for sealer in self.sealers]
         self._sealing = [(sealer._encode, *(sealer._sealing or (b"", None, b""))) for sealer in self.sealers]
 
     def __repr__(self) -> str:
@@ -195,29 +202,19 @@ class RowSealer(Secret):
 
     @forgetful
     def open_many(self, rows: Iterable[tuple[UUID | None, Sequence[bytes | None]]]) -> list[list[Any]]:
-        """The values of ``(row id, envelopes)`` pairs; the first that does not open raises.
+        """The values of ``(row id, envelopes)`` pairs. A row that a LEFT JOIN did not find has neither."""
+        pairs = list(rows)
+        if not pairs:
+            return []
+        if any(len(envelopes) != len(self.sealers) for _, envelopes in pairs):
+            raise SealedValueError("A row has more or fewer values than the table has sealed columns.")
+        columns = list(zip(*(envelopes for _, envelopes in pairs), strict=True))
+        return [list(row) for row in zip(*self.open_columns([row_id for row_id, _ in pairs], columns), strict=True)]
 
-        A row that a LEFT JOIN did not find has neither an id nor envelopes.
-        """
-        columns = self._opening
-        opened: list[list[Any]] = []
-        at, envelope = 0, None
-        try:
-            for row_id, envelopes in rows:
-                row = b"" if row_id is None else row_id.bytes
-                values: list[Any] = []
-                for at, ((openers, decode), envelope) in enumerate(  # noqa: B007 - `at` is read below
-                    zip(columns, envelopes, strict=True)
-                ):
-                    if envelope is None:
-                        values.append(None)
-                        continue
-                    decrypt, prefix = openers[envelope[:HEADER_BYTES]]
-                    plaintext = decrypt(envelope[HEADER_BYTES:BODY], envelope[BODY:], prefix + row)
-                    values.append(decode(plaintext))
-                opened.append(values)
-        except (SealedValueError, InvalidTag, ValueError, TypeError) as error:
-            failure = self.sealers[at]._explained(error, envelope)
-        else:
-            return opened
-        raise failure
+    @forgetful
+    def open_columns(
+        self, row_ids: Sequence[UUID | None], columns: Sequence[Sequence[bytes | None]]
+    ) -> list[list[Any]]:
+        """The values of each column's envelopes: column by column, since a column has one cipher and one kind."""
+        ids = [b"" if row_id is None else row_id.bytes for row_id in row_ids]
+        return [sealer._open_column(ids, column) for sealer, column in zip(self.sealers, columns, strict=True)]

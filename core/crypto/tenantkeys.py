@@ -103,6 +103,11 @@ class TenantKeys(Secret):
         return spec.digest(self.index(label), value)
 
     @forgetful
+    def blind_column(self, label: str, spec: BlindSpec, values: Iterable[object]) -> list[bytes | None]:
+        """``blind`` for one value after the other: many rows have one key and one normalisation."""
+        return spec.digest_column(self.index(label), values)
+
+    @forgetful
     def blind_all(self, label: str, spec: BlindSpec, value: object) -> list[bytes]:
         """The digests to look for, newest key first; more than one while keys are rotated."""
         digests = [spec.digest(self._key(version).index(label), value) for version in self.search_versions]

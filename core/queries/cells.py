@@ -17,7 +17,7 @@ from core.columns import BlindIndex, CreatedAt, Encrypted, TenantId
 from core.crypto.keyring import TenantKeys
 from core.plan import TENANT, Deferred
 
-__all__ = ["Cells", "index_argument", "indexes_of", "placeholder", "source"]
+__all__ = ["PLAIN", "Cells", "index_argument", "indexes_of", "placeholder", "source"]
 
 # Types that go on the wire as they are; Piccolo converts the others.
 PLAIN = frozenset({type(None), str, int, bool, float, bytes, UUID, date, datetime, Decimal})
@@ -94,7 +94,7 @@ class Cells:
             return Deferred(lambda keys: sealed(keys)[at])
         if isinstance(column, BlindIndex):
             label, spec = column.label, column.spec
-            return Deferred(lambda keys: [keys.blind(label, spec, source(column, row.__dict__)) for row in rows])
+            return Deferred(lambda keys: keys.blind_column(label, spec, [source(column, row.__dict__) for row in rows]))
         values = [plain(row.__dict__[name], column) for row in rows]
         return [_array_literal(value) for value in values] if isinstance(column, Array) else values
 

@@ -6,6 +6,7 @@ stays an ordinary ``Where``, so that ``get_or_create`` can read the value back o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 from uuid import UUID
@@ -110,9 +111,15 @@ SERVES: dict[type[ComparisonOperator], tuple[str, ...]] = {
 @forgetful
 def pin(table: type[Table], where: Combinable | None) -> Combinable:
     """The condition with the scope's tenant before it: a second wall, should the first ever be taken down."""
-    key = table._meta.get_column_by_name("tenant_id" if _has(table, "tenant_id") else "id")
-    pinned = Where(column=key, value=TENANT, operator=OfTenant)
+    pinned = _tenant_of(table)
     return pinned if where is None else And(pinned, protect(where))
+
+
+@functools.cache
+def _tenant_of(table: type[Table]) -> Where:
+    """The condition that a row is of the scope's tenant; it holds no value, so all queries share it."""
+    key = table._meta.get_column_by_name("tenant_id" if _has(table, "tenant_id") else "id")
+    return Where(column=key, value=TENANT, operator=OfTenant)
 
 
 def approximate(where: Combinable | None) -> list[Approximate]:

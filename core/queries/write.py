@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -17,9 +19,10 @@ from piccolo.utils.sql_values import convert_to_sql_value
 
 from core.columns import BlindIndex, CreatedAt, Encrypted, RowId, TenantId
 from core.crypto.derive import forgetful, forgetful_later
+from core.crypto.values import Kind
 from core.errors import ProtectedQueryError, ScopeError
 from core.plan import Deferred, Plan, Sealed
-from core.queries.cells import Cells, index_argument, indexes_of, placeholder, plain, source
+from core.queries.cells import PLAIN, Cells, index_argument, indexes_of, placeholder, plain, source
 from core.queries.quiet import Kept, QuietValues
 from core.queries.read import opened_columns
 from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["TenantDelete", "TenantInsert", "TenantUpdate"]
 
 UUID7 = 7
-CHUNK = 200  # rows: enough to make a statement cheap, few enough to go into a socket at once
+CHUNK = 100  # rows: enough to make a statement cheap, few enough to go into a socket at once
 
 _cells: dict[type[Table], Cells] = {}
 
@@ -121,6 +124,32 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
                 row.tenant_id = tenant  # type: ignore[attr-defined]
 
 
+@dataclass(frozen=True)
+class Written:
+    """What it means to write some columns of a table, worked out once for each choice of columns."""
+
+    sealed: tuple[Encrypted[Any], ...]
+    kinds: dict[str, Kind]
+    # The blind indexes that change with them, and the columns that must be read before an index can be computed.
+    indexes: tuple[BlindIndex, ...]
+    missing: tuple[Encrypted[Any], ...]
+    assignments: str
+
+
+@functools.cache
+def written_of(table: type[Table], names: tuple[str, ...]) -> Written:
+    """Raises ``ProtectedQueryError`` for a column that is kept by Charthold."""
+    columns = [table._meta.get_column_by_name(name) for name in names]
+    for column in columns:
+        refuse_fixed(column)
+    sealed = tuple(column for column in columns if isinstance(column, Encrypted))
+    indexes = indexes_of(table, sealed) if sealed else ()
+    parts = {name for index in indexes for name in index.of} - {column._meta.name for column in sealed}
+    missing: Any = tuple(table._meta.get_column_by_name(name) for name in sorted(parts))
+    kinds = {column._meta.db_column_name: column.kind for column in sealed}
+    return Written(sealed, kinds, indexes, missing, _assignments([*columns, *indexes]))
+
+
 class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
     """``Table.update`` of a tenant's table.
 
@@ -139,33 +168,32 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
     @forgetful
     def default_querystrings(self) -> Sequence[QueryString]:
         row_id = pinned_id(self.table, self.where_delegate._where)
-        values = self._checked()
-        sealed = [c for c in values if isinstance(c, Encrypted)]
-        if sealed and (row_id is None or self._missing_parts(sealed)):
+        values, written = self._checked(), self._written()
+        if written.sealed and (row_id is None or written.missing):
             raise ProtectedQueryError(
                 "An update of encrypted columns of several rows, or of a part of a compound index, is more than one "
                 "statement, so it cannot be frozen or printed. Run it as it is."
             )
-        indexes = indexes_of(self.table, sealed) if sealed else ()
-        given = {c._meta.name: v for c, v in values.items()} if indexes else {}
         arguments: list[Any] = []
         for column, value in values.items():
-            if isinstance(column, Encrypted) and value is not None:
+            name = column._meta.db_column_name
+            kind = written.kinds.get(name)
+            if value is not None and kind is not None:
                 assert row_id is not None
-                name = column._meta.db_column_name
-                arguments.append(Sealed(self.table._meta.tablename, name, row_id, value, column.kind))
+                arguments.append(Sealed(self.table._meta.tablename, name, row_id, value, kind))
             else:
                 arguments.append(plain(value, column))
-        arguments += [index_argument(index, given) for index in indexes]
-        written = [*values, *indexes]
+        if written.indexes:
+            given = {c._meta.name: v for c, v in values.items()}
+            arguments += [index_argument(index, given) for index in written.indexes]
         where = exact(pin(self.table, self.where_delegate._where), "UPDATE")
         bound = list(arguments)
         try:
             names = tuple(written_shape(column, value) for column, value in values.items())
             shape = (self.table, "update", names, where_shape(where, bound), self._returning_shape)
         except NO_SHAPE:
-            return [self._plan(_assignments(written), arguments)]
-        return [SHAPES.find(shape, bound) or SHAPES.keep(shape, self._plan(_assignments(written), arguments), bound)]
+            return [self._plan(written.assignments, arguments)]
+        return [SHAPES.find(shape, bound) or SHAPES.keep(shape, self._plan(written.assignments, arguments), bound)]
 
     @property
     def _returning_shape(self) -> Hashable:
@@ -180,9 +208,14 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
         )
         return returning_plan(statement, self.returning_delegate._returning)
 
+    def _written(self) -> Written:
+        table: type[Table] = self.table
+        return written_of(table, tuple(column._meta.name for column in self.values_delegate._values))
+
     def _checked(self) -> dict[Column, Any]:
         for column, value in self.values_delegate._values.items():
-            refuse_fixed(column)
+            if type(value) in PLAIN:
+                continue
             if isinstance(column, Encrypted) and isinstance(value, (Column, QueryString)):
                 column._refuse("compute its new value")
             for read in [value] if isinstance(value, Column) else getattr(value, "columns", ()):
@@ -192,12 +225,6 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
                         "by the database. Select it, and write what it holds."
                     )
         return self.values_delegate._values
-
-    def _missing_parts(self, sealed: Sequence[Encrypted[Any]]) -> list[Encrypted[Any]]:
-        """The other columns of compound indexes that must be read before the index can be computed."""
-        named = {c._meta.name for c in sealed}
-        parts = {name for index in indexes_of(self.table, sealed) for name in index.of} - named
-        return [self.table._meta.get_column_by_name(name) for name in sorted(parts)]
 
     @forgetful_later
     async def _run(self, node: str | None = None, in_pool: bool = True) -> Any:
@@ -214,17 +241,17 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             plan = self._frozen_querystrings[0]
             return await self._process_results(await self.table._meta.db.run_querystring(plan))
         self._validate()  # type: ignore[no-untyped-call]  # Piccolo's
-        sealed = [c for c in self._checked() if isinstance(c, Encrypted)]
-        row_id = pinned_id(self.table, self.where_delegate._where)
-        if sealed and (row_id is None or self._missing_parts(sealed)):
-            return await self._run_row_by_row(sealed, self.table._meta.db)
+        written = self._written()
+        if written.sealed and (written.missing or pinned_id(self.table, self.where_delegate._where) is None):
+            self._checked()
+            return await self._run_row_by_row(written, self.table._meta.db)
         return await super()._run(node=node, in_pool=in_pool)
 
-    async def _run_row_by_row(self, sealed: list[Encrypted[Any]], engine: Engine[Any]) -> Any:
-        key, parts = self.table._meta.primary_key, self._missing_parts(sealed)
+    async def _run_row_by_row(self, written: Written, engine: Engine[Any]) -> Any:
+        key = self.table._meta.primary_key
         exact(pin(self.table, self.where_delegate._where), "UPDATE")
         async with engine.transaction():
-            chosen = self.table.select(key, *parts).lock_rows("NO KEY UPDATE")
+            chosen = self.table.select(key, *written.missing).lock_rows("NO KEY UPDATE")
             chosen.where_delegate._where = self.where_delegate._where
             rows = await chosen
             if not rows:
@@ -244,7 +271,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
                     assignments.append(f'"{name}" = {placeholder(column)}')
                     arguments.append(convert_to_sql_value(value, column))
             given = {c._meta.name: v for c, v in self.values_delegate._values.items()}
-            for index in indexes_of(self.table, sealed):
+            for index in written.indexes:
                 name = index._meta.db_column_name
                 assignments.append(f'"{name}" = u."charthold_{name}"')
                 arrays.append(self._hashes_for(index, [{**row, **given} for row in rows]))  # type: ignore[arg-type]
@@ -265,7 +292,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
 
     def _hashes_for(self, index: BlindIndex, rows: list[dict[str, Any]]) -> Deferred:
         label, spec = index.label, index.spec
-        return Deferred(lambda keys: [keys.blind(label, spec, source(index, row)) for row in rows])
+        return Deferred(lambda keys: keys.blind_column(label, spec, [source(index, row) for row in rows]))
 
 
 class TenantDelete(Kept, Delete):
