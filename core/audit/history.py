@@ -6,7 +6,6 @@ a read of the row: the history of a record is the record.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
@@ -14,8 +13,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from uuid import UUID
 
-from piccolo.columns import JSONB, Array, Column, ForeignKey
+from piccolo.columns import JSON, Array, Column, ForeignKey
 
+from core.audit.canonical import parse_jsonb, write_jsonb
 from core.audit.record import record
 from core.columns import Encrypted
 from core.crypto.derive import forgetful_later
@@ -260,7 +260,7 @@ class _Opener:
     @forgetful_later
     async def values(self, row_id: UUID, document: str | None) -> dict[str, Any]:
         """The document's values by the names of the columns."""
-        recorded: dict[str, Any] = json.loads(document) if document else {}
+        recorded: dict[str, Any] = parse_jsonb(document) if document else {}
         while True:
             try:
                 return {
@@ -298,8 +298,9 @@ def _plain(column: Column, value: Any) -> Any:
     """One value out of ``to_jsonb``: uuid, timestamp, date, number and bytes were written as text or as a number."""
     if isinstance(column, Array):
         return [_plain(column.base_column, item) for item in value]
-    if isinstance(column, JSONB):
-        return json.dumps(value)
+    # As the row itself has it, which is text: of any depth, with each digit.
+    if isinstance(column, JSON) or isinstance(value, dict | list):
+        return write_jsonb(value)
     if isinstance(column, ForeignKey) or column.value_type is UUID:
         return UUID(value)
     if column.value_type is datetime:
@@ -307,7 +308,9 @@ def _plain(column: Column, value: Any) -> Any:
     if column.value_type is date:
         return date.fromisoformat(value)
     if column.value_type is Decimal:
-        return Decimal(str(value))
+        return Decimal(value)  # of a text too: NaN and the infinities are none of JSON's numbers
+    if isinstance(value, Decimal):
+        return float(value) if column.value_type is float or value != int(value) else int(value)
     if column.value_type is bytes:
         return bytes.fromhex(value[2:])
     return value

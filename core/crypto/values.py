@@ -41,6 +41,11 @@ _DATE = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _REFUSALS = (ValueError, TypeError, OverflowError, RecursionError, InvalidOperation)
 
 
+# A document goes through parsers and copies that call themselves, ours and everybody's: one that is nested deeper than
+# a record of a patient ever is would be written, and then stop each query that shows its row.
+MOST_LEVELS = 64
+
+
 def _no_constant(_: str) -> NoReturn:
     raise ValueError
 
@@ -157,8 +162,15 @@ def _encode_decimal(value: object) -> bytes:
     _refuse(Kind.DECIMAL, value)
 
 
+def _levels(value: object, most: int) -> bool:
+    """Whether documents stand in each other at most that deep."""
+    if not isinstance(value, (dict, list, tuple)):
+        return True
+    return most > 0 and all(_levels(v, most - 1) for v in (value.values() if isinstance(value, dict) else value))
+
+
 def _encode_json(value: object) -> bytes:
-    if value is not None:
+    if value is not None and _levels(value, MOST_LEVELS):
         try:
             return pad(b"\x05" + _dump(value).encode())
         except _REFUSALS:

@@ -134,6 +134,15 @@ async def grants(live: Live, notes: Notes) -> None:
                 subject=f"{grant['kind']} {grant['name']}",
                 sql=f"revoke {grant['privilege']} on table {name} from {grant['to']};",
             )
+    # Threat: whoever writes what a session remembers of its scope is granted whatever they like.
+    for name, grant in live.catalog["grant"].items():
+        if grant["object"].startswith("sequence charthold.") and grant["to"] != "owner":
+            checked += 1
+            notes.fail(
+                f"{grant['to']} may {grant['privilege']} on the {grant['object']}, which is the owner's alone.",
+                subject=f"grant {name}",
+                sql=f"revoke {grant['privilege']} on {grant['object']} from {grant['to']};",
+            )
     told = False  # of the role; the login, a member of it, may the same
     for role in (live.runtime, application_login()):
         may_set = role and not told and await live.connection.fetchval(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import asyncpg
 from piccolo.columns import Column
 from piccolo.table import Table
 
+from core.audit.canonical import parse_jsonb, write_jsonb
 from core.columns import BlindIndex, CreatedAt, Encrypted, Inet, TenantForeignKey
 from core.doctor.check import Notes, check
 from core.doctor.identifiers import IDENTIFIERS, looks_like, shapes_in
@@ -202,11 +202,11 @@ async def _log_values(live: Live, classes: Mapping[tuple[str, str], Classified],
     bad: Counter[tuple[str, str, str]] = Counter()
     for row in rows:
         for side in (row["old"], row["new"]):
-            for column, value in (json.loads(side) if side else {}).items():
+            for column, value in (parse_jsonb(side) if side else {}).items():
                 item = classes.get((f"public.{row['table_name']}", column))
                 if item is None or value is None or item.type not in (*TEXTS, "charthold.envelope"):
                     continue
-                text = value if isinstance(value, str) else json.dumps(value)
+                text = value if isinstance(value, str) else write_jsonb(value)
                 if item.kind == "encrypted":
                     if not ENVELOPE.fullmatch(text):
                         bad[row["table_name"], column, "plaintext"] += 1

@@ -147,7 +147,7 @@ QUERIES: dict[str, str] = {
     + """
         select called as name, jsonb_build_object(
             'ident', called, 'type', format_type(seqtypid, null), 'start', seqstart, 'increment', seqincrement,
-            'max', seqmax, 'min', seqmin, 'cache', seqcache, 'cycle', seqcycle,
+            'max', seqmax, 'min', seqmin, 'cache', seqcache, 'cycle', seqcycle, 'persistence', relpersistence,
             'owned_by', (
                 select refobjid::regclass::text || '.' || refobjsubid from pg_depend
                 where classid = 'pg_class'::regclass and objid = id and deptype in ('a', 'i')

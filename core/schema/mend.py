@@ -101,6 +101,15 @@ def grantee(value: Value) -> str:
     return "current_user" if value["to"] == "owner" else str(value["to"])
 
 
+def sequence(value: Value) -> str:
+    unlogged = "unlogged " if value["persistence"] == "u" else ""
+    return (
+        f"create {unlogged}sequence {value['ident']} as {value['type']} increment {value['increment']}"
+        f" minvalue {value['min']} maxvalue {value['max']} start {value['start']} cache {value['cache']}"
+        f"{' cycle' if value['cycle'] else ''};"
+    )
+
+
 def domain(value: Value) -> str:
     default = f" default {value['default']}" if value["default"] is not None else ""
     null = " not null" if value["not_null"] else ""
@@ -165,7 +174,7 @@ WHOLE: dict[str, tuple[Callable[[Value], str], Callable[[Value], str]]] = {
         lambda v: f"drop type {v['ident']};",
         lambda v: f"create type {v['ident']} as enum ({', '.join(map(quote_literal, v['labels'] or []))});",
     ),
-    "sequence": (lambda v: f"drop sequence {v['ident']};", lambda v: f"create sequence {v['ident']};"),
+    "sequence": (lambda v: f"drop sequence {v['ident']};", sequence),
     "comment": (comment(lambda _: "null"), comment(lambda v: quote_literal(v["text"]))),
     "grant": (revoke, grant),
     "column_grant": (revoke, grant),
