@@ -33,13 +33,12 @@ SCOPE = (Path(core.__file__).parent / "schema" / "sql" / "scope.sql").read_text(
 SIGNED = SCOPE.replace("create function", "create or replace function", 1)
 PLAIN = """create or replace function charthold.scope() returns text
     language plpgsql stable parallel unsafe security definer
-    set enable_seqscan = off
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     s constant text := current_setting('charthold.scope', true);
 begin
-    return left(s, 64) || substr(s, 93, 72) || rpad('admin', 10) || chr(31) || substr(s, 165);
+    return lpad('', 17) || substr(s, 93, 72) || rpad('admin', 9) || substr(s, 93, 36) || chr(31) || substr(s, 165);
 end
 $$"""
 
@@ -50,7 +49,9 @@ BARE = {"table": "bare.client", "pin": "tenant_id = $1"}
 HELD = {"table": "public.client", "pin": "case when tenant_id = $1 then true end"}
 GATE = "(select pg_catalog.set_config('charthold.scope', ${last}, true)) is not null"
 # What the policies of ``client`` ask.
-ANSWERS = "select 1 where (select charthold.tenant_id()) is not null and (select charthold.actor_everywhere())"
+ANSWERS = (
+    "select 1 where (select charthold.tenant_id()) is not null and (select charthold.tenant_everywhere()) is not null"
+)
 
 
 def gated(sql: str) -> str:

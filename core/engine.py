@@ -373,7 +373,10 @@ class ChartholdEngine(PostgresEngine):
 
     async def leave_scope(self, link: Link) -> None:
         """Set no context for the rest of the link's transaction."""
-        await link.connection.fetchval("select pg_catalog.set_config('charthold.scope', '', true)")
+        await link.connection.fetchval(
+            "select pg_catalog.set_config('charthold.scope', '', true),"
+            " pg_catalog.set_config('charthold.granted', '', true)"
+        )
 
     async def record_after(self, link: Link, scope: Scope | None, shown: Sequence[Shown]) -> None:
         """The same when that transaction is over; on another connection when this one is lost."""

@@ -42,6 +42,10 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
         ProtectedQueryError,
         "Records of inserts, updates, deletes and reads are written by the database alone.",
     ),
+    "CH015": (
+        ScopeError,
+        "The row belongs to another tenant than the scope. Change each tenant's rows in a scope of its own.",
+    ),
 }
 DENIED = "42501"
 # Messages of these classes name objects, never values.

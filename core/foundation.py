@@ -13,9 +13,8 @@ SQL = Path(__file__).parent / "schema" / "sql"
 
 # Which role may call what; nobody else may call anything. Trigger functions are called by triggers only.
 CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "actor_everywhere": ("actor_everywhere", "()", ("app_runtime", "app_auditor")),
-    "actor_facilities": ("actor_facilities", "()", ("app_runtime", "app_auditor")),
     "actor_id": ("actor_id", "()", ("app_runtime", "app_auditor")),
+    "actor_places": ("actor_places", "()", ("app_runtime", "app_auditor")),
     "actor_role": ("actor_role", "()", ("app_runtime", "app_auditor")),
     "archive_partition": ("archive_partition", "(text)", ()),
     "ensure_partitions": ("ensure_partitions", "(integer)", ()),
@@ -33,10 +32,13 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "record": ("record", "(text, text, uuid, jsonb, jsonb)", ("app_runtime", "app_auditor")),
     "record_read": ("record_read", "(text, uuid[], text[])", ("app_runtime", "app_auditor")),
     "refuse_change": ("refuse_change", "()", ()),
+    "refuse_stranger": ("refuse_stranger", "()", ()),
     "refuse_truncate": ("refuse_truncate", "()", ()),
     "scope": ("scope", "()", ("app_runtime", "app_auditor")),
     "set_tenant_status": ("set_tenant_status", "(uuid, uuid, text, text)", ()),
     "sign": ("sign", "(uuid, uuid, text)", ()),
+    "tenant_as": ("tenant_as", "(text[])", ("app_runtime", "app_auditor")),
+    "tenant_everywhere": ("tenant_everywhere", "()", ("app_runtime", "app_auditor")),
     "tenant_id": ("tenant_id", "()", ("app_runtime", "app_auditor")),
     "touch": ("touch", "()", ()),
     "touch_tenant_row": ("touch_tenant_row", "()", ()),

@@ -225,7 +225,8 @@ class Plan(QueryString):
             look = f" having {self._look()}" if self.looked_at else ""
             if look or self.counted:
                 return f"with r as ({sql}\n returning 1) select count(*) from r where {gate}{look}"
-            # Nobody refers to r, so it runs behind the outer statement, when the context is set.
+            # Nobody refers to r, so it runs behind the outer statement, when the context is set; it would run if the
+            # gate were shut too, but set_config() is never null.
             return f"with r as ({sql}\n) select 1 where {gate}"
         materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
         records = "".join(

@@ -381,7 +381,7 @@ def policies(
     """
     found = list(_isolation(tenant_column, facility_column))
     for command in whole_tenant:
-        asked = "(select charthold.actor_everywhere())"
+        asked = f"{tenant_column} = any (array[(select charthold.tenant_everywhere())])"
         using = asked if command != "insert" else None
         check = asked if command in ("insert", "update") else None
         found.append(Policy(name=f"{command}_everywhere", command=command, restrictive=True, using=using, check=check))
@@ -390,7 +390,8 @@ def policies(
         if not roles:
             continue
         # A verified scope has one of our roles, so a policy for all of them has nothing to ask.
-        may = "true" if roles == ROLES else f"(select charthold.actor_role()) in ({', '.join(map(repr, roles))})"
+        named = ", ".join(map(repr, roles))
+        may = "true" if roles == ROLES else f"{tenant_column} = any (array[(select charthold.tenant_as({named}))])"
         found.append(
             Policy(
                 name=f"{command}_by_role",
@@ -412,8 +413,9 @@ def _isolation(tenant_column: str, facility_column: str | None) -> Iterator[Poli
     here = f"{tenant_column} = any (array[(select charthold.tenant_id())])"
     yield Policy(name="tenant_isolation", command="all", using=here, check=here, restrictive=True)
     if facility_column is not None:
+        place = f"{tenant_column}::text || {facility_column}::text"
         within = (
-            "case when (select charthold.actor_everywhere()) then true"
-            f" else {facility_column} = any ((select charthold.actor_facilities())::uuid[]) end"
+            f"case when {tenant_column} = (select charthold.tenant_everywhere()) then true"
+            f" else {place} = any ((select charthold.actor_places())::text[]) end"
         )
         yield Policy(name="facility_isolation", command="all", using=within, check=within, restrictive=True)

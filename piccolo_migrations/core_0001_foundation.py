@@ -36,34 +36,30 @@ async def forwards():
     )
 
     manager.add_function(
-        name="charthold.actor_everywhere",
-        source="""-- Whether the open scope's user sees the whole tenant, and is not bound to facilities.
-create function charthold.actor_everywhere() returns boolean
-    language sql stable parallel unsafe
-as $$
-    select pg_catalog.substr(charthold.scope(), 146, 1) operator(pg_catalog.=) ' '
-$$""",
-        execute_to=("app_runtime", "app_auditor"),
-    )
-
-    manager.add_function(
-        name="charthold.actor_facilities",
-        source="""-- The facilities that the open scope's user is bound to; null for one who sees the whole tenant.
-create function charthold.actor_facilities() returns uuid[]
-    language sql stable parallel unsafe
-as $$
-    select nullif(pg_catalog.split_part(pg_catalog.substr(charthold.scope(), 147), pg_catalog.chr(31), 1), '')::pg_catalog.uuid[]
-$$""",
-        execute_to=("app_runtime", "app_auditor"),
-    )
-
-    manager.add_function(
         name="charthold.actor_id",
         source="""-- The user of the open scope.
 create function charthold.actor_id() returns uuid
     language sql stable parallel unsafe
 as $$
-    select pg_catalog.substr(charthold.scope(), 101, 36)::pg_catalog.uuid
+    select pg_catalog.substr(charthold.scope(), 54, 36)::pg_catalog.uuid
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.actor_places",
+        source="""-- The facilities that the open scope's user is bound to, each behind its tenant, as tenant_as() says why.
+-- Null for a user who sees the whole tenant.
+create function charthold.actor_places() returns text[]
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+    facilities constant uuid[] := nullif(split_part(substr(s, 135), chr(31), 1), '');
+begin
+    return (select array_agg(substr(s, 18, 36) || facility::text) from unnest(facilities) as facility);
+end
 $$""",
         execute_to=("app_runtime", "app_auditor"),
     )
@@ -74,7 +70,7 @@ $$""",
 create function charthold.actor_role() returns text
     language sql stable parallel unsafe
 as $$
-    select pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 137, 9))
+    select pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 90, 9))
 $$""",
         execute_to=("app_runtime", "app_auditor"),
     )
@@ -364,7 +360,7 @@ begin
     -- From here the trigger on app_user has made the principal an admin.
     insert into public.tenant_key (id, tenant_id, version, wrapped, kek, status)
     values (key_row, tenant, 1, wrapped_key, kek, 'current');
-    perform set_config('charthold.scope', '', true);
+    perform set_config('charthold.scope', '', true), set_config('charthold.granted', '', true);
 end
 $$""",
         execute_to=("app_runtime",),
@@ -400,11 +396,11 @@ begin
         id, tenant_id, user_id, action_type, table_name, record_id, old_values, new_values, request_id, source_ip, reason
     )
     values (
-        made, substr(s, 65, 36)::uuid, substr(s, 101, 36)::uuid, action, about_table, about_record,
+        made, substr(s, 18, 36)::uuid, substr(s, 54, 36)::uuid, action, about_table, about_record,
         old_values, new_values,
-        nullif(split_part(substr(s, 147), chr(31), 2), ''),
-        nullif(split_part(substr(s, 147), chr(31), 3), '')::inet,
-        split_part(substr(s, 147), chr(31), 4)
+        nullif(split_part(substr(s, 135), chr(31), 2), ''),
+        nullif(split_part(substr(s, 135), chr(31), 3), '')::inet,
+        split_part(substr(s, 135), chr(31), 4)
     );
     return made;
 end
@@ -420,40 +416,39 @@ $$""",
 --
 -- Threat: it writes to the log as its owner. It writes one kind of record, about the caller and the caller's tenant.
 --
--- One statement does it all: each expression of a function is prepared anew in each transaction, which costs more than
--- to evaluate it.
+-- One statement does nearly all: each expression of a function is prepared anew in each transaction, which costs more
+-- than to evaluate it.
 create function charthold.record_read(shown text, ids uuid[], opened text[]) returns bigint
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
+    s text;
     written bigint;
 begin
     if ids is null then
         return 0;
     end if;
-    with granted as materialized (
-        select charthold.scope() as s
-    ), who as materialized (
-        select
-            substr(s, 65, 36)::uuid as tenant,
-            substr(s, 101, 36)::uuid as actor,
-            nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
-            nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
-            split_part(substr(s, 147), chr(31), 4) as why,
-            pg_current_xact_id()::text::bigint as xid,
-            -- One dimension, counted from 1, as the canonical form has it.
-            string_to_array(array_to_string(opened, ','), ',') as columns,
-            charthold.uuid7_start() as made
-        from granted
-    )
+    s := charthold.scope();
     insert into public.user_action_audit_log (
         id, tenant_id, user_id, action_type, table_name, record_id, changed_columns, request_id, source_ip, reason,
         transaction_id
     )
     select
         (made || lpad(to_hex(n), 6, '0'))::uuid, tenant, actor, 'read', shown, row_id, columns, request, source, why, xid
-    from who, unnest(ids) with ordinality as rows (row_id, n)
+    from (
+        select
+            substr(s, 18, 36)::uuid as tenant,
+            substr(s, 54, 36)::uuid as actor,
+            nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
+            nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
+            split_part(substr(s, 135), chr(31), 4) as why,
+            pg_current_xact_id()::text::bigint as xid,
+            -- One dimension, counted from 1, as the canonical form has it.
+            string_to_array(array_to_string(opened, ','), ',') as columns,
+            charthold.uuid7_start() as made
+        offset 0  -- once, not for each row
+    ) as who, unnest(ids) with ordinality as rows (row_id, n)
     where row_id is not null;
     get diagnostics written = row_count;
     return written;
@@ -471,6 +466,19 @@ create function charthold.refuse_change() returns trigger
 as $$
 begin
     raise exception using errcode = 'CH012', message = format('%I is append-only', tg_table_name);
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.refuse_stranger",
+        source="""-- Refuses a change of a row that belongs to another tenant than the scope. Called where a tenant's id would stand.
+create function charthold.refuse_stranger() returns uuid
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception using errcode = 'CH015', message = 'the row belongs to another tenant than the scope';
 end
 $$""",
     )
@@ -500,17 +508,16 @@ $$""",
 --
 -- A statement asks several times, once for each policy and trigger that it meets, and the answer is worked out once: it
 -- stands in "charthold.granted", and 128 bits of its SHA-256 in two sequences.
--- Threat: "charthold.granted" can be set by anybody too. What a session reads back from a sequence (currval) can not:
--- only this function's owner may write it. The hash covers the moment at which the statement began, so it holds for this
--- statement and no other, and an answer is not believed for longer than a second: a statement that runs for an hour
--- does not outlive the lock of its user or the end of its scope.
+-- Threat: "charthold.granted" can be set by anybody too. What a session reads back from a sequence (currval) cannot: only
+-- this function's owner may write it. The answer begins with the moment at which the statement began, so it is good for
+-- this statement and no other; and for a second, so that a statement that runs for an hour does not outlive the lock of
+-- its user or the end of its scope. It holds nothing of the token's code.
 --
--- Returns the HMAC of the token (64 characters) || tenant (36) || actor (36) || role (9) || '*' if bound to facilities,
--- else ' ' || facilities, request id, source ip and reason, each behind a unit separator (U+001F), which is in none of them.
+-- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
+-- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them.
 -- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
 create function charthold.scope() returns text
     language plpgsql stable parallel unsafe security definer
-    set enable_seqscan = off
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -521,11 +528,13 @@ declare
     in_time boolean;
     here boolean;
 begin
-    if coalesce(granted, '') <> '' then
-        seal := encode(sha256(timestamptz_send(statement_timestamp()) || convert_to(granted, 'UTF8')), 'hex');
-        if currval('charthold.granted_1') = hashtextextended(seal, 1) and currval('charthold.granted_2') = hashtextextended(seal, 2)
-            -- Of the token that is set now, and worked out just now.
-            and starts_with(token, left(granted, 64)) and clock_timestamp() - statement_timestamp() < interval '1 second'
+    -- Worked out in this statement, a moment ago, for whom the token names?
+    if left(granted, 89) = extract(epoch from statement_timestamp())::text || substr(token, 93, 72)
+        and clock_timestamp() - statement_timestamp() between interval '0' and interval '1 second'
+    then
+        seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
+        if currval('charthold.granted_1') = hashtextextended(seal, 1)
+            and currval('charthold.granted_2') = hashtextextended(seal, 2)
         then
             return granted;
         end if;
@@ -539,10 +548,10 @@ begin
             sha256(k.outer_pad || sha256(k.inner_pad || convert_to(substr(token, 65), 'UTF8'))), 'hex'), 'UTF8')),
         substr(token, 73, 10) > extract(epoch from clock_timestamp())::text,
         substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0')),
-        left(token, 64) || substr(token, 93, 72)
+        extract(epoch from statement_timestamp())::text || substr(token, 93, 72)
             || rpad(case when p.tenant_open then p.role when p.role in ('admin', 'auditor') then 'auditor' end, 9)
-            || case when p.facility_scope is null then ' ' else '*' || p.facility_scope::text end
-            || chr(31) || substr(token, 165)
+            || rpad(case when p.facility_scope is null then substr(token, 93, 36) else '' end, 36)
+            || coalesce(p.facility_scope::text, '') || chr(31) || substr(token, 165)
     into signed, in_time, here, granted
     from charthold.token_key as k
     left join charthold.principal as p
@@ -550,13 +559,14 @@ begin
     where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp());
 
     if signed and in_time and here and granted is not null then
-        -- A transaction that may write nothing asks each time.
-        if current_setting('transaction_read_only') = 'off' then
-            seal := encode(sha256(timestamptz_send(statement_timestamp()) || convert_to(granted, 'UTF8')), 'hex');
-            signed := setval('charthold.granted_1', hashtextextended(seal, 1)) is not null
-                and setval('charthold.granted_2', hashtextextended(seal, 2)) is not null
-                and set_config('charthold.granted', granted, true) is not null;
-        end if;
+        seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
+        -- Nothing is remembered in a transaction that may write nothing, nor when the second is over.
+        signed := current_setting('transaction_read_only') = 'on'
+            or clock_timestamp() - statement_timestamp() > interval '1 second' or (
+            setval('charthold.granted_1', hashtextextended(seal, 1)) is not null
+            and setval('charthold.granted_2', hashtextextended(seal, 2)) is not null
+            and set_config('charthold.granted', granted, true) is not null
+        );
         return granted;
     end if;
     case
@@ -589,7 +599,7 @@ begin
     perform set_config('charthold.scope', charthold.sign(tenant, actor, reason), true);
     update public.tenant as t set status = new_status where t.id = set_tenant_status.tenant;
     -- The trigger on public.tenant has closed the principals again, if that is the new status.
-    perform set_config('charthold.scope', '', true);
+    perform set_config('charthold.scope', '', true), set_config('charthold.granted', '', true);
 end
 $$""",
     )
@@ -622,12 +632,43 @@ $$""",
     )
 
     manager.add_function(
+        name="charthold.tenant_as",
+        signature="(text[])",
+        source="""-- The tenant of the open scope, if its user has one of these roles; else null.
+--
+-- Threat: whoever holds two tokens of one backend swaps them within a statement, and is asked for the tenant under the one
+-- and for the role under the other. So whatever a policy asks it asks together with the tenant.
+create function charthold.tenant_as(variadic roles text[]) returns uuid
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+begin
+    return case when rtrim(substr(s, 90, 9)) = any (roles) then substr(s, 18, 36)::uuid end;
+end
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.tenant_everywhere",
+        source="""-- The tenant of the open scope, for a user who sees all of it; null for one who is bound to facilities.
+create function charthold.tenant_everywhere() returns uuid
+    language sql stable parallel unsafe
+as $$
+    select nullif(pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 99, 36)), '')::pg_catalog.uuid
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
         name="charthold.tenant_id",
         source="""-- The tenant of the open scope. Policies call it as (select charthold.tenant_id()): once a statement, not once a row.
 create function charthold.tenant_id() returns uuid
     language sql stable parallel unsafe
 as $$
-    select pg_catalog.substr(charthold.scope(), 65, 36)::pg_catalog.uuid
+    select pg_catalog.substr(charthold.scope(), 18, 36)::pg_catalog.uuid
 $$""",
         execute_to=("app_runtime", "app_auditor"),
     )

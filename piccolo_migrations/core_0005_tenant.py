@@ -249,25 +249,31 @@ declare
     changed text[] := '{}';
 begin
     if tg_op = 'INSERT' then
-        with who as materialized (
-            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
-        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."id", 'insert', 'tenant', r.id, jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"), actor, request, source, why, xid
-        from who, new_rows as r;
+        select r."id", 'insert', 'tenant', r.id,
+            jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"),
+            who.actor, who.request, who.source, who.why, who.xid
+        from (
+            select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
+                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+            offset 0
+        ) as who, new_rows as r;
     elsif tg_op = 'DELETE' then
-        with who as materialized (
-            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
-        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."id", 'delete', 'tenant', r.id, jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"), actor, request, source, why, xid
-        from who, old_rows as r;
+        select r."id", 'delete', 'tenant', r.id,
+            jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"),
+            who.actor, who.request, who.source, who.why, who.xid
+        from (
+            select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
+                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+            offset 0
+        ) as who, old_rows as r;
     else
         if (old."slug", old."name", old."status", old."settings", old."branding") is distinct from (new."slug", new."name", new."status", new."settings", new."branding") then
             if old."slug" is distinct from new."slug" then
@@ -313,10 +319,13 @@ begin
         end if;
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
-        values (new."id", 'update', 'tenant', new.id, before, after, changed,
-            substr(s, 101, 36)::uuid, nullif(split_part(substr(s, 147), chr(31), 2), ''),
-            nullif(split_part(substr(s, 147), chr(31), 3), '')::inet, split_part(substr(s, 147), chr(31), 4),
-            pg_current_xact_id()::text::bigint);
+        values (
+            new."id", 'update', 'tenant', new.id,
+            before, after, changed,
+            substr(s, 54, 36)::uuid, nullif(split_part(substr(s, 135), chr(31), 2), ''),
+            nullif(split_part(substr(s, 135), chr(31), 3), '')::inet, split_part(substr(s, 135), chr(31), 4),
+            pg_current_xact_id()::text::bigint
+        );
     end if;
     return null;
 end
@@ -426,7 +435,7 @@ $$""",
         table="tenant",
         name="insert_by_role",
         command="insert",
-        check="(select charthold.actor_role()) in ('system')",
+        check="id = any (array[(select charthold.tenant_as('system'))])",
     )
 
     manager.add_policy(
@@ -445,7 +454,7 @@ $$""",
         table="tenant",
         name="update_by_role",
         command="update",
-        using="(select charthold.actor_role()) in ('admin', 'system')",
+        using="id = any (array[(select charthold.tenant_as('admin', 'system'))])",
         check="true",
     )
 

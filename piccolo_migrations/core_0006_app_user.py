@@ -348,25 +348,31 @@ declare
     changed text[] := '{}';
 begin
     if tg_op = 'INSERT' then
-        with who as materialized (
-            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
-        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'insert', 'app_user', r.id, jsonb_build_object('email', r."email", 'full_name', r."full_name", 'role', r."role", 'status', r."status", 'mfa_enrolled', r."mfa_enrolled", 'last_login_at', r."last_login_at", 'failed_logins', r."failed_logins", 'locked_until', r."locked_until", 'password_changed_at', r."password_changed_at", 'facility_scope', r."facility_scope"), actor, request, source, why, xid
-        from who, new_rows as r;
+        select case when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'app_user', r.id,
+            jsonb_build_object('email', r."email", 'full_name', r."full_name", 'role', r."role", 'status', r."status", 'mfa_enrolled', r."mfa_enrolled", 'last_login_at', r."last_login_at", 'failed_logins', r."failed_logins", 'locked_until', r."locked_until", 'password_changed_at', r."password_changed_at", 'facility_scope', r."facility_scope"),
+            who.actor, who.request, who.source, who.why, who.xid
+        from (
+            select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
+                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+            offset 0
+        ) as who, new_rows as r;
     elsif tg_op = 'DELETE' then
-        with who as materialized (
-            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
-        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'delete', 'app_user', r.id, jsonb_build_object('email', r."email", 'full_name', r."full_name", 'role', r."role", 'status', r."status", 'mfa_enrolled', r."mfa_enrolled", 'last_login_at', r."last_login_at", 'failed_logins', r."failed_logins", 'locked_until', r."locked_until", 'password_changed_at', r."password_changed_at", 'facility_scope', r."facility_scope"), actor, request, source, why, xid
-        from who, old_rows as r;
+        select case when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'delete', 'app_user', r.id,
+            jsonb_build_object('email', r."email", 'full_name', r."full_name", 'role', r."role", 'status', r."status", 'mfa_enrolled', r."mfa_enrolled", 'last_login_at', r."last_login_at", 'failed_logins', r."failed_logins", 'locked_until', r."locked_until", 'password_changed_at', r."password_changed_at", 'facility_scope', r."facility_scope"),
+            who.actor, who.request, who.source, who.why, who.xid
+        from (
+            select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
+                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+            offset 0
+        ) as who, old_rows as r;
     else
         if (old."email", old."full_name", old."role", old."status", old."mfa_enrolled") is distinct from (new."email", new."full_name", new."role", new."status", new."mfa_enrolled") then
             if old."email" is distinct from new."email" then
@@ -427,10 +433,13 @@ begin
         end if;
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
-        values (new."tenant_id", 'update', 'app_user', new.id, before, after, changed,
-            substr(s, 101, 36)::uuid, nullif(split_part(substr(s, 147), chr(31), 2), ''),
-            nullif(split_part(substr(s, 147), chr(31), 3), '')::inet, split_part(substr(s, 147), chr(31), 4),
-            pg_current_xact_id()::text::bigint);
+        values (
+            case when new."tenant_id" = substr(s, 18, 36)::uuid then new."tenant_id" else charthold.refuse_stranger() end, 'update', 'app_user', new.id,
+            before, after, changed,
+            substr(s, 54, 36)::uuid, nullif(split_part(substr(s, 135), chr(31), 2), ''),
+            nullif(split_part(substr(s, 135), chr(31), 3), '')::inet, split_part(substr(s, 135), chr(31), 4),
+            pg_current_xact_id()::text::bigint
+        );
     end if;
     return null;
 end
@@ -569,14 +578,14 @@ $$""",
         table="app_user",
         name="delete_by_role",
         command="delete",
-        using="(select charthold.actor_role()) in ('admin', 'system')",
+        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
     )
 
     manager.add_policy(
         table="app_user",
         name="delete_everywhere",
         command="delete",
-        using="(select charthold.actor_everywhere())",
+        using="tenant_id = any (array[(select charthold.tenant_everywhere())])",
         restrictive=True,
     )
 
@@ -584,14 +593,14 @@ $$""",
         table="app_user",
         name="insert_by_role",
         command="insert",
-        check="(select charthold.actor_role()) in ('admin', 'system')",
+        check="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
     )
 
     manager.add_policy(
         table="app_user",
         name="insert_everywhere",
         command="insert",
-        check="(select charthold.actor_everywhere())",
+        check="tenant_id = any (array[(select charthold.tenant_everywhere())])",
         restrictive=True,
     )
 
@@ -611,7 +620,7 @@ $$""",
         table="app_user",
         name="update_by_role",
         command="update",
-        using="(select charthold.actor_role()) in ('admin', 'system')",
+        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
         check="true",
     )
 
@@ -619,8 +628,8 @@ $$""",
         table="app_user",
         name="update_everywhere",
         command="update",
-        using="(select charthold.actor_everywhere())",
-        check="(select charthold.actor_everywhere())",
+        using="tenant_id = any (array[(select charthold.tenant_everywhere())])",
+        check="tenant_id = any (array[(select charthold.tenant_everywhere())])",
         restrictive=True,
     )
 

@@ -476,14 +476,14 @@ async def forwards():
         table="audit_seal",
         name="insert_by_role",
         command="insert",
-        check="(select charthold.actor_role()) in ('admin', 'auditor', 'system')",
+        check="tenant_id = any (array[(select charthold.tenant_as('admin', 'auditor', 'system'))])",
     )
 
     manager.add_policy(
         table="audit_seal",
         name="select_by_role",
         command="select",
-        using="(select charthold.actor_role()) in ('admin', 'auditor', 'system')",
+        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'auditor', 'system'))])",
     )
 
     manager.add_policy(

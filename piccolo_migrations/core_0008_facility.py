@@ -334,25 +334,31 @@ declare
     changed text[] := '{}';
 begin
     if tg_op = 'INSERT' then
-        with who as materialized (
-            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
-        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'insert', 'facility', r.id, jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"), actor, request, source, why, xid
-        from who, new_rows as r;
+        select case when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'facility', r.id,
+            jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
+            who.actor, who.request, who.source, who.why, who.xid
+        from (
+            select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
+                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+            offset 0
+        ) as who, new_rows as r;
     elsif tg_op = 'DELETE' then
-        with who as materialized (
-            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
-        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'delete', 'facility', r.id, jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"), actor, request, source, why, xid
-        from who, old_rows as r;
+        select case when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'delete', 'facility', r.id,
+            jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
+            who.actor, who.request, who.source, who.why, who.xid
+        from (
+            select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
+                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+            offset 0
+        ) as who, old_rows as r;
     else
         if (old."name", old."kind", old."npi", old."address", old."phone") is distinct from (new."name", new."kind", new."npi", new."address", new."phone") then
             if old."name" is distinct from new."name" then
@@ -413,10 +419,13 @@ begin
         end if;
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
-        values (new."tenant_id", 'update', 'facility', new.id, before, after, changed,
-            substr(s, 101, 36)::uuid, nullif(split_part(substr(s, 147), chr(31), 2), ''),
-            nullif(split_part(substr(s, 147), chr(31), 3), '')::inet, split_part(substr(s, 147), chr(31), 4),
-            pg_current_xact_id()::text::bigint);
+        values (
+            case when new."tenant_id" = substr(s, 18, 36)::uuid then new."tenant_id" else charthold.refuse_stranger() end, 'update', 'facility', new.id,
+            before, after, changed,
+            substr(s, 54, 36)::uuid, nullif(split_part(substr(s, 135), chr(31), 2), ''),
+            nullif(split_part(substr(s, 135), chr(31), 3), '')::inet, split_part(substr(s, 135), chr(31), 4),
+            pg_current_xact_id()::text::bigint
+        );
     end if;
     return null;
 end
@@ -546,14 +555,14 @@ $$""",
         table="facility",
         name="delete_by_role",
         command="delete",
-        using="(select charthold.actor_role()) in ('admin', 'system')",
+        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
     )
 
     manager.add_policy(
         table="facility",
         name="insert_by_role",
         command="insert",
-        check="(select charthold.actor_role()) in ('admin', 'system')",
+        check="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
     )
 
     manager.add_policy(
@@ -572,7 +581,7 @@ $$""",
         table="facility",
         name="update_by_role",
         command="update",
-        using="(select charthold.actor_role()) in ('admin', 'system')",
+        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
         check="true",
     )
 

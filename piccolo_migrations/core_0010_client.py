@@ -721,25 +721,31 @@ declare
     changed text[] := '{}';
 begin
     if tg_op = 'INSERT' then
-        with who as materialized (
-            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
-        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'insert', 'client', r.id, jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"), actor, request, source, why, xid
-        from who, new_rows as r;
+        select case when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'client', r.id,
+            jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"),
+            who.actor, who.request, who.source, who.why, who.xid
+        from (
+            select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
+                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+            offset 0
+        ) as who, new_rows as r;
     elsif tg_op = 'DELETE' then
-        with who as materialized (
-            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
-        )
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."tenant_id", 'delete', 'client', r.id, jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"), actor, request, source, why, xid
-        from who, old_rows as r;
+        select case when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'delete', 'client', r.id,
+            jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"),
+            who.actor, who.request, who.source, who.why, who.xid
+        from (
+            select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
+                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+            offset 0
+        ) as who, old_rows as r;
     else
         if (old."facility_id", old."user_id", old."status", old."first_name", old."last_name") is distinct from (new."facility_id", new."user_id", new."status", new."first_name", new."last_name") then
             if old."facility_id" is distinct from new."facility_id" then
@@ -834,10 +840,13 @@ begin
         end if;
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
-        values (new."tenant_id", 'update', 'client', new.id, before, after, changed,
-            substr(s, 101, 36)::uuid, nullif(split_part(substr(s, 147), chr(31), 2), ''),
-            nullif(split_part(substr(s, 147), chr(31), 3), '')::inet, split_part(substr(s, 147), chr(31), 4),
-            pg_current_xact_id()::text::bigint);
+        values (
+            case when new."tenant_id" = substr(s, 18, 36)::uuid then new."tenant_id" else charthold.refuse_stranger() end, 'update', 'client', new.id,
+            before, after, changed,
+            substr(s, 54, 36)::uuid, nullif(split_part(substr(s, 135), chr(31), 2), ''),
+            nullif(split_part(substr(s, 135), chr(31), 3), '')::inet, split_part(substr(s, 135), chr(31), 4),
+            pg_current_xact_id()::text::bigint
+        );
     end if;
     return null;
 end
@@ -1008,14 +1017,14 @@ $$""",
         table="client",
         name="delete_by_role",
         command="delete",
-        using="(select charthold.actor_role()) in ('admin', 'system')",
+        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
     )
 
     manager.add_policy(
         table="client",
         name="facility_isolation",
-        using="case when (select charthold.actor_everywhere()) then true else facility_id = any ((select charthold.actor_facilities())::uuid[]) end",
-        check="case when (select charthold.actor_everywhere()) then true else facility_id = any ((select charthold.actor_facilities())::uuid[]) end",
+        using="case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[]) end",
+        check="case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[]) end",
         restrictive=True,
     )
 
@@ -1023,7 +1032,7 @@ $$""",
         table="client",
         name="insert_by_role",
         command="insert",
-        check="(select charthold.actor_role()) in ('admin', 'clinician', 'system')",
+        check="tenant_id = any (array[(select charthold.tenant_as('admin', 'clinician', 'system'))])",
     )
 
     manager.add_policy(
@@ -1042,7 +1051,7 @@ $$""",
         table="client",
         name="update_by_role",
         command="update",
-        using="(select charthold.actor_role()) in ('admin', 'clinician', 'billing', 'system')",
+        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'clinician', 'billing', 'system'))])",
         check="true",
     )
 

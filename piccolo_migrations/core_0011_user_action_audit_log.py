@@ -415,14 +415,14 @@ async def forwards():
         table="user_action_audit_log",
         name="select_by_role",
         command="select",
-        using="(select charthold.actor_role()) in ('admin', 'auditor', 'system')",
+        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'auditor', 'system'))])",
     )
 
     manager.add_policy(
         table="user_action_audit_log",
         name="select_everywhere",
         command="select",
-        using="(select charthold.actor_everywhere())",
+        using="tenant_id = any (array[(select charthold.tenant_everywhere())])",
         restrictive=True,
     )
 

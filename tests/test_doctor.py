@@ -99,7 +99,7 @@ BROKEN = (
     Broken(
         "alter table charthold.principal disable row level security", "row_security", "row_security charthold.principal"
     ),
-    Broken("drop policy tenant_isolation on client", "tenant_policies", "policy tenant_isolation on public.client"),
+    Broken("drop policy tenant_isolation on facility", "tenant_policies", "policy tenant_isolation on public.facility"),
     Broken(
         "alter policy tenant_isolation on app_user using (true)",
         "tenant_policies", "policy tenant_isolation on public.app_user",

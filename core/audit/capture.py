@@ -4,6 +4,9 @@ Threat: what only Python records, raw SQL does not. So the database writes the r
 about. Inserts and deletes are captured once a statement, from its transition table; updates once a row, with an IF a
 column behind one for a few columns together, which is many times cheaper than comparing two JSON documents. PHI is
 recorded as the envelope that it is.
+
+Threat: the scope of another tenant is set between a policy and the trigger, and the record names a stranger. So a
+change of another tenant's row than the scope's is refused. Tenants themselves are made by their owner, several perhaps.
 """
 
 from __future__ import annotations
@@ -18,15 +21,17 @@ __all__ = ["capture_function", "capture_triggers"]
 # Who, in which request, from where, why and in which transaction: out of what charthold.scope() returned. It stands in
 # the INSERT, not in variables: each expression of a function is prepared anew in each transaction.
 WHO_COLUMNS = "user_id, request_id, source_ip, reason, transaction_id"
-WHO = """substr(s, 101, 36)::uuid, nullif(split_part(substr(s, 147), chr(31), 2), ''),
-            nullif(split_part(substr(s, 147), chr(31), 3), '')::inet, split_part(substr(s, 147), chr(31), 4),
+WHO = """substr(s, 54, 36)::uuid, nullif(split_part(substr(s, 135), chr(31), 2), ''),
+            nullif(split_part(substr(s, 135), chr(31), 3), '')::inet, split_part(substr(s, 135), chr(31), 4),
             pg_current_xact_id()::text::bigint"""
 # The same, once a statement and not once a row.
-WHO_ONCE = """with who as materialized (
-            select substr(s, 101, 36)::uuid as actor, nullif(split_part(substr(s, 147), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 147), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 147), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
-        )"""
+WHO_ONCE = """(
+            select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
+                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
+                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
+                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+            offset 0
+        ) as who"""
 
 TOGETHER = 5  # columns that are compared at once, before one by one: few change at a time
 CHUNK = 40  # a function call takes at most 100 arguments
@@ -36,7 +41,11 @@ def capture_function(table: str, columns: Sequence[str], *, tenant: str = "tenan
     """The function ``charthold.capture_<table>``; ``columns`` are those whose values are recorded."""
     name = f"charthold.capture_{table}"
     changes = "\n".join(_changed(columns[start : start + TOGETHER]) for start in range(0, len(columns), TOGETHER))
-    key = quote_ident(tenant)
+
+    def pinned(row: str, scoped: str) -> str:
+        key = f"{row}.{quote_ident(tenant)}"
+        return key if tenant == "id" else f"case when {key} = {scoped} then {key} else charthold.refuse_stranger() end"
+
     source = f"""-- Records what happens to public.{table}. See core/audit/capture.py.
 create function {name}() returns trigger
     language plpgsql security definer
@@ -52,17 +61,19 @@ declare
     changed text[] := '{{}}';
 begin
     if tg_op = 'INSERT' then
-        {WHO_ONCE}
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, {WHO_COLUMNS})
-        select r.{key}, 'insert', '{table}', r.id, {_document("r", columns)}, actor, request, source, why, xid
-        from who, new_rows as r;
+        select {pinned("r", "who.tenant")}, 'insert', '{table}', r.id,
+            {_document("r", columns)},
+            who.actor, who.request, who.source, who.why, who.xid
+        from {WHO_ONCE}, new_rows as r;
     elsif tg_op = 'DELETE' then
-        {WHO_ONCE}
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, {WHO_COLUMNS})
-        select r.{key}, 'delete', '{table}', r.id, {_document("r", columns)}, actor, request, source, why, xid
-        from who, old_rows as r;
+        select {pinned("r", "who.tenant")}, 'delete', '{table}', r.id,
+            {_document("r", columns)},
+            who.actor, who.request, who.source, who.why, who.xid
+        from {WHO_ONCE}, old_rows as r;
     else
 {changes}
         if changed = '{{}}' then
@@ -70,8 +81,11 @@ begin
         end if;
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, {WHO_COLUMNS})
-        values (new.{key}, 'update', '{table}', new.id, before, after, changed,
-            {WHO});
+        values (
+            {pinned("new", "substr(s, 18, 36)::uuid")}, 'update', '{table}', new.id,
+            before, after, changed,
+            {WHO}
+        );
     end if;
     return null;
 end

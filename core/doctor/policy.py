@@ -21,7 +21,8 @@ __all__ = ["Asked", "ask_policies", "ask_policy", "crosses", "tenant_column"]
 
 HERE, ELSEWHERE = "00000000-0000-7000-8000-000000000001", "00000000-0000-7000-8000-000000000002"
 
-SCOPE = re.compile(r"charthold\.(actor_role|actor_facilities|actor_everywhere|tenant_id)\(\)")
+SCOPE = re.compile(r"charthold\.(actor_role|actor_places|tenant_everywhere|tenant_id)\(\)")
+TENANT_AS = re.compile(r"charthold\.tenant_as\(VARIADIC (ARRAY\[[^\]]*\])\)")
 # What may stand before a parenthesis. A condition that calls anything else, or reads a table, is not evaluated.
 CALL = re.compile(r"([\w\"]+)\s*\(")
 WORDS = frozenset({"and", "any", "array", "case", "else", "in", "not", "or", "select", "then", "when"})
@@ -87,17 +88,18 @@ async def ask_policy(live: Live, policy: dict[str, Any], table: str, facility: s
 
 async def _ask(live: Live, condition: str, table: str, facility: str | None) -> Answers | None:
     text = SCOPE.sub(r"who.said_\1", condition)
+    text = TENANT_AS.sub(r"case when who.said_actor_role = any (\1) then who.said_tenant_id end", text)
     if re.search(r"\bfrom\b", text, re.IGNORECASE) or not {word.lower() for word in CALL.findall(text)} <= WORDS:
         return None
     sql = f"""select asked, place, coalesce(({text}), false) as may
         from unnest($1::text[]) as asked, lateral (values
-            ('free', asked, null::uuid[], true, $2::uuid),
-            ('inside', asked, array[$2::uuid], false, $2::uuid),
-            ('outside', asked, array[$3::uuid], false, $2::uuid),
-            ('foreign', asked, null::uuid[], true, $3::uuid),
-            ('foreign', asked, array[$2::uuid], false, $3::uuid)
+            ('free', asked, null::text[], $2::uuid, $2::uuid),
+            ('inside', asked, array[$2::text || $2::text], null::uuid, $2::uuid),
+            ('outside', asked, array[$2::text || $3::text], null::uuid, $2::uuid),
+            ('foreign', asked, null::text[], $3::uuid, $3::uuid),
+            ('foreign', asked, array[$3::text || $2::text], null::uuid, $3::uuid)
         ) as who (
-            place, said_actor_role, said_actor_facilities, said_actor_everywhere, said_tenant_id
+            place, said_actor_role, said_actor_places, said_tenant_everywhere, said_tenant_id
         ), (values ($2::uuid, $2::uuid)) as row (
             {quote_ident(tenant_column(table))}, {quote_ident(facility or "no facility")}
         )"""

@@ -164,7 +164,9 @@ class Rotation:
 
     async def _check_actor(self) -> None:
         # Whoever is bound to facilities would pass over the others' rows without a word.
-        role = await self._connection.fetchval("select charthold.actor_role() where charthold.actor_everywhere()")
+        role = await self._connection.fetchval(
+            "select charthold.actor_role() where charthold.tenant_everywhere() is not null"
+        )
         refused = [t.name for t in self._tables if not t.allows(role)]
         if role not in {"admin", "system"} or refused:
             what = f"update {refused[0]}" if refused and role in {"admin", "system"} else "see the whole tenant"

@@ -2,5 +2,5 @@
 create function charthold.actor_id() returns uuid
     language sql stable parallel unsafe
 as $$
-    select pg_catalog.substr(charthold.scope(), 101, 36)::pg_catalog.uuid
+    select pg_catalog.substr(charthold.scope(), 54, 36)::pg_catalog.uuid
 $$

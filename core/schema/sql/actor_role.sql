@@ -2,5 +2,5 @@
 create function charthold.actor_role() returns text
     language sql stable parallel unsafe
 as $$
-    select pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 137, 9))
+    select pg_catalog.rtrim(pg_catalog.substr(charthold.scope(), 90, 9))
 $$

@@ -30,6 +30,6 @@ begin
     -- From here the trigger on app_user has made the principal an admin.
     insert into public.tenant_key (id, tenant_id, version, wrapped, kek, status)
     values (key_row, tenant, 1, wrapped_key, kek, 'current');
-    perform set_config('charthold.scope', '', true);
+    perform set_config('charthold.scope', '', true), set_config('charthold.granted', '', true);
 end
 $$

@@ -25,11 +25,11 @@ begin
         id, tenant_id, user_id, action_type, table_name, record_id, old_values, new_values, request_id, source_ip, reason
     )
     values (
-        made, substr(s, 65, 36)::uuid, substr(s, 101, 36)::uuid, action, about_table, about_record,
+        made, substr(s, 18, 36)::uuid, substr(s, 54, 36)::uuid, action, about_table, about_record,
         old_values, new_values,
-        nullif(split_part(substr(s, 147), chr(31), 2), ''),
-        nullif(split_part(substr(s, 147), chr(31), 3), '')::inet,
-        split_part(substr(s, 147), chr(31), 4)
+        nullif(split_part(substr(s, 135), chr(31), 2), ''),
+        nullif(split_part(substr(s, 135), chr(31), 3), '')::inet,
+        split_part(substr(s, 135), chr(31), 4)
     );
     return made;
 end

@@ -7,17 +7,16 @@
 --
 -- A statement asks several times, once for each policy and trigger that it meets, and the answer is worked out once: it
 -- stands in "charthold.granted", and 128 bits of its SHA-256 in two sequences.
--- Threat: "charthold.granted" can be set by anybody too. What a session reads back from a sequence (currval) can not:
--- only this function's owner may write it. The hash covers the moment at which the statement began, so it holds for this
--- statement and no other, and an answer is not believed for longer than a second: a statement that runs for an hour
--- does not outlive the lock of its user or the end of its scope.
+-- Threat: "charthold.granted" can be set by anybody too. What a session reads back from a sequence (currval) cannot: only
+-- this function's owner may write it. The answer begins with the moment at which the statement began, so it is good for
+-- this statement and no other; and for a second, so that a statement that runs for an hour does not outlive the lock of
+-- its user or the end of its scope. It holds nothing of the token's code.
 --
--- Returns the HMAC of the token (64 characters) || tenant (36) || actor (36) || role (9) || '*' if bound to facilities,
--- else ' ' || facilities, request id, source ip and reason, each behind a unit separator (U+001F), which is in none of them.
+-- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
+-- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them.
 -- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
 create function charthold.scope() returns text
     language plpgsql stable parallel unsafe security definer
-    set enable_seqscan = off
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -28,11 +27,13 @@ declare
     in_time boolean;
     here boolean;
 begin
-    if coalesce(granted, '') <> '' then
-        seal := encode(sha256(timestamptz_send(statement_timestamp()) || convert_to(granted, 'UTF8')), 'hex');
-        if currval('charthold.granted_1') = hashtextextended(seal, 1) and currval('charthold.granted_2') = hashtextextended(seal, 2)
-            -- Of the token that is set now, and worked out just now.
-            and starts_with(token, left(granted, 64)) and clock_timestamp() - statement_timestamp() < interval '1 second'
+    -- Worked out in this statement, a moment ago, for whom the token names?
+    if left(granted, 89) = extract(epoch from statement_timestamp())::text || substr(token, 93, 72)
+        and clock_timestamp() - statement_timestamp() between interval '0' and interval '1 second'
+    then
+        seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
+        if currval('charthold.granted_1') = hashtextextended(seal, 1)
+            and currval('charthold.granted_2') = hashtextextended(seal, 2)
         then
             return granted;
         end if;
@@ -46,10 +47,10 @@ begin
             sha256(k.outer_pad || sha256(k.inner_pad || convert_to(substr(token, 65), 'UTF8'))), 'hex'), 'UTF8')),
         substr(token, 73, 10) > extract(epoch from clock_timestamp())::text,
         substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0')),
-        left(token, 64) || substr(token, 93, 72)
+        extract(epoch from statement_timestamp())::text || substr(token, 93, 72)
             || rpad(case when p.tenant_open then p.role when p.role in ('admin', 'auditor') then 'auditor' end, 9)
-            || case when p.facility_scope is null then ' ' else '*' || p.facility_scope::text end
-            || chr(31) || substr(token, 165)
+            || rpad(case when p.facility_scope is null then substr(token, 93, 36) else '' end, 36)
+            || coalesce(p.facility_scope::text, '') || chr(31) || substr(token, 165)
     into signed, in_time, here, granted
     from charthold.token_key as k
     left join charthold.principal as p
@@ -57,13 +58,14 @@ begin
     where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp());
 
     if signed and in_time and here and granted is not null then
-        -- A transaction that may write nothing asks each time.
-        if current_setting('transaction_read_only') = 'off' then
-            seal := encode(sha256(timestamptz_send(statement_timestamp()) || convert_to(granted, 'UTF8')), 'hex');
-            signed := setval('charthold.granted_1', hashtextextended(seal, 1)) is not null
-                and setval('charthold.granted_2', hashtextextended(seal, 2)) is not null
-                and set_config('charthold.granted', granted, true) is not null;
-        end if;
+        seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
+        -- Nothing is remembered in a transaction that may write nothing, nor when the second is over.
+        signed := current_setting('transaction_read_only') = 'on'
+            or clock_timestamp() - statement_timestamp() > interval '1 second' or (
+            setval('charthold.granted_1', hashtextextended(seal, 1)) is not null
+            and setval('charthold.granted_2', hashtextextended(seal, 2)) is not null
+            and set_config('charthold.granted', granted, true) is not null
+        );
         return granted;
     end if;
     case

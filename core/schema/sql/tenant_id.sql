@@ -2,5 +2,5 @@
 create function charthold.tenant_id() returns uuid
     language sql stable parallel unsafe
 as $$
-    select pg_catalog.substr(charthold.scope(), 65, 36)::pg_catalog.uuid
+    select pg_catalog.substr(charthold.scope(), 18, 36)::pg_catalog.uuid
 $$
