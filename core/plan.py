@@ -66,7 +66,6 @@ class Deferred(Secret):
     def __init__(self, make: Callable[[TenantKeys], Any]) -> None:
         self.make = make
 
-    @forgetful  # what ``make`` closes over is plaintext
     def bind(self, tenant: UUID, keys: TenantKeys | None) -> Any:
         assert keys is not None
         return self.make(keys)
@@ -251,6 +250,7 @@ class RawPlan(QueryString):
     """SQL that a person wrote for a tenant's table."""
 
 
+@forgetful  # what the arguments are made of is plaintext
 def bind(arguments: Sequence[Any], tenant: UUID, keys: TenantKeys | None) -> list[Any]:
     """The arguments as they go on the wire."""
     return [a.bind(tenant, keys) if isinstance(a, LATE) else a for a in arguments]

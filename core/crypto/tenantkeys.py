@@ -108,6 +108,11 @@ class TenantKeys(Secret):
         return spec.digest_column(self.index(label), values)
 
     @forgetful
+    def blind_row(self, wanted: Iterable[tuple[str, BlindSpec, object]]) -> list[bytes | None]:
+        """``blind`` for each label, spec and value: the hashes of one row."""
+        return [digest for label, spec, value in wanted for digest in spec.digest_column(self.index(label), (value,))]
+
+    @forgetful
     def blind_all(self, label: str, spec: BlindSpec, value: object) -> list[bytes]:
         """The digests to look for, newest key first; more than one while keys are rotated."""
         digests = [spec.digest(self._key(version).index(label), value) for version in self.search_versions]

@@ -36,8 +36,11 @@ class Cells:
             key._foreign_key_meta.resolved_references is table for key in table._meta.foreign_key_columns
         )
         self.listed = [c for c in self.columns if not isinstance(c, TenantId)]
-        self._cells = [(_cell(c), isinstance(c, Encrypted)) for c in self.columns]
         self._sealed = [c for c in self.columns if isinstance(c, Encrypted)]
+        self._indexes = [c for c in self.columns if isinstance(c, BlindIndex)]
+        # What is made with the tenant's keys, in the order in which of_one() makes it; a cell makes the rest.
+        self._late = [c._meta.name for c in (*self._sealed, *self._indexes)]
+        self._cells = [(c._meta.name, None if c._meta.name in self._late else _cell(c)) for c in self.columns]
         self._sealed_names = [c._meta.name for c in self._sealed]
         self._sealed_place = tuple((c._meta.db_column_name, c.kind) for c in self._sealed)
         names = ", ".join(f'"{c._meta.db_column_name}"' for c in self.columns)
@@ -55,8 +58,25 @@ class Cells:
     def of_one(self, row: Table) -> list[Any]:
         """The arguments of ``one``."""
         values = row.__dict__
-        sealed = iter(self._sealed_cells(row))
-        return [next(sealed) if encrypted else cell(values) for cell, encrypted in self._cells]
+        late = iter([*self._sealed_cells(row), *self._hashed_cells(values)])
+        made = {column: next(late) for column in self._late}
+        return [made[name] if cell is None else cell(values) for name, cell in self._cells]
+
+    def _hashed_cells(self, values: dict[str, Any]) -> list[Any]:
+        """Hashes all blind indexes when the first of them is bound."""
+        wanted = [(index.label, index.spec, source(index, values)) for index in self._indexes]
+        done: list[tuple[TenantKeys, list[bytes | None]]] = []
+
+        def hashes(keys: TenantKeys) -> list[bytes | None]:
+            # As in ``_seal_together``.
+            if not done or done[0][0] is not keys:
+                done[:] = [(keys, keys.blind_row(wanted))]
+            return done[0][1]
+
+        return [
+            None if value is None else Deferred(lambda keys, at=at: hashes(keys)[at])  # type: ignore[misc]
+            for at, (_, _, value) in enumerate(wanted)
+        ]
 
     def _sealed_cells(self, row: Table) -> list[Any]:
         together = self._seal_together((row,))
@@ -140,8 +160,6 @@ def _cell(column: Column) -> Cell:
     name = column._meta.name
     if isinstance(column, TenantId):
         return lambda _: TENANT
-    if isinstance(column, BlindIndex):
-        return lambda values: index_argument(column, values)
     return lambda values: plain(values[name], column)
 
 

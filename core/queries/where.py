@@ -256,13 +256,18 @@ def _fits(index: BlindIndex, values: Any, operator: type[ComparisonOperator]) ->
     )
 
 
-def _indexes(column: Column) -> list[BlindIndex]:
+def _indexes(column: Column) -> Sequence[BlindIndex]:
     """The blind indexes of the column's table, reached by the same joins."""
-    name = column._meta.name
-    found = [c for c in column._meta.table._meta.columns if isinstance(c, BlindIndex) and name in c.of]
-    if column._meta.call_chain:
-        return [getattr(column._meta.call_chain[-1], index._meta.name) for index in found]
+    meta = column._meta
+    found = _indexes_of(meta.table, meta.name)
+    if meta.call_chain:
+        return [getattr(meta.call_chain[-1], index._meta.name) for index in found]
     return found
+
+
+@functools.cache
+def _indexes_of(table: type[Table], name: str) -> tuple[BlindIndex, ...]:
+    return tuple(c for c in table._meta.columns if isinstance(c, BlindIndex) and name in c.of)
 
 
 def _ask(index: BlindIndex, values: list[Any], operator: type[ComparisonOperator]) -> Where:
