@@ -435,7 +435,7 @@ $$""",
         table="tenant",
         name="insert_by_role",
         command="insert",
-        check="id = any (array[(select charthold.tenant_as('system'))])",
+        check="case when id = (select charthold.tenant_as('system')) then true end",
     )
 
     manager.add_policy(
@@ -454,7 +454,7 @@ $$""",
         table="tenant",
         name="update_by_role",
         command="update",
-        using="id = any (array[(select charthold.tenant_as('admin', 'system'))])",
+        using="case when id = (select charthold.tenant_as('admin', 'system')) then true end",
         check="true",
     )
 

@@ -578,14 +578,14 @@ $$""",
         table="app_user",
         name="delete_by_role",
         command="delete",
-        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
+        using="case when tenant_id = (select charthold.tenant_as('admin', 'system')) then true end",
     )
 
     manager.add_policy(
         table="app_user",
         name="delete_everywhere",
         command="delete",
-        using="tenant_id = any (array[(select charthold.tenant_everywhere())])",
+        using="case when tenant_id = (select charthold.tenant_everywhere()) then true end",
         restrictive=True,
     )
 
@@ -593,14 +593,14 @@ $$""",
         table="app_user",
         name="insert_by_role",
         command="insert",
-        check="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
+        check="case when tenant_id = (select charthold.tenant_as('admin', 'system')) then true end",
     )
 
     manager.add_policy(
         table="app_user",
         name="insert_everywhere",
         command="insert",
-        check="tenant_id = any (array[(select charthold.tenant_everywhere())])",
+        check="case when tenant_id = (select charthold.tenant_everywhere()) then true end",
         restrictive=True,
     )
 
@@ -620,7 +620,7 @@ $$""",
         table="app_user",
         name="update_by_role",
         command="update",
-        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
+        using="case when tenant_id = (select charthold.tenant_as('admin', 'system')) then true end",
         check="true",
     )
 
@@ -628,8 +628,8 @@ $$""",
         table="app_user",
         name="update_everywhere",
         command="update",
-        using="tenant_id = any (array[(select charthold.tenant_everywhere())])",
-        check="tenant_id = any (array[(select charthold.tenant_everywhere())])",
+        using="case when tenant_id = (select charthold.tenant_everywhere()) then true end",
+        check="case when tenant_id = (select charthold.tenant_everywhere()) then true end",
         restrictive=True,
     )
 

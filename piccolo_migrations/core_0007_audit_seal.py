@@ -476,14 +476,14 @@ async def forwards():
         table="audit_seal",
         name="insert_by_role",
         command="insert",
-        check="tenant_id = any (array[(select charthold.tenant_as('admin', 'auditor', 'system'))])",
+        check="case when tenant_id = (select charthold.tenant_as('admin', 'auditor', 'system')) then true end",
     )
 
     manager.add_policy(
         table="audit_seal",
         name="select_by_role",
         command="select",
-        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'auditor', 'system'))])",
+        using="(select charthold.tenant_as('admin', 'auditor', 'system')) is not null and case when tenant_id = (select charthold.tenant_as('admin', 'auditor', 'system')) then true end",
     )
 
     manager.add_policy(

@@ -555,14 +555,14 @@ $$""",
         table="facility",
         name="delete_by_role",
         command="delete",
-        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
+        using="case when tenant_id = (select charthold.tenant_as('admin', 'system')) then true end",
     )
 
     manager.add_policy(
         table="facility",
         name="insert_by_role",
         command="insert",
-        check="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
+        check="case when tenant_id = (select charthold.tenant_as('admin', 'system')) then true end",
     )
 
     manager.add_policy(
@@ -581,7 +581,7 @@ $$""",
         table="facility",
         name="update_by_role",
         command="update",
-        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
+        using="case when tenant_id = (select charthold.tenant_as('admin', 'system')) then true end",
         check="true",
     )
 

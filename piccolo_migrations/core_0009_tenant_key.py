@@ -368,7 +368,7 @@ $$""",
         table="tenant_key",
         name="insert_by_role",
         command="insert",
-        check="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
+        check="case when tenant_id = (select charthold.tenant_as('admin', 'system')) then true end",
     )
 
     manager.add_policy(
@@ -387,7 +387,7 @@ $$""",
         table="tenant_key",
         name="update_by_role",
         command="update",
-        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
+        using="case when tenant_id = (select charthold.tenant_as('admin', 'system')) then true end",
         check="true",
     )
 

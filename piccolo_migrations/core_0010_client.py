@@ -1017,7 +1017,7 @@ $$""",
         table="client",
         name="delete_by_role",
         command="delete",
-        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'system'))])",
+        using="case when tenant_id = (select charthold.tenant_as('admin', 'system')) then true end",
     )
 
     manager.add_policy(
@@ -1032,7 +1032,7 @@ $$""",
         table="client",
         name="insert_by_role",
         command="insert",
-        check="tenant_id = any (array[(select charthold.tenant_as('admin', 'clinician', 'system'))])",
+        check="case when tenant_id = (select charthold.tenant_as('admin', 'clinician', 'system')) then true end",
     )
 
     manager.add_policy(
@@ -1051,7 +1051,7 @@ $$""",
         table="client",
         name="update_by_role",
         command="update",
-        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'clinician', 'billing', 'system'))])",
+        using="case when tenant_id = (select charthold.tenant_as('admin', 'clinician', 'billing', 'system')) then true end",
         check="true",
     )
 

@@ -415,14 +415,14 @@ async def forwards():
         table="user_action_audit_log",
         name="select_by_role",
         command="select",
-        using="tenant_id = any (array[(select charthold.tenant_as('admin', 'auditor', 'system'))])",
+        using="(select charthold.tenant_as('admin', 'auditor', 'system')) is not null and case when tenant_id = (select charthold.tenant_as('admin', 'auditor', 'system')) then true end",
     )
 
     manager.add_policy(
         table="user_action_audit_log",
         name="select_everywhere",
         command="select",
-        using="tenant_id = any (array[(select charthold.tenant_everywhere())])",
+        using="(select charthold.tenant_everywhere()) is not null and case when tenant_id = (select charthold.tenant_everywhere()) then true end",
         restrictive=True,
     )
 
