@@ -108,8 +108,8 @@ class Statement:
     ``template`` is the SQL as Piccolo writes it, for use inside another query; ``gated`` is what is sent;
     ``relaxed`` is the same for a read by itself whose records need not be on disk before it is answered.
     ``outputs``: how many of the columns that come back are the caller's; the ids behind them are ours.
-    ``returns``: False for a statement without rows, such as an update without RETURNING; ``counted``: it then says how
-    many rows it wrote.
+    ``returns``: False for a statement without rows, such as an update without RETURNING; ``counted``: an INSERT whose
+    tag says how many rows it wrote.
     ``looked_at``: the table whose reading is recorded once, whatever is shown of it; or empty.
     ``trusted``: False when it could leave something in its session; the connection is then closed after use.
     """
@@ -150,7 +150,7 @@ class Plan(QueryString):
         self.opened = tuple(opened)
         self.outputs = outputs
         self.returns = returns
-        # Whether a statement without rows says how many it wrote.
+        # Whether it is an INSERT .. SELECT whose rows are counted.
         self.counted = counted
         # What a statement without rows answers.
         self.answer: list[dict[str, Any]] = []
@@ -201,7 +201,7 @@ class Plan(QueryString):
                 opened=self.opened,
                 outputs=self.outputs,
                 returns=self.returns,
-                counted=self.counted,
+                counted=self.counted and not self.looked_at,
                 looked_at=self.looked_at,
                 trusted=trusted,
             )
@@ -221,9 +221,11 @@ class Plan(QueryString):
         gate = f"(select pg_catalog.set_config('charthold.scope', ${arguments + 1}, true)) is not null"
         if not self.returns:
             # What a write asks of the log it may write down.
-            look = f" having {self._look()}" if self.looked_at else ""
-            if look or self.counted:
-                return f"with r as ({sql}\n returning 1) select count(*) from r where {gate}{look}"
+            if self.looked_at:
+                return f"with r as ({sql}\n returning 1) select count(*) from r where {gate} having {self._look()}"
+            if self.counted:
+                # INSERT .. SELECT: policies look at the rows that the select made, which is when the context is set.
+                return f"{sql}\n where {gate}"
             # Nobody refers to r, so it runs behind the outer statement, when the context is set; it would run if the
             # gate were shut too, but set_config() is never null.
             return f"with r as ({sql}\n) select 1 where {gate}"

@@ -46,7 +46,7 @@ class Cells:
         names = ", ".join(f'"{c._meta.db_column_name}"' for c in self.columns)
         into = f"INSERT INTO {table._meta.get_formatted_tablename()} ({names}) "
         # The casts keep the driver from asking the server about our domain.
-        self.one = into + f"VALUES ({', '.join(placeholder(c) for c in self.columns)})"
+        self.one = into + f"SELECT {', '.join(placeholder(c) for c in self.columns)}"
         # One array a column: the text of the statement does not depend on the number of rows.
         values = ", ".join(
             "{}" if isinstance(c, TenantId) else f'u."{c._meta.db_column_name}"{_element_cast(c)}' for c in self.columns
