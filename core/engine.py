@@ -13,7 +13,7 @@ import functools
 import itertools
 import json
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any, cast
 from uuid import UUID
@@ -30,7 +30,7 @@ from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
 from core.crypto.kms import development_key, provider_from_settings
 from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
 from core.explain import explain
-from core.plan import LATE, Plan, RawPlan, Statement, bind, needs_keys, open_rows
+from core.plan import LATE, Plan, RawPlan, bind, needs_keys, open_rows
 from core.pool import Link, Pool
 from core.residue import ends_a_transaction, leaves_nothing
 from core.scope import Scope, current_scope
@@ -237,7 +237,7 @@ class ChartholdEngine(PostgresEngine):
         pool = self._pool()
         link = await pool.spare()
         try:
-            rows = await self._fetch(
+            rows = await self._send(
                 link,
                 _asker.get(),
                 "with r as materialized ("
@@ -286,16 +286,15 @@ class ChartholdEngine(PostgresEngine):
             link = transaction.link
             link.dirty |= not statement.trusted
             # The commit is not only the read's, so it waits for the disk.
-            rows = await self._send(link, scope, statement, statement.gated, bound)
+            rows = await self._send(link, scope, statement.gated, bound, counted=statement.counted)
         else:
             sql = statement.gated if self.settings.durable_reads else statement.relaxed
             async with self._pool().lease() as link:
                 link.dirty |= not statement.trusted
-                rows = await self._send(link, scope, statement, sql, bound)
-        if isinstance(rows, int):
-            _all_of(plan, rows)
-            return plan.answer
+                rows = await self._send(link, scope, sql, bound, counted=statement.counted)
         if not plan.returns:
+            if statement.counted:
+                _all_of(plan, rows)
             return plan.answer
         if transaction is not None:
             transaction.shown += [(RECORD_READ, (o.table, [row[o.row] for row in rows], o.names)) for o in plan.opened]
@@ -323,7 +322,7 @@ class ChartholdEngine(PostgresEngine):
                     bound = bind(arguments, scope.tenant, await self.keys_of(scope))
                     if sending is not None:
                         written += await sending
-                    sending = asyncio.create_task(self._send(link, scope, statement, statement.gated, bound))
+                    sending = asyncio.create_task(self._send(link, scope, statement.gated, bound, counted=True))
                     await asyncio.sleep(0)  # until it is sent
                 if sending is not None:
                     written += await sending
@@ -393,25 +392,15 @@ class ChartholdEngine(PostgresEngine):
             async with link.connection.transaction():
                 await self.record_again(link, scope, shown)
 
-    async def _fetch(self, link: Link, scope: Scope, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
-        rows: list[asyncpg.Record] = await self._run(link.connection.fetch, link, scope, sql, arguments)
-        return rows
-
     async def _send(
-        self, link: Link, scope: Scope, statement: Statement, sql: str, arguments: Sequence[Any]
-    ) -> list[asyncpg.Record] | int:
-        """The rows of a statement; of one that is counted, how many it wrote: its tag says "INSERT 0 1"."""
-        if not statement.counted:
-            return await self._fetch(link, scope, sql, arguments)
-        tag: str = await self._run(link.connection.execute, link, scope, sql, arguments)
-        return int(tag.rpartition(" ")[2])
-
-    async def _run(
-        self, call: Callable[..., Awaitable[Any]], link: Link, scope: Scope, sql: str, arguments: Sequence[Any]
+        self, link: Link, scope: Scope, sql: str, arguments: Sequence[Any], *, counted: bool = False
     ) -> Any:
+        """The rows of a statement; of one that is counted, how many it wrote: its tag says "INSERT 0 1"."""
         token = scope.token(self.token_key, link.backend)
         try:
-            return await call(sql, *arguments, token)
+            if counted:
+                return int((await link.connection.execute(sql, *arguments, token)).rpartition(" ")[2])
+            return await link.connection.fetch(sql, *arguments, token)
         except asyncpg.PostgresError as error:
             raise explain(error) from None
         except asyncpg.InternalClientError:

@@ -376,13 +376,13 @@ async def test_relaxed_read_records_do_not_wait_for_the_disk_and_writes_still_do
     shown = QueryString("current_setting('synchronous_commit')").as_alias("commit")
     computed = Client.select(Client.last_name, shown).where(Client.id == lakeside.client)
     sent: list[str] = []
-    fetch = type(database)._fetch
+    send = type(database)._send
 
-    async def noted(self: ChartholdEngine, link: Any, scope_: Any, sql: str, arguments: Any) -> Any:
+    async def noted(self: ChartholdEngine, link: Any, scope_: Any, sql: str, *rest: Any, **options: Any) -> Any:
         sent.append(sql)
-        return await fetch(self, link, scope_, sql, arguments)
+        return await send(self, link, scope_, sql, *rest, **options)
 
-    monkeypatch.setattr(type(database), "_fetch", noted)
+    monkeypatch.setattr(type(database), "_send", noted)
 
     async def waits() -> bool:
         await query.first()
