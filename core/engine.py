@@ -34,6 +34,7 @@ from core.plan import LATE, Plan, RawPlan, bind, needs_keys, open_rows
 from core.pool import Link, Pool
 from core.residue import ends_a_transaction, leaves_nothing
 from core.scope import Scope, current_scope
+from core.session import begin_session
 from core.settings import Settings, settings
 from core.token import TokenKey
 from core.transactions import RECORD_LOOK, RECORD_READ, Shown, Transaction
@@ -45,45 +46,6 @@ owner_mode: ContextVar[bool] = ContextVar("charthold_owner_mode", default=False)
 
 # Whose scope reads a tenant's wrapped keys. A load is a task of its own, in a copy of the context of who began it.
 _asker: ContextVar[Scope] = ContextVar("charthold_asker")
-
-SESSION = {
-    # Every name in our SQL is qualified or lives in public; nothing is looked up where a tenant could have put it.
-    # pg_temp comes last: unnamed, it would come first, and a temporary table would stand before ours.
-    "search_path": "public, pg_catalog, pg_temp",
-    # Custom plans under row-level security cost 1.6 times a generic plan, and our shapes are stable.
-    "plan_cache_mode": "force_generic_plan",
-    "jit": "off",
-    # What is asked often is in memory. At the usual price of a page the planner, who does not know how few a tenant's
-    # rows are, reads and sorts all of them rather than walk an index to the fifty that are wanted.
-    "random_page_cost": "0.1",
-    "seq_page_cost": "0.1",
-    "timezone": "UTC",
-    # Threat: a login may change its own defaults (ALTER ROLE .. SET), for every later session. What rows are shown, how
-    # SQL is read and what stands in the log does not depend on them: these are given when a session begins.
-    "row_security": "on",
-    "bytea_output": "hex",
-    "transform_null_equals": "off",
-    "default_transaction_read_only": "off",
-    "default_transaction_isolation": "read committed",
-    "charthold.scope": "",
-    "charthold.granted": "",
-    "application_name": "charthold",
-}
-
-
-class Connection(asyncpg.Connection):
-    """A driver's connection that says when a COMMIT committed nothing.
-
-    Threat: after a statement failed, and the error was caught, COMMIT rolls back, and PostgreSQL tells only by its tag.
-    """
-
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109  # asyncpg's
-        said = await super().execute(query, *args, timeout=timeout)
-        if said == "ROLLBACK" and query.strip(" ;").upper() == "COMMIT":
-            raise asyncpg.InFailedSQLTransactionError(
-                "a statement of the transaction failed, so nothing of it was kept; let its error leave the block"
-            )
-        return said
 
 
 class ChartholdEngine(PostgresEngine):
@@ -129,52 +91,12 @@ class ChartholdEngine(PostgresEngine):
         self._keyring = self._token_key = None
 
     async def connect(self, *, owner: bool) -> asyncpg.Connection[Any]:
-        """A new connection, as the schema's owner or as the application's role.
-
-        Threat: policies look on while a superuser, an owner or a BYPASSRLS role works. Such a connection is refused.
-        """
-        arguments = self._arguments(owner=owner)
-        role = f"{self.settings.role_prefix}app_runtime"
-        try:
-            if owner:
-                # An owner's session looks nothing up where others could have put it.
-                owned: asyncpg.Connection[Any] = await asyncpg.connect(
-                    **arguments, server_settings={"search_path": "public, pg_catalog", "timezone": "UTC"}
-                )
-                return owned
-            connection: asyncpg.Connection[Any] = await asyncpg.connect(
-                **arguments, server_settings={**SESSION, "role": role}, connection_class=Connection
-            )
-        except asyncpg.InvalidParameterValueError:
-            raise ConfigurationError(
-                f"The role {role} does not exist yet. Run: piccolo migrations forwards core"
-            ) from None
-        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-            raise ConfigurationError(f"PostgreSQL refused the connection: {error}. Check DATABASE_URL.") from None
-        except asyncpg.InsufficientPrivilegeError:
-            raise ConfigurationError(
-                f"The login of DATABASE_URL may not act as {role}. As the owner run: grant {role} to <login>"
-            ) from None
-        except OSError as error:
-            where = "the embedded server" if self.settings.embedded else "the server that DATABASE_URL names"
-            raise ConfigurationError(f"No connection to {where}: {error.strerror or error}. Is it running?") from None
-        # Who are we, really: the role in force must be one that the policies bind.
-        try:
-            refused: bool = await connection.fetchval(
-                "select rolsuper or rolbypassrls or exists ("
-                " select from pg_catalog.pg_class where oid = to_regclass('public.client')"
-                " and pg_has_role(r.oid, relowner, 'usage'))"
-                " from pg_catalog.pg_roles as r where rolname = current_user"
-            )
-        except BaseException:
-            connection.terminate()  # cancelled half-way, nobody else would close it
-            raise
-        if refused:
-            await connection.close()
-            raise ScopeError(
-                "The application is connected as a superuser, an owner or a BYPASSRLS role; it must not be."
-            )
-        return connection
+        """A new connection, as the schema's owner or as the application's role."""
+        arguments, configured = self._arguments(owner=owner), self.settings
+        server = "the embedded server" if configured.embedded else "the server that DATABASE_URL names"
+        return await begin_session(
+            arguments, role=None if owner else f"{configured.role_prefix}app_runtime", server=server
+        )
 
     async def get_new_connection(self) -> asyncpg.Connection[Any]:
         """A connection for what runs outside of a scope."""

@@ -36,6 +36,7 @@ from core.columns import (
     UpdatedAt,
 )
 from core.permissions import ROLES
+from core.policies import policies
 from core.schema import (
     Check,
     Grant,
@@ -48,7 +49,7 @@ from core.schema import (
     Trigger,
     Unique,
 )
-from core.tenant_table import ProtectedTable, TenantTable, policies
+from core.tenant_table import ProtectedTable, TenantTable
 
 __all__ = [
     "AuditSeal",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from core.doctor.check import Notes, check
 from core.doctor.live import Live, TableInfo, plural
 from core.doctor.policy import ask_policy, crosses, tenant_column
-from core.tenant_table import policies
+from core.policies import policies
 
 # Unique indexes and foreign keys, with the column that each begins with on either side.
 KEYS = """

@@ -1,0 +1,77 @@
+"""The policies that a table of tenants is born with. What a role may do with which table is ``core/permissions.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from core.permissions import COMMANDS, ROLES, Command, roles_for
+from core.schema import Policy
+
+__all__ = ["policies"]
+
+
+def policies(
+    table: str,
+    tenant_column: str,
+    *,
+    permissions: Mapping[str, tuple[str, ...]] | None = None,
+    facility_column: str | None = None,
+    whole_tenant: Sequence[Command] = (),
+) -> tuple[Policy, ...]:
+    """One restrictive policy for the tenant, which no later policy can widen, and one permissive policy a command.
+
+    Each function call stands in a sub-select, so that it runs once a statement and not once a row; but each place where
+    one stands asks for the scope once more: 5 us, though it was verified by then. PostgreSQL keeps one of two equal
+    conditions, so a restrictive policy for all commands is asked once of the rows found and once of the rows left. And
+    of the rows left no role is asked: it was, when they were found.
+    """
+    found = list(_isolation(tenant_column, facility_column))
+    for command in whole_tenant:
+        asked = _asked(command, tenant_column, "charthold.tenant_everywhere()")
+        using = asked if command != "insert" else None
+        check = asked if command in ("insert", "update") else None
+        found.append(Policy(name=f"{command}_everywhere", command=command, restrictive=True, using=using, check=check))
+    for command in COMMANDS:
+        roles = roles_for(table, command, permissions)
+        if not roles:
+            continue
+        named = f"charthold.tenant_as({', '.join(map(repr, roles))})"
+        # A verified scope has one of our roles, so a policy for all of them has nothing to ask.
+        may = "true" if roles == ROLES else _asked(command, tenant_column, named)
+        found.append(
+            Policy(
+                name=f"{command}_by_role",
+                command=command,
+                using=may if command != "insert" else None,
+                check={"insert": may, "update": "true"}.get(command),
+            )
+        )
+    return tuple(found)
+
+
+def _asked(command: Command, tenant_column: str, answer: str) -> str:
+    """That a function answers with the row's tenant.
+
+    In a CASE, because the planner would count a second equality on the tenant, and then take every index for as good as
+    any other. To read, it is asked before any row is: whoever may not read is not told how many rows are there to read.
+    """
+    pinned = f"case when {tenant_column} = (select {answer}) then true end"
+    return f"(select {answer}) is not null and {pinned}" if command == "select" else pinned
+
+
+def _isolation(tenant_column: str, facility_column: str | None) -> Iterator[Policy]:
+    """The tenant, and within it the facilities of a user who is bound to some.
+
+    Threat: PostgreSQL asks the cheapest conditions first, leakproof ones of the caller's too, before a policy that
+    costs more. Whether the policy was asked at all would then tell that a row exists (an error, EXPLAIN ANALYZE, a
+    side effect). ``= any (array[...])`` counts as half an operator, so nothing that looks at a value comes before it.
+    """
+    here = f"{tenant_column} = any (array[(select charthold.tenant_id())])"
+    yield Policy(name="tenant_isolation", command="all", using=here, check=here, restrictive=True)
+    if facility_column is not None:
+        place = f"{tenant_column}::text || {facility_column}::text"
+        within = (
+            f"case when {tenant_column} = (select charthold.tenant_everywhere()) then true"
+            f" else {place} = any ((select charthold.actor_places())::text[]) end"
+        )
+        yield Policy(name="facility_isolation", command="all", using=within, check=within, restrictive=True)
