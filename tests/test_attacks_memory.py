@@ -705,6 +705,8 @@ async def test_a_write_waits_for_its_context(
     name: str, before: str, database: ChartholdEngine, lakeside: Clinic, hillside: Clinic, owner: asyncpg.Connection
 ) -> None:
     """Nothing of it is done in the context that the transaction had before, whoever that was."""
+    if name == "a merge" and owner.get_server_version() < (17,):
+        pytest.skip("no MERGE in a WITH clause before PostgreSQL 17")
     async with lakeside.as_admin():
         await Facility(name=f"Gone {uuid4()}").save()
     connection = await database.connect(owner=False)
