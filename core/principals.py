@@ -13,7 +13,7 @@ from piccolo.columns import UUID, Array, Boolean, Bytea, SmallInt, Text, Timesta
 from piccolo.table import Table
 
 from core.columns import CreatedAt, RowId
-from core.schema import Check, Index, PrimaryKey, RowSecurity, SchemaObject, Unique
+from core.schema import Check, Index, PrimaryKey, RowSecurity, SchemaObject, Trigger, Unique
 
 __all__ = ["Principal", "TenantDirectory", "TokenKeyRow"]
 
@@ -71,11 +71,14 @@ class Principal(Table, tablename="principal", schema="charthold"):
     facility_scope = Array(base_column=UUID(default=None), default=None, null=True)
     # A copy of the tenant's state, so that scope() looks in one place.
     tenant_open = Boolean(default=None)
+    # What scope() answers about the user; null for one who may do nothing now.
+    standing = Text(default=None, null=True)
 
     declares: ClassVar[Sequence[SchemaObject]] = (
         PrimaryKey(name="principal_pkey", columns=("tenant_id", "user_id")),
         # As scope() looks: what a token names is not cast before its signature is known to hold.
         Index(name="principal_by_name", columns=('((tenant_id::text || user_id::text) collate "C")',), unique=True),
+        Trigger(name="stand", timing="before", events=("insert", "update"), level="row", function="charthold.stand"),
         RowSecurity(forced=False),
     )
 

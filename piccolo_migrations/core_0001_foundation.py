@@ -282,6 +282,20 @@ $$""",
     )
 
     manager.add_function(
+        name="charthold.hmac",
+        signature="(bytea, bytea, text)",
+        source="""-- HMAC-SHA-256 (RFC 2104), in hexadecimal digits, under a key that is given as its two padded blocks.
+-- Every name is qualified instead of pinning search_path, so that the planner inlines it.
+create function charthold.hmac(inner_pad bytea, outer_pad bytea, message text) returns text
+    language sql immutable parallel safe
+as $$
+    select pg_catalog.encode(pg_catalog.sha256(outer_pad operator(pg_catalog.||) pg_catalog.sha256(
+        inner_pad operator(pg_catalog.||) pg_catalog.convert_to(message, 'UTF8')
+    )), 'hex')
+$$""",
+    )
+
+    manager.add_function(
         name="charthold.keep_history",
         source="""-- A user with history is deactivated, never deleted: the log must go on naming somebody who can be found.
 --
@@ -471,6 +485,39 @@ $$""",
     )
 
     manager.add_function(
+        name="charthold.refuse_scope",
+        signature="(text)",
+        source="""-- Says why charthold.scope() does not believe a token.
+-- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
+--
+-- Threat: an oracle for the code of a token. So it tells more than that a code is wrong only of a token whose code is right.
+create function charthold.refuse_scope(token text) returns void
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if coalesce(token, '') = '' then
+        raise exception using errcode = 'CH001', message = 'no scope is open in this transaction';
+    end if;
+    perform from charthold.token_key as k
+    where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
+        and sha256(convert_to(left(token, 64), 'UTF8'))
+            = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, substr(token, 65)), 'UTF8'));
+    if not found then
+        raise exception using errcode = 'CH002', message = 'the scope is not signed by a current key';
+    end if;
+    if substr(token, 73, 10) <= extract(epoch from clock_timestamp())::text then
+        raise exception using errcode = 'CH003', message = 'the scope has expired';
+    end if;
+    if substr(token, 83, 10) not in ('0000000000', lpad(pg_backend_pid()::text, 10, '0')) then
+        raise exception using errcode = 'CH004', message = 'the scope belongs to another connection';
+    end if;
+    raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant';
+end
+$$""",
+    )
+
+    manager.add_function(
         name="charthold.refuse_stranger",
         source="""-- Refuses a change of a row that belongs to another tenant than the scope. Called where a tenant's id would stand.
 create function charthold.refuse_stranger() returns uuid
@@ -515,7 +562,7 @@ $$""",
 --
 -- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
 -- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them.
--- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
+-- Errors: those of charthold.refuse_scope().
 create function charthold.scope() returns text
     language plpgsql stable parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -524,9 +571,7 @@ declare
     token constant text := current_setting('charthold.scope', true);
     granted text := current_setting('charthold.granted', true);
     seal text;
-    signed boolean;
-    in_time boolean;
-    here boolean;
+    kept boolean;
 begin
     -- Worked out in this statement, a moment ago, for whom the token names?
     if left(granted, 89) = extract(epoch from statement_timestamp())::text || substr(token, 93, 72)
@@ -541,46 +586,29 @@ begin
     end if;
 
     -- One look-up for everything: each costs more than all that is computed. Nothing is cast, because what is not signed
-    -- may be anything. What the actor may do now: in a suspended or closed tenant admins and auditors read, nobody else
-    -- does anything.
-    select
-        sha256(convert_to(left(token, 64), 'UTF8')) = sha256(convert_to(encode(
-            sha256(k.outer_pad || sha256(k.inner_pad || convert_to(substr(token, 65), 'UTF8'))), 'hex'), 'UTF8')),
-        substr(token, 73, 10) > extract(epoch from clock_timestamp())::text,
-        substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0')),
-        extract(epoch from statement_timestamp())::text || substr(token, 93, 72)
-            || rpad(case when p.tenant_open then p.role when p.role in ('admin', 'auditor') then 'auditor' end, 9)
-            || rpad(case when p.facility_scope is null then substr(token, 93, 36) else '' end, 36)
-            || coalesce(p.facility_scope::text, '') || chr(31) || substr(token, 165)
-    into signed, in_time, here, granted
+    -- may be anything.
+    select extract(epoch from statement_timestamp())::text || p.standing || chr(31) || substr(token, 165)
+    into granted
     from charthold.token_key as k
-    left join charthold.principal as p
-        on (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
-    where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp());
+    join charthold.principal as p on (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
+    where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
+        and sha256(convert_to(left(token, 64), 'UTF8'))
+            = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, substr(token, 65)), 'UTF8'))
+        and substr(token, 73, 10) > extract(epoch from clock_timestamp())::text
+        and substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'));
+    if granted is null then
+        perform charthold.refuse_scope(token);
+    end if;
 
-    if signed and in_time and here and granted is not null then
-        seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
-        -- Nothing is remembered in a transaction that may write nothing, nor when the second is over.
-        signed := current_setting('transaction_read_only') = 'on'
-            or clock_timestamp() - statement_timestamp() > interval '1 second' or (
+    -- Nothing is remembered in a transaction that may write nothing, nor when the second is over.
+    seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
+    kept := current_setting('transaction_read_only') = 'on'
+        or clock_timestamp() - statement_timestamp() > interval '1 second' or (
             setval('charthold.granted_1', hashtextextended(seal, 1)) is not null
             and setval('charthold.granted_2', hashtextextended(seal, 2)) is not null
             and set_config('charthold.granted', granted, true) is not null
         );
-        return granted;
-    end if;
-    case
-        when token is null or token = '' then
-            raise exception using errcode = 'CH001', message = 'no scope is open in this transaction';
-        when signed is not true then
-            raise exception using errcode = 'CH002', message = 'the scope is not signed by a current key';
-        when in_time is not true then
-            raise exception using errcode = 'CH003', message = 'the scope has expired';
-        when here is not true then
-            raise exception using errcode = 'CH004', message = 'the scope belongs to another connection';
-        else
-            raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant';
-    end case;
+    return granted;
 end
 $$""",
         execute_to=("app_runtime", "app_auditor"),
@@ -626,8 +654,40 @@ begin
         || lpad((extract(epoch from clock_timestamp())::bigint + 60)::text, 10, '0')
         || lpad(pg_backend_pid()::text, 10, '0')
         || tenant || actor || chr(31) || chr(31) || reason;
-    return encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(payload, 'UTF8'))), 'hex') || payload;
+    return charthold.hmac(k.inner_pad, k.outer_pad, payload) || payload;
 end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.stand",
+        source="""-- Keeps in charthold.principal, ready, what charthold.scope() answers about a user.
+create function charthold.stand() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    new.standing := charthold.standing(new.tenant_id, new.user_id, new.role, new.facility_scope, new.tenant_open);
+    return new;
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.standing",
+        signature="(uuid, uuid, text, uuid[], boolean)",
+        source="""-- What charthold.scope() answers about a user: tenant (36) || user (36) || role (9) || the tenant again, or spaces for who is
+-- bound to facilities (36) || those facilities. In a suspended or closed tenant admins and auditors read, and nobody else
+-- does anything: null.
+create function charthold.standing(
+    tenant uuid, user_id uuid, role text, facility_scope uuid[], tenant_open boolean
+) returns text
+    language sql stable parallel safe
+as $$
+    select tenant::text || user_id::text
+        || pg_catalog.rpad(case when tenant_open then role when role in ('admin', 'auditor') then 'auditor' end, 9)
+        || pg_catalog.rpad(case when facility_scope is null then tenant::text else '' end, 36)
+        || coalesce(facility_scope::text, '')
 $$""",
     )
 

@@ -140,6 +140,27 @@ async def forwards():
         schema="charthold",
     )
 
+    manager.add_column(
+        table_class_name="Principal",
+        tablename="principal",
+        column_name="standing",
+        db_column_name="standing",
+        column_class_name="Text",
+        column_class=Text,
+        params={
+            "default": None,
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema="charthold",
+    )
+
     manager.add_primary_key(
         table="charthold.principal",
         name="principal_pkey",
@@ -151,6 +172,14 @@ async def forwards():
         name="principal_by_name",
         columns=('((tenant_id::text || user_id::text) collate "C")',),
         unique=True,
+    )
+
+    manager.add_trigger(
+        table="charthold.principal",
+        name="stand",
+        timing="before",
+        events=("insert", "update"),
+        function="charthold.stand",
     )
 
     manager.add_row_security(table="charthold.principal", forced=False)

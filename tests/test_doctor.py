@@ -370,10 +370,22 @@ async def test_an_open_tenant_without_an_admin_is_told(superuser, clinic):
     assert any(
         "1 user are locked" in f.evidence or "locked" in f.evidence for f in found.findings if f.check == "users"
     )
-    await superuser.execute(f"update app_user set status = 'active' {where}")
+    await superuser.execute(f"update app_user set status = 'active' {where}; set session_replication_role = origin")
     await superuser.execute(
         f"insert into charthold.principal (user_id, tenant_id, role, tenant_open) values ({user}, '{clinic.tenant}',"
         " 'admin', true)"
+    )
+    assert failures(await examine(["admins"])) == set()
+
+
+async def test_an_answer_about_a_user_that_is_not_what_the_row_says_is_told(superuser, clinic):
+    where = f"where user_id = '{clinic.billing}'"
+    await superuser.execute(
+        f"{AS_REPLICA} update charthold.principal set standing = replace(standing, 'billing', 'admin  ') {where}"
+    )
+    assert failures(await examine(["admins"])) == {("admins", "table charthold.principal")}
+    await superuser.execute(
+        f"set session_replication_role = origin; update charthold.principal set role = role {where}"
     )
     assert failures(await examine(["admins"])) == set()
 

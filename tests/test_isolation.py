@@ -958,10 +958,9 @@ async def test_the_same_attempts_find_the_hole_of_a_setting_that_is_believed_uns
     """Every published kit for row-level security trusts a setting. With such a ``scope()`` the judge must cry."""
     signed = (SQL / "scope.sql").read_text(encoding="utf-8").replace("create function", "create or replace function")
 
-    believed, changes = re.subn(
-        r"where k.id = [^;]*;|signed and (?=in_time)", lambda m: ";" * m[0].endswith(";"), signed
-    )
-    assert changes == 2, "scope.sql has changed: teach this test where the signature is checked"
+    # Any key will do, and no code is compared.
+    believed, changes = re.subn(r"k\.id = substr.*?'UTF8'\)\)\n *and (?=substr)", "", signed, flags=re.DOTALL)
+    assert changes == 1, "scope.sql has changed: teach this test where the signature is checked"
 
     name = f"Wing {populated[2]} 0"
     await judge.owner.execute(believed)

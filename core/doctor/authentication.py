@@ -22,7 +22,9 @@ select count(*) as rows from charthold.principal as p full join public.app_user 
 where ($1::uuid is null or coalesce(p.tenant_id, u.tenant_id) = $1) and (
     p.user_id is null and u.status = 'active'
     or p.user_id is not null and (
-        u.id is null or u.status <> 'active' or u.role <> p.role or u.facility_scope is distinct from p.facility_scope)
+        u.id is null or u.status <> 'active' or u.role <> p.role or u.facility_scope is distinct from p.facility_scope
+        or p.standing is distinct from
+            charthold.standing(p.tenant_id, p.user_id, p.role, p.facility_scope, p.tenant_open))
 )"""
 
 LOGINS = """select count(*) as records from public.user_action_audit_log

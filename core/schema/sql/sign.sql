@@ -17,6 +17,6 @@ begin
         || lpad((extract(epoch from clock_timestamp())::bigint + 60)::text, 10, '0')
         || lpad(pg_backend_pid()::text, 10, '0')
         || tenant || actor || chr(31) || chr(31) || reason;
-    return encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(payload, 'UTF8'))), 'hex') || payload;
+    return charthold.hmac(k.inner_pad, k.outer_pad, payload) || payload;
 end
 $$

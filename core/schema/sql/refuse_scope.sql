@@ -1,0 +1,28 @@
+-- Says why charthold.scope() does not believe a token.
+-- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
+--
+-- Threat: an oracle for the code of a token. So it tells more than that a code is wrong only of a token whose code is right.
+create function charthold.refuse_scope(token text) returns void
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if coalesce(token, '') = '' then
+        raise exception using errcode = 'CH001', message = 'no scope is open in this transaction';
+    end if;
+    perform from charthold.token_key as k
+    where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
+        and sha256(convert_to(left(token, 64), 'UTF8'))
+            = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, substr(token, 65)), 'UTF8'));
+    if not found then
+        raise exception using errcode = 'CH002', message = 'the scope is not signed by a current key';
+    end if;
+    if substr(token, 73, 10) <= extract(epoch from clock_timestamp())::text then
+        raise exception using errcode = 'CH003', message = 'the scope has expired';
+    end if;
+    if substr(token, 83, 10) not in ('0000000000', lpad(pg_backend_pid()::text, 10, '0')) then
+        raise exception using errcode = 'CH004', message = 'the scope belongs to another connection';
+    end if;
+    raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant';
+end
+$$
