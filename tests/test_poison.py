@@ -16,8 +16,9 @@ from piccolo.querystring import QueryString
 from piccolo.table import Table
 
 from core import ProtectedQueryError, ScopeError, find_tenant, transaction
-from core.engine import SESSION, ChartholdEngine
+from core.engine import ChartholdEngine
 from core.residue import is_one_statement, leaves_nothing
+from core.session import SESSION
 from core.tables import Client, Facility, Tenant
 from tests.conftest import Clinic
 

@@ -136,7 +136,7 @@ class Written:
     assignments: str
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4_096)
 def written_of(table: type[Table], names: tuple[str, ...]) -> Written:
     """Raises ``ProtectedQueryError`` for a column that is kept by Charthold."""
     columns = [table._meta.get_column_by_name(name) for name in names]
