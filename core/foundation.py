@@ -22,6 +22,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "find_tenant": ("find_tenant", "(text)", ("app_runtime",)),
     "follow_tenant": ("follow_tenant", "()", ()),
     "follow_user": ("follow_user", "()", ()),
+    "forget_scope": ("forget_scope", "()", ()),
     "hmac": ("hmac", "(bytea, bytea, text)", ()),
     "keep_history": ("keep_history", "()", ()),
     "npi_is_valid": ("npi_is_valid", "(text)", ("app_runtime",)),

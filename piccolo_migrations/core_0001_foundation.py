@@ -282,6 +282,21 @@ $$""",
     )
 
     manager.add_function(
+        name="charthold.forget_scope",
+        source="""-- Ends the scope that a definer function signed for itself, and what the session remembers of it: the answer is made of
+-- what its caller knows, and would be believed to the end of the statement.
+create function charthold.forget_scope() returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform set_config('charthold.scope', '', true), set_config('charthold.granted', '', true),
+        setval('charthold.granted_1', 0), setval('charthold.granted_2', 0);
+end
+$$""",
+    )
+
+    manager.add_function(
         name="charthold.hmac",
         signature="(bytea, bytea, text)",
         source="""-- HMAC-SHA-256 (RFC 2104), in hexadecimal digits, under a key that is given as its two padded blocks.
@@ -374,7 +389,11 @@ begin
     -- From here the trigger on app_user has made the principal an admin.
     insert into public.tenant_key (id, tenant_id, version, wrapped, kek, status)
     values (key_row, tenant, 1, wrapped_key, kek, 'current');
-    perform set_config('charthold.scope', '', true), set_config('charthold.granted', '', true);
+    perform charthold.forget_scope();
+exception when query_canceled or assert_failure or others then
+    -- What a session remembers is not undone with the rows.
+    perform charthold.forget_scope();
+    raise;
 end
 $$""",
         execute_to=("app_runtime",),
@@ -558,7 +577,8 @@ $$""",
 -- Threat: "charthold.granted" can be set by anybody too. What a session reads back from a sequence (currval) cannot: only
 -- this function's owner may write it. The answer begins with the moment at which the statement began, so it is good for
 -- this statement and no other; and for a second, so that a statement that runs for an hour does not outlive the lock of
--- its user or the end of its scope. It holds nothing of the token's code.
+-- its user or the end of its scope. It holds nothing of the token's code. Whoever knows an answer that was given in this
+-- statement can put it back; a function that signs for itself therefore ends with charthold.forget_scope().
 --
 -- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
 -- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them.
@@ -627,7 +647,7 @@ begin
     perform set_config('charthold.scope', charthold.sign(tenant, actor, reason), true);
     update public.tenant as t set status = new_status where t.id = set_tenant_status.tenant;
     -- The trigger on public.tenant has closed the principals again, if that is the new status.
-    perform set_config('charthold.scope', '', true), set_config('charthold.granted', '', true);
+    perform charthold.forget_scope();
 end
 $$""",
     )

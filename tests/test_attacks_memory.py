@@ -418,6 +418,24 @@ LEFT_BEHIND: dict[str, str] = {
         PROVISION, "perform set_config('charthold.scope', left(answer, 64), true);", USE
     ),
     "the answer, with one's own token": block(PROVISION, OWN, USE),
+    "the answer, made anew of what is known": block(
+        PROVISION,
+        "answer := extract(epoch from statement_timestamp())::text || 'NEW_TENANT' || 'NEW_ADMIN' || rpad('system', 9)"
+        " || 'NEW_TENANT' || chr(31) || chr(31) || chr(31) || 'provision';",
+        "perform set_config('charthold.granted', answer, true);",
+        "perform set_config('charthold.scope', repeat('0', 92) || 'NEW_TENANT' || 'NEW_ADMIN', true);",
+        USE,
+    ),
+    "the answer, made anew of what is known, after a failure": block(
+        "begin",
+        PROVISION.replace("charthold.uuid7(), 'x', 'x')", "charthold.uuid7(), null, 'x')"),
+        "exception when others then raise notice '%', sqlerrm; end;",
+        "answer := extract(epoch from statement_timestamp())::text || 'NEW_TENANT' || 'NEW_ADMIN' || rpad('system', 9)"
+        " || 'NEW_TENANT' || chr(31) || chr(31) || chr(31) || 'provision';",
+        "perform set_config('charthold.granted', answer, true);",
+        "perform set_config('charthold.scope', repeat('0', 92) || 'NEW_TENANT' || 'NEW_ADMIN', true);",
+        USE,
+    ),
     "the token": block(PROVISION, REBUILT, USE),
     "the answer, after a savepoint": block("begin", PROVISION, "raise notice '%', answer; end;", USE),
     "the answer, after a failure": block(

@@ -30,6 +30,10 @@ begin
     -- From here the trigger on app_user has made the principal an admin.
     insert into public.tenant_key (id, tenant_id, version, wrapped, kek, status)
     values (key_row, tenant, 1, wrapped_key, kek, 'current');
-    perform set_config('charthold.scope', '', true), set_config('charthold.granted', '', true);
+    perform charthold.forget_scope();
+exception when query_canceled or assert_failure or others then
+    -- What a session remembers is not undone with the rows.
+    perform charthold.forget_scope();
+    raise;
 end
 $$

@@ -10,7 +10,8 @@
 -- Threat: "charthold.granted" can be set by anybody too. What a session reads back from a sequence (currval) cannot: only
 -- this function's owner may write it. The answer begins with the moment at which the statement began, so it is good for
 -- this statement and no other; and for a second, so that a statement that runs for an hour does not outlive the lock of
--- its user or the end of its scope. It holds nothing of the token's code.
+-- its user or the end of its scope. It holds nothing of the token's code. Whoever knows an answer that was given in this
+-- statement can put it back; a function that signs for itself therefore ends with charthold.forget_scope().
 --
 -- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
 -- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them.

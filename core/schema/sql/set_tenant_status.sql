@@ -8,6 +8,6 @@ begin
     perform set_config('charthold.scope', charthold.sign(tenant, actor, reason), true);
     update public.tenant as t set status = new_status where t.id = set_tenant_status.tenant;
     -- The trigger on public.tenant has closed the principals again, if that is the new status.
-    perform set_config('charthold.scope', '', true), set_config('charthold.granted', '', true);
+    perform charthold.forget_scope();
 end
 $$
