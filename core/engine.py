@@ -30,7 +30,8 @@ from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
 from core.crypto.kms import development_key, provider_from_settings
 from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
 from core.explain import explain
-from core.plan import LATE, Plan, RawPlan, bind, needs_keys, open_rows
+from core.group_commit import LANES, LOCK_TIMEOUT, AgainError, GroupCommit
+from core.plan import LATE, Plan, RawPlan, Statement, bind, needs_keys, open_rows
 from core.pool import Link, Pool
 from core.residue import ends_a_transaction, leaves_nothing
 from core.scope import Scope, current_scope
@@ -60,7 +61,8 @@ class ChartholdEngine(PostgresEngine):
         self._keyring: Keyring | None = None
         self._token_key: TokenKey | None = None
         # Connections belong to an event loop, and the command line uses several in turn.
-        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool] = weakref.WeakKeyDictionary()
+        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Pool, GroupCommit | None]]
+        self._pools = weakref.WeakKeyDictionary()
         super().__init__(config={"database": embedded.DATABASE}, extensions=(), **kwargs)
 
     # Piccolo connects when the engine is made, which would start a server for `piccolo --help`.
@@ -90,12 +92,15 @@ class ChartholdEngine(PostgresEngine):
         self.database = database
         self._keyring = self._token_key = None
 
-    async def connect(self, *, owner: bool) -> asyncpg.Connection[Any]:
+    async def connect(self, *, owner: bool, lock_timeout: str | None = None) -> asyncpg.Connection[Any]:
         """A new connection, as the schema's owner or as the application's role."""
         arguments, configured = self._arguments(owner=owner), self.settings
         server = "the embedded server" if configured.embedded else "the server that DATABASE_URL names"
         return await begin_session(
-            arguments, role=None if owner else f"{configured.role_prefix}app_runtime", server=server
+            arguments,
+            role=None if owner else f"{configured.role_prefix}app_runtime",
+            server=server,
+            lock_timeout=lock_timeout,
         )
 
     async def get_new_connection(self) -> asyncpg.Connection[Any]:
@@ -103,15 +108,30 @@ class ChartholdEngine(PostgresEngine):
         return await self.connect(owner=owner_mode.get())
 
     def _pool(self) -> Pool:
+        return self._here()[0]
+
+    def _here(self) -> tuple[Pool, GroupCommit | None]:
+        """Connections of this event loop, and its lanes unless it has too few connections for any."""
         loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is None:
-            pool = self._pools[loop] = Pool(
-                functools.partial(self.connect, owner=False),
-                size=self.settings.pool_size,
-                seconds=self.settings.pool_seconds,
+        found = self._pools.get(loop)
+        if found is None:
+            size, seconds = self.settings.pool_size, self.settings.pool_seconds
+            lanes = min(LANES, size // 4)
+            found = (
+                Pool(functools.partial(self.connect, owner=False), size=size - lanes, seconds=seconds),
+                GroupCommit(
+                    Pool(
+                        functools.partial(self.connect, owner=False, lock_timeout=LOCK_TIMEOUT),
+                        size=lanes,
+                        seconds=seconds,
+                    ),
+                    self._token,
+                )
+                if lanes
+                else None,
             )
-        return pool
+            self._pools[loop] = found
+        return found
 
     async def acquire(self) -> Link:
         """A connection for a transaction."""
@@ -128,8 +148,11 @@ class ChartholdEngine(PostgresEngine):
 
     async def close_connection_pool(self) -> None:
         """Close this event loop's connections."""
-        if (pool := self._pools.pop(asyncio.get_running_loop(), None)) is not None:
+        if (found := self._pools.pop(asyncio.get_running_loop(), None)) is not None:
+            pool, lanes = found
             await pool.close()
+            if lanes is not None:
+                await lanes.close()
 
     async def start_connection_pool(self, **_: Any) -> None:
         """Nothing to do: connections are opened as they are needed and kept."""
@@ -210,10 +233,7 @@ class ChartholdEngine(PostgresEngine):
             # The commit is not only the read's, so it waits for the disk.
             rows = await self._send(link, scope, statement.gated, bound, counted=statement.counted)
         else:
-            sql = statement.gated if self.settings.durable_reads else statement.relaxed
-            async with self._pool().lease() as link:
-                link.dirty |= not statement.trusted
-                rows = await self._send(link, scope, sql, bound, counted=statement.counted)
+            rows = await self._send_alone(statement, scope, bound)
         if not plan.returns:
             if statement.counted:
                 _all_of(plan, rows)
@@ -227,6 +247,23 @@ class ChartholdEngine(PostgresEngine):
         except MissingKeyError as missing:
             # Another process rotated the tenant's key a moment ago.
             return open_rows(plan, rows, await self.keys_of(scope, missing.version))
+
+    async def _send_alone(self, statement: Statement, scope: Scope, bound: Sequence[Any]) -> Any:
+        """Send a statement that is a transaction of its own: by itself, or with those of other requests."""
+        durable = self.settings.durable_reads
+        sql, grouped = (statement.gated if durable else statement.relaxed), statement.grouped[0 if durable else 1]
+
+        async def alone(link: Link) -> Any:
+            link.dirty |= not statement.trusted
+            return await self._send(link, scope, sql, bound, counted=statement.counted)
+
+        pool, lanes = self._here()
+        if grouped and lanes is not None:
+            with contextlib.suppress(AgainError):
+                rows = await lanes.run(alone, grouped, scope, bound)
+                return len(rows) if statement.counted and isinstance(rows, list) else rows
+        async with pool.lease() as link:
+            return await alone(link)
 
     async def _run_in_turn(self, plan: Plan, more: Iterable[Plan]) -> list[dict[str, Any]]:
         """Run plans that return nothing, all or none. While one is on the wire, the next is made and sealed."""
@@ -279,9 +316,12 @@ class ChartholdEngine(PostgresEngine):
         except asyncpg.PostgresError as error:
             raise explain(error) from None
 
+    def _token(self, scope: Scope, link: Link) -> str:
+        return scope.token(self.token_key, link.backend)
+
     async def set_scope(self, link: Link, scope: Scope) -> None:
         """Set the context for the rest of the link's transaction."""
-        token = scope.token(self.token_key, link.backend)
+        token = self._token(scope, link)
         await link.connection.fetchval("select pg_catalog.set_config('charthold.scope', $1, true)", token)
 
     async def record_again(self, link: Link, scope: Scope, shown: Sequence[Shown]) -> None:
@@ -318,7 +358,7 @@ class ChartholdEngine(PostgresEngine):
         self, link: Link, scope: Scope, sql: str, arguments: Sequence[Any], *, counted: bool = False
     ) -> Any:
         """The rows of a statement; of one that is counted, how many it wrote: its tag says "INSERT 0 1"."""
-        token = scope.token(self.token_key, link.backend)
+        token = self._token(scope, link)
         try:
             if counted:
                 return int((await link.connection.execute(sql, *arguments, token)).rpartition(" ")[2])

@@ -106,7 +106,8 @@ class Statement:
     """What a plan compiles to, without its arguments: the same for every query of the same shape, so it is kept.
 
     ``template`` is the SQL as Piccolo writes it, for use inside another query; ``gated`` is what is sent;
-    ``relaxed`` is the same for a read by itself whose records need not be on disk before it is answered.
+    ``relaxed`` is the same for a read by itself whose records need not be on disk before it is answered; ``grouped``
+    are these two as they are sent with those of other requests, or empty (``core.group_commit``).
     ``outputs``: how many of the columns that come back are the caller's; the ids behind them are ours.
     ``returns``: False for a statement without rows, such as an update without RETURNING; ``counted``: an INSERT whose
     tag says how many rows it wrote.
@@ -118,6 +119,7 @@ class Statement:
     sql: str
     gated: str
     relaxed: str
+    grouped: tuple[str, str]
     opened: tuple[Opened, ...]
     outputs: int | None
     returns: bool
@@ -129,7 +131,18 @@ class Statement:
 class Plan(QueryString):
     """A statement of ours with its arguments, as a QueryString of Piccolo's."""
 
-    __slots__ = ("_statement", "answer", "counted", "keep", "looked_at", "more", "opened", "outputs", "returns")
+    __slots__ = (
+        "_statement",
+        "answer",
+        "counted",
+        "keep",
+        "looked_at",
+        "more",
+        "opened",
+        "outputs",
+        "returns",
+        "single",
+    )
 
     def __init__(
         self,
@@ -152,6 +165,8 @@ class Plan(QueryString):
         self.returns = returns
         # Whether it is an INSERT .. SELECT whose rows are counted.
         self.counted = counted
+        # Whether it is about one row at most, and no person wrote any of it.
+        self.single = False
         # What a statement without rows answers.
         self.answer: list[dict[str, Any]] = []
         # What belongs to it and is made when it is its turn: all of it is run, or none.
@@ -173,6 +188,7 @@ class Plan(QueryString):
         plan.outputs = statement.outputs
         plan.returns = statement.returns
         plan.counted = statement.counted
+        plan.single = bool(statement.grouped[0])
         plan.keep = None
         plan.answer = []
         plan.more = None
@@ -198,6 +214,7 @@ class Plan(QueryString):
                 sql=sql,
                 gated=self._gated(sql, len(arguments)),
                 relaxed=self._gated(sql, len(arguments), relaxed=True),
+                grouped=self._grouped(sql, len(arguments)) if self.single and trusted else ("", ""),
                 opened=self.opened,
                 outputs=self.outputs,
                 returns=self.returns,
@@ -207,7 +224,11 @@ class Plan(QueryString):
             )
         return self._statement, arguments
 
-    def _gated(self, sql: str, arguments: int, *, relaxed: bool = False) -> str:
+    def _grouped(self, sql: str, arguments: int) -> tuple[str, str]:
+        member = f"${arguments + 2}::int4 as charthold_member"
+        return self._gated(sql, arguments, member=member), self._gated(sql, arguments, relaxed=True, member=member)
+
+    def _gated(self, sql: str, arguments: int, *, relaxed: bool = False, member: str = "") -> str:
         """The statement inside its gate.
 
         The gate is a one-time filter, which runs before the first row is looked for. Should a planner ever run it too
@@ -217,6 +238,8 @@ class Plan(QueryString):
         The line break ends a comment that a fragment may have begun.
 
         What is shown is recorded by the same statement: when the record fails, nothing is shown.
+
+        ``member``: what each row says about whose it is.
         """
         gate = f"(select pg_catalog.set_config('charthold.scope', ${arguments + 1}, true)) is not null"
         if not self.returns:
@@ -225,10 +248,10 @@ class Plan(QueryString):
                 return f"with r as ({sql}\n returning 1) select count(*) from r where {gate} having {self._look()}"
             if self.counted:
                 # INSERT .. SELECT: policies look at the rows that the select made, which is when the context is set.
-                return f"{sql}\n where {gate}"
+                return f"{sql}\n where {gate}" + (f" returning {member}" if member else "")
             # Nobody refers to r, so it runs behind the outer statement, when the context is set; it would run if the
             # gate were shut too, but set_config() is never null.
-            return f"with r as ({sql}\n) select 1 where {gate}"
+            return f"with r as ({sql}\n) select {member or '1'} where {gate}"
         materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
         records = "".join(
             f" and (select charthold.record_read('{opened.table}', (select array_agg(r.\"{opened.row_alias}\") from r),"
@@ -239,7 +262,8 @@ class Plan(QueryString):
             records += f" and {self._look()}"
         if relaxed and materialized and records and answers_only(sql):
             records = " and (select pg_catalog.set_config('synchronous_commit', 'off', true)) is not null" + records
-        return f"with r as{materialized} ({sql}\n) select * from r where {gate}{records}"
+        shown = f"*, {member}" if member else "*"
+        return f"with r as{materialized} ({sql}\n) select {shown} from r where {gate}{records}"
 
     def _look(self) -> str:
         return (

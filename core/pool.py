@@ -65,15 +65,15 @@ class Pool:
         self._idle: list[Link] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._open = 0
-        self._size = size
-        self._seconds = seconds
+        self.size = size
+        self.seconds = seconds
         self._closed = False
 
     async def acquire(self) -> Link:
         """A connection in no transaction. Raises ``PoolExhaustedError`` after the time-out."""
-        deadline = asyncio.get_running_loop().time() + self._seconds
+        deadline = asyncio.get_running_loop().time() + self.seconds
         while (link := self._warm()) is None:
-            if self._open < self._size:
+            if self._open < self.size:
                 return await self._new()
             await self._wait(deadline)
         return link
@@ -89,7 +89,7 @@ class Pool:
         """
         link = self._warm()
         if link is None:
-            over = self._open >= self._size
+            over = self._open >= self.size
             link = await self._new()
             link.dirty = over
         return link
@@ -140,7 +140,7 @@ class Pool:
                 self._wake()  # woken and given up at once: the turn goes to the next in line
             if isinstance(error, TimeoutError):
                 raise PoolExhaustedError(
-                    f"All {self._size} connections were busy for {self._seconds:g} seconds. Raise "
+                    f"All {self.size} connections were busy for {self.seconds:g} seconds. Raise "
                     "CHARTHOLD_POOL_SIZE, shorten the transactions, or let fewer requests in."
                 ) from None
             raise

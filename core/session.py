@@ -51,8 +51,12 @@ class Connection(asyncpg.Connection):
         return said
 
 
-async def begin_session(arguments: Mapping[str, Any], *, role: str | None, server: str) -> asyncpg.Connection[Any]:
+async def begin_session(
+    arguments: Mapping[str, Any], *, role: str | None, server: str, lock_timeout: str | None = None
+) -> asyncpg.Connection[Any]:
     """Connect, and act as ``role``; as the schema's owner when it is None. ``server`` names the server in errors.
+
+    ``lock_timeout``: how long statements of this session wait for a lock; the server's own when it is None.
 
     Threat: policies look on while a superuser, an owner or a BYPASSRLS role works. Such a connection is refused.
     """
@@ -63,8 +67,9 @@ async def begin_session(arguments: Mapping[str, Any], *, role: str | None, serve
                 **arguments, server_settings={"search_path": "public, pg_catalog", "timezone": "UTC"}
             )
             return owned
+        patience = {"lock_timeout": lock_timeout} if lock_timeout else {}
         connection: asyncpg.Connection[Any] = await asyncpg.connect(
-            **arguments, server_settings={**SESSION, "role": role}, connection_class=Connection
+            **arguments, server_settings={**SESSION, **patience, "role": role}, connection_class=Connection
         )
     except asyncpg.InvalidParameterValueError:
         raise ConfigurationError(f"The role {role} does not exist yet. Run: piccolo migrations forwards core") from None

@@ -30,7 +30,7 @@ from core.errors import ProtectedQueryError
 from core.plan import Opened, Plan, RawPlan, row_alias
 from core.queries.quiet import Kept, QuietCreate, QuietGetOrCreate, QuietJSON, QuietList
 from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
-from core.queries.where import Approximate, approximate, exact, pin, refuse_encrypted
+from core.queries.where import Approximate, approximate, exact, pin, pinned_id, refuse_encrypted
 from core.schema import Index
 
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
@@ -61,7 +61,11 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
             shape = self._shape(where, arguments)
         except NO_SHAPE:
             return [self._compile(where)]
-        return [SHAPES.find(shape, arguments) or SHAPES.keep(shape, self._compile(where), arguments)]
+        plan = SHAPES.find(shape, arguments)
+        if plan is None:
+            single = pinned_id(self.table, where) is not None
+            plan = SHAPES.keep(shape, self._compile(where), arguments, single=single)
+        return [plan]
 
     def _shape(self, where: Combinable, arguments: list[Any]) -> Hashable:
         """What tells this query from others that compile to other SQL."""
@@ -182,7 +186,8 @@ class TenantObjects(Kept, Objects):  # type: ignore[type-arg]
         if plan is None:
             select = self._select()
             select.columns(*self.table.all_columns())
-            plan = SHAPES.keep(shape, select._compile(where), arguments)
+            single = pinned_id(self.table, where) is not None
+            plan = SHAPES.keep(shape, select._compile(where), arguments, single=single)
         return [plan]
 
     def _select(self) -> TenantSelect:

@@ -41,8 +41,12 @@ class Shapes:
         statement = self._kept.get(shape)
         return None if statement is None else Plan.of(statement, arguments)
 
-    def keep(self, shape: Hashable, plan: Plan, arguments: Sequence[Any]) -> Plan:
-        """Keep what the plan compiles to, if Piccolo's arguments are those that we found: then our order is right."""
+    def keep(self, shape: Hashable, plan: Plan, arguments: Sequence[Any], *, single: bool = False) -> Plan:
+        """Keep what the plan compiles to, if Piccolo's arguments are those that we found: then our order is right.
+
+        ``single``: it is about one row at most.
+        """
+        plan.single = single and not plan.looked_at
         statement, theirs = plan.compiled()
         if len(theirs) == len(arguments) and all(a is b for a, b in zip(theirs, arguments, strict=True)):
             if len(self._kept) >= MOST:

@@ -76,9 +76,11 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
             shape = (self.table, "insert", len(rows) == 1, returning_shape(returning))
         except NO_SHAPE:
             return returning_plan(QueryString(template, *arguments), returning, counted=True)
-        return SHAPES.find(shape, arguments) or SHAPES.keep(
-            shape, returning_plan(QueryString(template, *arguments), returning, counted=True), arguments
-        )
+        plan = SHAPES.find(shape, arguments)
+        if plan is None:
+            plan = returning_plan(QueryString(template, *arguments), returning, counted=True)
+            SHAPES.keep(shape, plan, arguments, single=len(rows) == 1)
+        return plan
 
     def _conflict(self) -> QueryString | None:
         items = self.on_conflict_delegate._on_conflict.on_conflict_items
@@ -193,7 +195,11 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             shape = (self.table, "update", names, where_shape(where, bound), self._returning_shape)
         except NO_SHAPE:
             return [self._plan(written.assignments, arguments)]
-        return [SHAPES.find(shape, bound) or SHAPES.keep(shape, self._plan(written.assignments, arguments), bound)]
+        plan = SHAPES.find(shape, bound)
+        if plan is None:
+            plan = self._plan(written.assignments, arguments)
+            SHAPES.keep(shape, plan, bound, single=row_id is not None)
+        return [plan]
 
     @property
     def _returning_shape(self) -> Hashable:
@@ -312,7 +318,11 @@ class TenantDelete(Kept, Delete):
             shape = (self.table, "delete", where_shape(where, arguments), returning)
         except NO_SHAPE:
             return [self._compile(where)]
-        return [SHAPES.find(shape, arguments) or SHAPES.keep(shape, self._compile(where), arguments)]
+        plan = SHAPES.find(shape, arguments)
+        if plan is None:
+            single = pinned_id(self.table, where) is not None
+            plan = SHAPES.keep(shape, self._compile(where), arguments, single=single)
+        return [plan]
 
     def _compile(self, where: Combinable) -> Plan:
         table = self.table._meta.get_formatted_tablename()
