@@ -23,7 +23,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "follow_tenant": ("follow_tenant", "()", ()),
     "follow_user": ("follow_user", "()", ()),
     "forget_scope": ("forget_scope", "()", ()),
-    "hmac": ("hmac", "(bytea, bytea, text)", ()),
+    "hmac": ("hmac", "(bytea, bytea, bytea)", ()),
     "keep_history": ("keep_history", "()", ()),
     "npi_is_valid": ("npi_is_valid", "(text)", ("app_runtime",)),
     "provision_tenant": (

@@ -298,14 +298,14 @@ $$""",
 
     manager.add_function(
         name="charthold.hmac",
-        signature="(bytea, bytea, text)",
+        signature="(bytea, bytea, bytea)",
         source="""-- HMAC-SHA-256 (RFC 2104), in hexadecimal digits, under a key that is given as its two padded blocks.
 -- Every name is qualified instead of pinning search_path, so that the planner inlines it.
-create function charthold.hmac(inner_pad bytea, outer_pad bytea, message text) returns text
+create function charthold.hmac(inner_pad bytea, outer_pad bytea, message bytea) returns text
     language sql stable parallel safe
 as $$
     select pg_catalog.encode(pg_catalog.sha256(outer_pad operator(pg_catalog.||) pg_catalog.sha256(
-        inner_pad operator(pg_catalog.||) pg_catalog.convert_to(message, 'UTF8')
+        inner_pad operator(pg_catalog.||) message
     )), 'hex')
 $$""",
     )
@@ -431,9 +431,9 @@ begin
     values (
         made, substr(s, 18, 36)::uuid, substr(s, 54, 36)::uuid, action, about_table, about_record,
         old_values, new_values,
-        nullif(split_part(substr(s, 135), chr(31), 2), ''),
-        nullif(split_part(substr(s, 135), chr(31), 3), '')::inet,
-        split_part(substr(s, 135), chr(31), 4)
+        nullif(split_part(s, chr(31), 2), ''),
+        nullif(split_part(s, chr(31), 3), '')::inet,
+        split_part(s, chr(31), 4)
     );
     return made;
 end
@@ -473,9 +473,9 @@ begin
         select
             substr(s, 18, 36)::uuid as tenant,
             substr(s, 54, 36)::uuid as actor,
-            nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
-            nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
-            split_part(substr(s, 135), chr(31), 4) as why,
+            nullif(split_part(s, chr(31), 2), '') as request,
+            nullif(split_part(s, chr(31), 3), '')::inet as source,
+            split_part(s, chr(31), 4) as why,
             pg_current_xact_id()::text::bigint as xid,
             -- One dimension, counted from 1, as the canonical form has it.
             string_to_array(array_to_string(opened, ','), ',') as columns,
@@ -521,7 +521,7 @@ begin
     perform from charthold.token_key as k
     where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
         and sha256(convert_to(left(token, 64), 'UTF8'))
-            = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, substr(token, 65)), 'UTF8'));
+            = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, convert_to(substr(token, 65), 'UTF8')), 'UTF8'));
     if not found then
         raise exception using errcode = 'CH002', message = 'the scope is not signed by a current key';
     end if;
@@ -588,7 +588,8 @@ create function charthold.scope() returns text
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    token constant text := current_setting('charthold.scope', true);
+    -- As bytes, of which the n-th is found at once; of text in UTF-8 it is counted for.
+    token constant bytea := convert_to(current_setting('charthold.scope', true), 'UTF8');
     granted text := current_setting('charthold.granted', true);
     seal text;
     kept boolean;
@@ -596,7 +597,7 @@ begin
     -- Worked out in this statement, a moment ago, for whom the token names? An expression behind the first IF is prepared
     -- only where it is reached.
     if granted <> '' then
-        if left(granted, 89) = extract(epoch from statement_timestamp())::text || substr(token, 93, 72)
+        if left(granted, 89) = extract(epoch from statement_timestamp())::text || encode(substr(token, 93, 72), 'escape')
             and clock_timestamp() - statement_timestamp() between interval '0' and interval '1 second'
         then
             seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
@@ -610,17 +611,19 @@ begin
 
     -- One look-up for everything: each costs more than all that is computed. Nothing is cast, because what is not signed
     -- may be anything.
-    select extract(epoch from statement_timestamp())::text || p.standing || chr(31) || substr(token, 165)
+    select extract(epoch from statement_timestamp())::text || p.standing || chr(31)
+        || convert_from(substr(token, 165), 'UTF8')
     into granted
     from charthold.token_key as k
-    join charthold.principal as p on (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
-    where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
-        and sha256(convert_to(left(token, 64), 'UTF8'))
+    join charthold.principal as p
+        on (p.tenant_id::text || p.user_id::text) collate "C" = encode(substr(token, 93, 72), 'escape')
+    where k.id = encode(substr(token, 65, 8), 'escape') and (k.retired_at is null or k.retired_at > clock_timestamp())
+        and sha256(substr(token, 1, 64))
             = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, substr(token, 65)), 'UTF8'))
-        and substr(token, 73, 10) > extract(epoch from clock_timestamp())::text
-        and substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'));
+        and encode(substr(token, 73, 10), 'escape') > extract(epoch from clock_timestamp())::text
+        and encode(substr(token, 83, 10), 'escape') in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'));
     if granted is null then
-        perform charthold.refuse_scope(token);
+        perform charthold.refuse_scope(current_setting('charthold.scope', true));
     end if;
 
     -- Nothing is remembered in a transaction that may write nothing.
@@ -676,7 +679,7 @@ begin
         || lpad((extract(epoch from clock_timestamp())::bigint + 60)::text, 10, '0')
         || lpad(pg_backend_pid()::text, 10, '0')
         || tenant || actor || chr(31) || chr(31) || reason;
-    return charthold.hmac(k.inner_pad, k.outer_pad, payload) || payload;
+    return charthold.hmac(k.inner_pad, k.outer_pad, convert_to(payload, 'UTF8')) || payload;
 end
 $$""",
     )

@@ -256,9 +256,9 @@ begin
             who.actor, who.request, who.source, who.why, who.xid
         from (
             select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
-                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+                nullif(split_part(s, chr(31), 2), '') as request,
+                nullif(split_part(s, chr(31), 3), '')::inet as source,
+                split_part(s, chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
             offset 0
         ) as who, new_rows as r;
     elsif tg_op = 'DELETE' then
@@ -269,9 +269,9 @@ begin
             who.actor, who.request, who.source, who.why, who.xid
         from (
             select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
-                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+                nullif(split_part(s, chr(31), 2), '') as request,
+                nullif(split_part(s, chr(31), 3), '')::inet as source,
+                split_part(s, chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
             offset 0
         ) as who, old_rows as r;
     else
@@ -322,8 +322,8 @@ begin
         values (
             new."id", 'update', 'tenant', new.id,
             before, after, changed,
-            substr(s, 54, 36)::uuid, nullif(split_part(substr(s, 135), chr(31), 2), ''),
-            nullif(split_part(substr(s, 135), chr(31), 3), '')::inet, split_part(substr(s, 135), chr(31), 4),
+            substr(s, 54, 36)::uuid, nullif(split_part(s, chr(31), 2), ''),
+            nullif(split_part(s, chr(31), 3), '')::inet, split_part(s, chr(31), 4),
             pg_current_xact_id()::text::bigint
         );
     end if;

@@ -355,9 +355,9 @@ begin
             who.actor, who.request, who.source, who.why, who.xid
         from (
             select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
-                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+                nullif(split_part(s, chr(31), 2), '') as request,
+                nullif(split_part(s, chr(31), 3), '')::inet as source,
+                split_part(s, chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
             offset 0
         ) as who, new_rows as r;
     elsif tg_op = 'DELETE' then
@@ -368,9 +368,9 @@ begin
             who.actor, who.request, who.source, who.why, who.xid
         from (
             select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
-                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+                nullif(split_part(s, chr(31), 2), '') as request,
+                nullif(split_part(s, chr(31), 3), '')::inet as source,
+                split_part(s, chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
             offset 0
         ) as who, old_rows as r;
     else
@@ -436,8 +436,8 @@ begin
         values (
             case when new."tenant_id" = substr(s, 18, 36)::uuid then new."tenant_id" else charthold.refuse_stranger() end, 'update', 'app_user', new.id,
             before, after, changed,
-            substr(s, 54, 36)::uuid, nullif(split_part(substr(s, 135), chr(31), 2), ''),
-            nullif(split_part(substr(s, 135), chr(31), 3), '')::inet, split_part(substr(s, 135), chr(31), 4),
+            substr(s, 54, 36)::uuid, nullif(split_part(s, chr(31), 2), ''),
+            nullif(split_part(s, chr(31), 3), '')::inet, split_part(s, chr(31), 4),
             pg_current_xact_id()::text::bigint
         );
     end if;

@@ -21,15 +21,15 @@ __all__ = ["capture_function", "capture_triggers"]
 # Who, in which request, from where, why and in which transaction: out of what charthold.scope() returned. It stands in
 # the INSERT, not in variables: each expression of a function is prepared anew in each transaction.
 WHO_COLUMNS = "user_id, request_id, source_ip, reason, transaction_id"
-WHO = """substr(s, 54, 36)::uuid, nullif(split_part(substr(s, 135), chr(31), 2), ''),
-            nullif(split_part(substr(s, 135), chr(31), 3), '')::inet, split_part(substr(s, 135), chr(31), 4),
+WHO = """substr(s, 54, 36)::uuid, nullif(split_part(s, chr(31), 2), ''),
+            nullif(split_part(s, chr(31), 3), '')::inet, split_part(s, chr(31), 4),
             pg_current_xact_id()::text::bigint"""
 # The same, once a statement and not once a row.
 WHO_ONCE = """(
             select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
-                nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
-                nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
-                split_part(substr(s, 135), chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
+                nullif(split_part(s, chr(31), 2), '') as request,
+                nullif(split_part(s, chr(31), 3), '')::inet as source,
+                split_part(s, chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
             offset 0
         ) as who"""
 

@@ -27,9 +27,9 @@ begin
     values (
         made, substr(s, 18, 36)::uuid, substr(s, 54, 36)::uuid, action, about_table, about_record,
         old_values, new_values,
-        nullif(split_part(substr(s, 135), chr(31), 2), ''),
-        nullif(split_part(substr(s, 135), chr(31), 3), '')::inet,
-        split_part(substr(s, 135), chr(31), 4)
+        nullif(split_part(s, chr(31), 2), ''),
+        nullif(split_part(s, chr(31), 3), '')::inet,
+        split_part(s, chr(31), 4)
     );
     return made;
 end

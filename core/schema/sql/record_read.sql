@@ -27,9 +27,9 @@ begin
         select
             substr(s, 18, 36)::uuid as tenant,
             substr(s, 54, 36)::uuid as actor,
-            nullif(split_part(substr(s, 135), chr(31), 2), '') as request,
-            nullif(split_part(substr(s, 135), chr(31), 3), '')::inet as source,
-            split_part(substr(s, 135), chr(31), 4) as why,
+            nullif(split_part(s, chr(31), 2), '') as request,
+            nullif(split_part(s, chr(31), 3), '')::inet as source,
+            split_part(s, chr(31), 4) as why,
             pg_current_xact_id()::text::bigint as xid,
             -- One dimension, counted from 1, as the canonical form has it.
             string_to_array(array_to_string(opened, ','), ',') as columns,

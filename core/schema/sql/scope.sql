@@ -21,7 +21,8 @@ create function charthold.scope() returns text
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    token constant text := current_setting('charthold.scope', true);
+    -- As bytes, of which the n-th is found at once; of text in UTF-8 it is counted for.
+    token constant bytea := convert_to(current_setting('charthold.scope', true), 'UTF8');
     granted text := current_setting('charthold.granted', true);
     seal text;
     kept boolean;
@@ -29,7 +30,7 @@ begin
     -- Worked out in this statement, a moment ago, for whom the token names? An expression behind the first IF is prepared
     -- only where it is reached.
     if granted <> '' then
-        if left(granted, 89) = extract(epoch from statement_timestamp())::text || substr(token, 93, 72)
+        if left(granted, 89) = extract(epoch from statement_timestamp())::text || encode(substr(token, 93, 72), 'escape')
             and clock_timestamp() - statement_timestamp() between interval '0' and interval '1 second'
         then
             seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
@@ -43,17 +44,19 @@ begin
 
     -- One look-up for everything: each costs more than all that is computed. Nothing is cast, because what is not signed
     -- may be anything.
-    select extract(epoch from statement_timestamp())::text || p.standing || chr(31) || substr(token, 165)
+    select extract(epoch from statement_timestamp())::text || p.standing || chr(31)
+        || convert_from(substr(token, 165), 'UTF8')
     into granted
     from charthold.token_key as k
-    join charthold.principal as p on (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
-    where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
-        and sha256(convert_to(left(token, 64), 'UTF8'))
+    join charthold.principal as p
+        on (p.tenant_id::text || p.user_id::text) collate "C" = encode(substr(token, 93, 72), 'escape')
+    where k.id = encode(substr(token, 65, 8), 'escape') and (k.retired_at is null or k.retired_at > clock_timestamp())
+        and sha256(substr(token, 1, 64))
             = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, substr(token, 65)), 'UTF8'))
-        and substr(token, 73, 10) > extract(epoch from clock_timestamp())::text
-        and substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'));
+        and encode(substr(token, 73, 10), 'escape') > extract(epoch from clock_timestamp())::text
+        and encode(substr(token, 83, 10), 'escape') in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'));
     if granted is null then
-        perform charthold.refuse_scope(token);
+        perform charthold.refuse_scope(current_setting('charthold.scope', true));
     end if;
 
     -- Nothing is remembered in a transaction that may write nothing.

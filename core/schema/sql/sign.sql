@@ -17,6 +17,6 @@ begin
         || lpad((extract(epoch from clock_timestamp())::bigint + 60)::text, 10, '0')
         || lpad(pg_backend_pid()::text, 10, '0')
         || tenant || actor || chr(31) || chr(31) || reason;
-    return charthold.hmac(k.inner_pad, k.outer_pad, payload) || payload;
+    return charthold.hmac(k.inner_pad, k.outer_pad, convert_to(payload, 'UTF8')) || payload;
 end
 $$
