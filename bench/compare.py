@@ -4,7 +4,7 @@
         [--json=FILE] [--chart=FILE.svg]
 
 Raw asyncpg and plain Piccolo protect nothing: no tenants, no encryption, no audit. Charthold does all of it, reads
-recorded durably; with ``--relaxed`` it runs once more with CHARTHOLD_READ_RECORDS=relaxed. Rounds are interleaved, so
+recorded durably, each of the 16 workers as another user; with ``--relaxed`` it runs once more with CHARTHOLD_READ_RECORDS=relaxed. Rounds are interleaved, so
 that a machine that slows down slows all of them. What counts is the ratio of medians to plain Piccolo.
 """
 
@@ -18,6 +18,7 @@ import os
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -35,12 +36,13 @@ from bench.server import Disk, facts, migrated, run
 from core import embedded, provision_tenant, scope
 from core.ids import uuid7
 from core.settings import settings
-from core.tables import Client, Facility
+from core.tables import Client, Facility, User
 from piccolo_conf import DB
 
 Operation = Callable[[], Awaitable[Any]]
 PHI = ("first_name", "last_name", "date_of_birth", "ssn", "mrn", "email", "phone", "address")
 WORKERS = 16
+ADMIN = WORKERS  # who does one thing after the other, and may delete
 POOL = 10  # connections: what each of the three opens when nobody says otherwise
 RAW, PLAIN, OURS, RELAXED = "raw asyncpg", "plain Piccolo", "Charthold", "Charthold, relaxed reads"
 
@@ -133,6 +135,8 @@ class Subject:
 
     name: str
     operations: dict[str, Operation]
+    # Who acts, by number; nobody where nothing asks.
+    acting: Callable[[int], AbstractAsyncContextManager[Any]] = lambda _: nullcontext()
 
     def begin(self) -> None:
         """Charthold's two are one program under two settings."""
@@ -146,6 +150,7 @@ class Data:
 
     tenant: UUID
     admin: UUID
+    staff: list[UUID]
     site: UUID
     protected: list[UUID]
     unprotected: list[UUID]
@@ -163,6 +168,11 @@ async def prepare(tenants: int, clients: int, plain: Any, pool: asyncpg.Pool) ->
         async with scope(tenant=tenant, actor=clinic.admin_id, reason="bench"):
             site = Facility(name="Main street")
             await site.save()
+            staff = [
+                User(email=f"{n}@b.example", full_name=f"Worker {n}", role="clinician", status="active")
+                for n in range(WORKERS)
+            ]
+            await User.insert(*staff)
             for start in range(0, clients, 1_000):
                 numbers = range(start, min(start + 1_000, clients))
                 ours = [Client(facility_id=site.id, address={"city": "Boston"}, **values(n)) for n in numbers]
@@ -181,7 +191,7 @@ async def prepare(tenants: int, clients: int, plain: Any, pool: asyncpg.Pool) ->
     await pool.execute("vacuum analyze")
     # What a server that runs for long has behind it: a checkpoint, and WAL segments that are used again, not made anew.
     await pool.execute("checkpoint")
-    return Data(tenant, clinic.admin_id, site.id, protected, unprotected)
+    return Data(tenant, clinic.admin_id, [user.id for user in staff], site.id, protected, unprotected)
 
 
 def raw_asyncpg(data: Data, rows: Rows, pool: asyncpg.Pool) -> dict[str, Operation]:
@@ -240,7 +250,7 @@ def plain_piccolo(data: Data, rows: Rows, plain: Any) -> dict[str, Operation]:
 
 
 def charthold(data: Data, rows: Rows) -> dict[str, Operation]:
-    """Charthold, in an open scope."""
+    """Charthold, in the scope of whoever acts."""
 
     def new(number: int) -> Client:
         return Client(facility_id=data.site, address={"city": "Boston"}, **values(number))
@@ -269,9 +279,10 @@ async def measure(
     latency: dict[str, dict[str, list[float]]] = {name: {s.name: [] for s in subjects} for name in LATENCY}
     rate: dict[str, dict[str, list[float]]] = {name: {s.name: [] for s in subjects} for name in THROUGHPUT}
 
-    async def repeat(operation: Operation, times: int) -> None:
-        for _ in range(times):
-            await operation()
+    async def work(subject: Subject, worker: int, name: str, times: int) -> None:
+        async with subject.acting(worker):
+            for _ in range(times):
+                await subject.operations[name]()
 
     for turn in range(rounds + 1):  # the first round warms up
         async with pool.acquire() as connection:
@@ -279,16 +290,17 @@ async def measure(
         for name, (times, _) in LATENCY.items():
             for subject in subjects:
                 subject.begin()
-                for _ in range(times):
-                    began = time.perf_counter()
-                    await subject.operations[name]()
-                    if turn:
-                        latency[name][subject.name].append((time.perf_counter() - began) * 1e3)
+                async with subject.acting(ADMIN):
+                    for _ in range(times):
+                        began = time.perf_counter()
+                        await subject.operations[name]()
+                        if turn:
+                            latency[name][subject.name].append((time.perf_counter() - began) * 1e3)
         for name, (times, _) in THROUGHPUT.items():
             for subject in subjects:
                 subject.begin()
                 began = time.perf_counter()
-                await asyncio.gather(*[repeat(subject.operations[name], times) for _ in range(WORKERS)])
+                await asyncio.gather(*[work(subject, worker, name, times) for worker in range(WORKERS)])
                 if turn:
                     rate[name][subject.name].append(WORKERS * times / (time.perf_counter() - began))
     medians = {n: {s: statistics.median(v) for s, v in by.items()} for n, by in latency.items()}
@@ -365,15 +377,18 @@ async def main(server: embedded.Server, wanted: argparse.Namespace) -> None:
     data = await prepare(wanted.tenants, wanted.clients, plain, pool)
     deletes = LATENCY["delete"][0] * (wanted.rounds + 1)
     disk = Disk()
+
+    def acting(number: int) -> AbstractAsyncContextManager[Any]:
+        return scope(tenant=data.tenant, actor=[*data.staff, data.admin][number], reason="bench")
+
     subjects = [
         Subject(RAW, raw_asyncpg(data, Rows(data.unprotected, deletes), pool)),
         Subject(PLAIN, plain_piccolo(data, Rows(data.unprotected, deletes), plain)),
-        Subject(OURS, charthold(data, Rows(data.protected, deletes))),
+        Subject(OURS, charthold(data, Rows(data.protected, deletes)), acting),
     ]
     if wanted.relaxed:
-        subjects.append(Subject(RELAXED, charthold(data, Rows(data.protected, deletes, share=1))))
-    async with scope(tenant=data.tenant, actor=data.admin, reason="bench"):
-        medians, rates = await measure(subjects, wanted.rounds, disk, pool)
+        subjects.append(Subject(RELAXED, charthold(data, Rows(data.protected, deletes, share=1)), acting))
+    medians, rates = await measure(subjects, wanted.rounds, disk, pool)
     machine = await facts(server) | {
         "fsync_ms": disk.fsync_ms,
         "loop": "uvloop" if wanted.uvloop else "asyncio",

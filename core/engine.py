@@ -30,7 +30,7 @@ from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
 from core.crypto.kms import development_key, provider_from_settings
 from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
 from core.explain import explain
-from core.group_commit import LANES, LOCK_TIMEOUT, AgainError, GroupCommit
+from core.group_commit import DEFERRED, LANES, LOCK_TIMEOUT, AgainError, GroupCommit, is_small
 from core.plan import LATE, Plan, RawPlan, Statement, bind, needs_keys, open_rows
 from core.pool import Link, Pool
 from core.residue import ends_a_transaction, leaves_nothing
@@ -116,22 +116,18 @@ class ChartholdEngine(PostgresEngine):
         found = self._pools.get(loop)
         if found is None:
             size, seconds = self.settings.pool_size, self.settings.pool_seconds
-            lanes = min(LANES, size // 4)
-            found = (
-                Pool(functools.partial(self.connect, owner=False), size=size - lanes, seconds=seconds),
-                GroupCommit(
-                    Pool(
-                        functools.partial(self.connect, owner=False, lock_timeout=LOCK_TIMEOUT),
-                        size=lanes,
-                        seconds=seconds,
-                    ),
-                    self._token,
-                )
-                if lanes
-                else None,
-            )
-            self._pools[loop] = found
+            few = min(LANES, size // 4)
+            pool = Pool(functools.partial(self.connect, owner=False), size=size - few, seconds=seconds)
+            lanes = GroupCommit(Pool(self._connect_lane, size=few, seconds=seconds), pool, self._token) if few else None
+            found = self._pools[loop] = pool, lanes
         return found
+
+    async def _connect_lane(self) -> asyncpg.Connection[Any]:
+        connection = await self.connect(owner=False, lock_timeout=LOCK_TIMEOUT)
+        if await connection.fetchval(DEFERRED):
+            await connection.close()
+            raise ConfigurationError("A trigger waits for the commit, and there a group has the scope of one member.")
+        return connection
 
     async def acquire(self) -> Link:
         """A connection for a transaction."""
@@ -233,7 +229,7 @@ class ChartholdEngine(PostgresEngine):
             # The commit is not only the read's, so it waits for the disk.
             rows = await self._send(link, scope, statement.gated, bound, counted=statement.counted)
         else:
-            rows = await self._send_alone(statement, scope, bound)
+            rows = await self._send_alone(statement, scope, arguments, bound)
         if not plan.returns:
             if statement.counted:
                 _all_of(plan, rows)
@@ -248,7 +244,7 @@ class ChartholdEngine(PostgresEngine):
             # Another process rotated the tenant's key a moment ago.
             return open_rows(plan, rows, await self.keys_of(scope, missing.version))
 
-    async def _send_alone(self, statement: Statement, scope: Scope, bound: Sequence[Any]) -> Any:
+    async def _send_alone(self, statement: Statement, scope: Scope, arguments: list[Any], bound: list[Any]) -> Any:
         """Send a statement that is a transaction of its own: by itself, or with those of other requests."""
         durable = self.settings.durable_reads
         sql, grouped = (statement.gated if durable else statement.relaxed), statement.grouped[0 if durable else 1]
@@ -258,10 +254,13 @@ class ChartholdEngine(PostgresEngine):
             return await self._send(link, scope, sql, bound, counted=statement.counted)
 
         pool, lanes = self._here()
-        if grouped and lanes is not None:
+        if grouped and lanes is not None and is_small(bound):
             with contextlib.suppress(AgainError):
-                rows = await lanes.run(alone, grouped, scope, bound)
+                rows = await lanes.run(alone, grouped, scope, bound, reads=statement.returns)
                 return len(rows) if statement.counted and isinstance(rows, list) else rows
+            # It may have waited for as long as a new key waits for the last writers under the old one.
+            keys = await self.keys_of(scope) if needs_keys(arguments) else None
+            bound = bind(arguments, scope.tenant, keys)
         async with pool.lease() as link:
             return await alone(link)
 

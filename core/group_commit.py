@@ -5,16 +5,21 @@ commit, the round trip, what PL/pgSQL prepares in each transaction anew. So when
 served, those that wait with the same statement go as one message and one transaction, each with its own token, records
 and answer. Nobody waits for company: a statement that finds a lane free is sent at once, by itself.
 
-Only for statements that find at most one row by its id, or insert one: nobody waits for another's long search.
+Only for small statements that find one row by its id, or insert one: nobody waits for another's long search, large
+document or cascade. Who has waited for a moment all the same goes by itself as soon as an ordinary connection is free.
 
 Threat: what happens to one request happens to another. PostgreSQL rolls a group back as a whole, and nobody was
 answered before it committed. So when one fails, be it a duplicate or a user locked a moment ago, each is run again by
 itself, elsewhere. The sessions here do not wait for a lock, so a row that somebody holds stops one request and no lane.
-A scope that ends while its statement waits ends that statement. When the connection is lost, nobody knows whether the
-group was kept, and each is told, as it would be by itself.
+A scope that ends while its statement waits ends that statement. When the connection is lost, a read is run again; of a
+write nobody knows whether it was kept, and each is told, as it would be by itself.
 
-Threat: the context of one request serves another's statement. Each statement sets its token before it does anything,
-and ``charthold.scope()`` believes what it found out for the very statement that asks, and for no other.
+Threat: an error carries the frames that it passed through, and those here hold the rows and tokens of others. So each
+member gets an error of its own, made for it.
+
+Threat: the context of one request serves another's statement. Each statement sets its token, and clears what was found
+out about the last one, before it does anything. A trigger that waits for the commit would find the last member's
+context: where there is one, there are no lanes.
 """
 
 from __future__ import annotations
@@ -26,19 +31,40 @@ from typing import Any
 
 import asyncpg
 
-from core.errors import ChartholdError, PoolExhaustedError, ScopeError
+from core.errors import PoolExhaustedError, ScopeError
 from core.pool import Link, Pool
 from core.scope import Scope
 
-__all__ = ["LANES", "LOCK_TIMEOUT", "AgainError", "GroupCommit"]
+__all__ = ["DEFERRED", "LANES", "LOCK_TIMEOUT", "AgainError", "GroupCommit", "is_small"]
 
 LANES = 2  # connections: while one group is on the server, Python takes the last apart and makes the next
 MOST = 8  # statements of a group
+SMALL = 3_500  # characters or bytes of a statement's arguments: with it, the driver sends a group in one go
 LOCK_TIMEOUT = "10ms"  # for the sessions of the lanes: longer than a group holds the locks of its rows
+PATIENCE = 0.05  # seconds after which who waits may go by itself
+REST = 10.0  # seconds without lanes after one could not be opened
+# Whether a trigger of somebody's waits for the commit.
+DEFERRED = "select exists (select from pg_catalog.pg_trigger where tginitdeferred and not tgisinternal)"
 
 
 class AgainError(Exception):
-    """The statement did nothing and is to be run by itself."""
+    """The statement did nothing, or only read, and is to be run by itself."""
+
+
+def is_small(arguments: Sequence[Any]) -> bool:
+    """Whether a statement with these arguments may go with others."""
+    return _size(arguments) <= SMALL
+
+
+def _size(arguments: Sequence[Any]) -> int:
+    size = 0
+    for argument in arguments:
+        kind = type(argument)
+        if kind is bytes or kind is str:
+            size += len(argument)
+        elif kind is list:
+            size += _size(argument) + 8 * len(argument)
+    return size
 
 
 class Member:
@@ -54,48 +80,74 @@ class Member:
         self.answer: asyncio.Future[list[Any]] = loop.create_future()
 
     def fail(self, error: BaseException) -> None:
+        """End it with an error that was made for it alone."""
         if not self.answer.done():  # else its task was cancelled, and nobody waits
             self.answer.set_exception(error)
 
 
 class GroupCommit:
-    """The lanes of one event loop: as many as ``pool`` has connections. ``token`` makes a scope's token for one."""
+    """The lanes of one event loop: as many as ``pool`` has connections. ``token`` makes a scope's token for one.
 
-    def __init__(self, pool: Pool, token: Callable[[Scope, Link], str]) -> None:
+    ``ordinary`` is the pool to which those go who are to be run by themselves.
+    """
+
+    def __init__(self, pool: Pool, ordinary: Pool, token: Callable[[Scope, Link], str]) -> None:
         self._pool = pool
+        self._ordinary = ordinary
         self._token = token
         self._busy = 0
-        # By statement, those that have waited longest first.
-        self._waiting: dict[str, list[Member]] = {}
+        self._rests_until = 0.0
+        # By statement, and whether it reads: those that have waited longest first.
+        self._waiting: dict[tuple[str, bool], list[Member]] = {}
         self._serving: set[asyncio.Task[None]] = set()
         self._clock: asyncio.TimerHandle | None = None
 
     async def run(
-        self, alone: Callable[[Link], Awaitable[Any]], grouped: str, scope: Scope, arguments: Sequence[Any]
+        self,
+        alone: Callable[[Link], Awaitable[Any]],
+        grouped: str,
+        scope: Scope,
+        arguments: Sequence[Any],
+        *,
+        reads: bool,
     ) -> Any:
         """What ``alone`` answers, which sends the statement by itself, or the rows of its text in a group.
 
-        Raises ``AgainError`` when the statement did nothing and is to be run elsewhere, ``PoolExhaustedError`` when it
-        was not sent in time.
+        Raises ``AgainError`` when it is to be run elsewhere, and ``PoolExhaustedError`` when it was not sent in time.
         """
+        if self._rests:
+            raise AgainError
         if self._busy < self._pool.size:
             self._busy += 1
             try:
-                async with self._pool.lease() as link:
+                async with self._pool.lease(self._lane) as link:
                     return await alone(link)
             except asyncpg.LockNotAvailableError:
                 raise AgainError from None
             finally:
                 self._leave()
         member = Member(scope, arguments)
-        self._waiting.setdefault(grouped, []).append(member)
+        self._waiting.setdefault((grouped, reads), []).append(member)
         if self._clock is None:
-            self._clock = asyncio.get_running_loop().call_later(self._pool.seconds, self._give_up)
+            self._look_again_in(PATIENCE)
         return await member.answer
 
     async def close(self) -> None:
         """Close the connections that are idle, and the others as they come back."""
         await self._pool.close()
+
+    @property
+    def _rests(self) -> bool:
+        return self._rests_until > 0 and asyncio.get_running_loop().time() < self._rests_until
+
+    async def _lane(self) -> Link:
+        """A lane. Raises ``AgainError`` when none can be opened: an ordinary one may be, or says what is the matter."""
+        if not self._rests:
+            try:
+                return await self._pool.acquire()
+            except Exception:  # noqa: BLE001  # whatever it is, who is run again meets it too, if it lasts
+                self._rests_until = asyncio.get_running_loop().time() + REST
+        raise AgainError
 
     def _leave(self) -> None:
         self._busy -= 1
@@ -104,60 +156,72 @@ class GroupCommit:
             # In a context of its own: nothing of the request that was here last.
             task = asyncio.create_task(self._serve(), context=contextvars.Context())
             self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
+            task.add_done_callback(self._served)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        self._leave()
 
     async def _serve(self) -> None:
-        try:
-            while self._waiting:
-                await self._send(*self._next())
-                # Who was answered may have something to ask at once; together again.
-                await asyncio.sleep(0)
-        finally:
-            self._leave()
+        while self._waiting:
+            await self._send(*self._next())
+            # Who was answered may have something to ask at once; together again.
+            await asyncio.sleep(0)
 
-    def _next(self) -> tuple[str, list[Member]]:
-        grouped, members = next(iter(self._waiting.items()))
-        del self._waiting[grouped]
+    def _next(self) -> tuple[tuple[str, bool], list[Member]]:
+        statement, members = next(iter(self._waiting.items()))
+        del self._waiting[statement]
         if len(members) > MOST:
-            self._waiting[grouped] = members[MOST:]  # behind the others
-        return grouped, members[:MOST]
+            self._waiting[statement] = members[MOST:]  # behind the others
+        return statement, members[:MOST]
 
-    def _give_up(self) -> None:
-        """Tell those who wait too long; the server is stuck, or there are too many of them."""
-        loop, seconds = asyncio.get_running_loop(), self._pool.seconds
-        members = [member for group in self._waiting.values() for member in group]
-        for member in members:
-            if member.since + seconds <= loop.time():
-                member.fail(
-                    PoolExhaustedError(
-                        f"The server was too busy for {seconds:g} seconds. Let fewer requests in, or see what keeps it."
+    def _look_after_who_waits(self) -> None:
+        now, seconds, room = asyncio.get_running_loop().time(), self._pool.seconds, self._ordinary.room
+        left: dict[tuple[str, bool], list[Member]] = {}
+        for statement, members in self._waiting.items():
+            for member in members:
+                if member.since + seconds <= now + PATIENCE / 2:
+                    # The server is stuck, or there are too many. Rather early than late: a rotation of keys counts on it.
+                    member.fail(
+                        PoolExhaustedError(
+                            f"The server was too busy for {seconds:g} seconds. Let fewer requests in, or see what "
+                            "keeps it."
+                        )
                     )
-                )
-        self._waiting = {
-            grouped: left
-            for grouped, group in self._waiting.items()
-            if (left := [member for member in group if not member.answer.done()])
-        }
-        self._clock = loop.call_later(seconds / 2, self._give_up) if self._waiting else None
+                elif room > 0 and member.since + PATIENCE <= now:
+                    room -= 1
+                    member.fail(AgainError())
+            if still := [member for member in members if not member.answer.done()]:
+                left[statement] = still
+        self._waiting = left
+        self._clock = None
+        if left:
+            self._look_again_in(PATIENCE / 2)
 
-    async def _send(self, grouped: str, members: list[Member]) -> None:
+    def _look_again_in(self, seconds: float) -> None:
+        # In a context of its own, as the tasks.
+        loop = asyncio.get_running_loop()
+        self._clock = loop.call_later(seconds, self._look_after_who_waits, context=contextvars.Context())
+
+    async def _send(self, statement: tuple[str, bool], members: list[Member]) -> None:
+        grouped, reads = statement
         sent: list[Member] = []
         arguments: list[tuple[Any, ...]] = []
         try:
-            async with self._pool.lease() as link:
+            async with self._pool.lease(self._lane) as link:
                 for member in members:
                     if member.answer.done():
                         continue
                     try:
                         arguments.append((*member.arguments, self._token(member.scope, link), len(sent)))
                     except ScopeError as over:
-                        member.fail(over)
+                        member.fail(ScopeError(*over.args))
                     else:
                         sent.append(member)
                 rows = await link.connection.fetchmany(grouped, arguments)
         except BaseException as error:
             for member in members:
-                member.fail(_for_each(error))
+                member.fail(_for_each(error, reads=reads))
             if not isinstance(error, Exception):
                 raise
             return
@@ -169,15 +233,16 @@ class GroupCommit:
                 member.answer.set_result(answer)
 
 
-def _for_each(error: BaseException) -> BaseException:
+def _for_each(error: BaseException, *, reads: bool) -> BaseException:
     """What an error of the group is to one of its members."""
-    if isinstance(error, (ChartholdError, asyncio.CancelledError)):
-        return type(error)(*error.args)  # nothing was sent, or the program ends
-    if isinstance(error, asyncpg.InternalClientError):
-        return AgainError()  # the server ended the idle session a moment ago: nothing was sent
-    refused = isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError)
-    # Without a severity, the driver could not encode an argument.
-    if refused and getattr(error, "severity_en", None) in ("ERROR", None):
+    if isinstance(error, asyncio.CancelledError):
+        return asyncio.CancelledError()  # the program ends
+    # What reads can be run again whatever happened, at worst with a record too many. A write only if it is certain that
+    # it was rolled back: the server calls it an ERROR; or that nothing was sent: no lane could be opened, an argument
+    # could not be encoded, or the server had closed the idle connection, which is this error and none of its children.
+    rolled_back = getattr(error, "severity_en", None) == "ERROR"
+    nothing_sent = isinstance(error, (AgainError, asyncpg.DataError)) or type(error) is asyncpg.InternalClientError
+    if reads or rolled_back or nothing_sent:
         return AgainError()
     return asyncpg.ConnectionDoesNotExistError(
         "the connection was lost while the statement ran; whether it was kept is not known"

@@ -239,9 +239,11 @@ class Plan(QueryString):
 
         What is shown is recorded by the same statement: when the record fails, nothing is shown.
 
-        ``member``: what each row says about whose it is.
+        ``member``: what each row of a group says about whose it is. A group's next statement forgets what was found out
+        about the last one's scope.
         """
-        gate = f"(select pg_catalog.set_config('charthold.scope', ${arguments + 1}, true)) is not null"
+        forget = " || pg_catalog.set_config('charthold.granted', '', true)" if member else ""
+        gate = f"(select pg_catalog.set_config('charthold.scope', ${arguments + 1}, true){forget}) is not null"
         if not self.returns:
             # What a write asks of the log it may write down.
             if self.looked_at:

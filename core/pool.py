@@ -37,13 +37,14 @@ class Link:
 class Lease:
     """A connection for one statement: ``async with pool.lease() as link``. Written out: a generator takes 3 us more."""
 
-    __slots__ = ("_link", "_pool")
+    __slots__ = ("_acquire", "_link", "_pool")
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, acquire: Callable[[], Awaitable[Link]]) -> None:
         self._pool = pool
+        self._acquire = acquire
 
     async def __aenter__(self) -> Link:
-        self._link = await self._pool.acquire()
+        self._link = await self._acquire()
         return self._link
 
     async def __aexit__(
@@ -69,6 +70,11 @@ class Pool:
         self.seconds = seconds
         self._closed = False
 
+    @property
+    def room(self) -> int:
+        """How many could have a connection at once."""
+        return len(self._idle) + self.size - self._open
+
     async def acquire(self) -> Link:
         """A connection in no transaction. Raises ``PoolExhaustedError`` after the time-out."""
         deadline = asyncio.get_running_loop().time() + self.seconds
@@ -78,9 +84,9 @@ class Pool:
             await self._wait(deadline)
         return link
 
-    def lease(self) -> Lease:
-        """``acquire`` and ``release`` around one statement."""
-        return Lease(self)
+    def lease(self, acquire: Callable[[], Awaitable[Link]] | None = None) -> Lease:
+        """``acquire``, or one of the caller's, and ``release`` around one statement."""
+        return Lease(self, acquire or self.acquire)
 
     async def spare(self) -> Link:
         """A connection without waiting in line, beyond the size if need be.

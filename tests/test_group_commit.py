@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
-from core import PoolExhaustedError, ScopeError, scope, transaction
+from core import ConfigurationError, PoolExhaustedError, ScopeError, scope, transaction
 from core.engine import ChartholdEngine
 from core.group_commit import LANES, MOST, GroupCommit, Member
 from core.pool import Link
@@ -47,13 +52,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     found = Seen()
     send, run = GroupCommit._send, GroupCommit.run
 
-    async def sent(self: GroupCommit, grouped: str, members: list[Member]) -> None:
+    async def sent(self: GroupCommit, statement: Any, members: list[Member]) -> None:
         found.groups.append(list(members))
-        await send(self, grouped, members)
+        await send(self, statement, members)
 
-    async def ran(self: GroupCommit, *arguments: Any) -> Any:
+    async def ran(self: GroupCommit, *arguments: Any, **named: Any) -> Any:
         found.alone += self._busy < self._pool.size
-        return await run(self, *arguments)
+        return await run(self, *arguments, **named)
 
     monkeypatch.setattr(GroupCommit, "_send", sent)
     monkeypatch.setattr(GroupCommit, "run", ran)
@@ -76,6 +81,34 @@ def lanes_of(database: ChartholdEngine) -> GroupCommit:
     lanes = database._here()[1]
     assert lanes is not None
     return lanes
+
+
+@asynccontextmanager
+async def together(database: ChartholdEngine, number: int) -> AsyncIterator[None]:
+    """What is begun inside goes as one group, once so many wait."""
+    lanes = lanes_of(database)
+    size = lanes._pool.size
+    assert lanes._busy == 0
+    lanes._busy = size
+    yield
+    async with asyncio.timeout(5):
+        while sum(map(len, lanes._waiting.values())) < number:
+            await asyncio.sleep(0)
+    lanes._leave()
+    await asyncio.sleep(0.3)
+    for _ in range(size - 1):
+        lanes._leave()
+
+
+def frames(error: BaseException | None) -> Iterator[FrameType]:
+    """The frames that an error carries."""
+    if error is None:
+        return
+    yield from frames(error.__cause__ or error.__context__)
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
 
 
 async def clients(clinic: Clinic, number: int) -> list[UUID]:
@@ -192,7 +225,10 @@ async def test_who_is_first_goes_alone_and_at_once(lakeside: Clinic, seen: Seen)
         lambda c: Client.select(Client.first_name).where(Client.id.is_in([c.client])),
         lambda c: Client.update({Client.status: "active"}).where(Client.facility_id == c.facility),
         lambda c: Client.update({Client.notes: "x"}).where(Client.last_name == "Nguyen"),
-        lambda c: Client.delete().where(Client.first_name.is_null()),
+        lambda c: Client.delete().where(Client.id == uuid4()),
+        lambda c: Client.update({Client.status: "active"}).where(Client.id == c.client).returning(Client.status),
+        lambda c: Client.insert(someone(c)).returning(Client.id, Client.first_name),
+        lambda c: Facility.update({Facility.settings: {"long": "x" * 10_000}}).where(Facility.id == c.facility),
         lambda c: Client.count().where(Client.id == c.client),
         lambda c: Client.exists().where(Client.id == c.client),
         lambda c: Client.insert(someone(c), someone(c)),
@@ -384,6 +420,16 @@ async def slow(owner: asyncpg.Connection, lakeside: Clinic) -> AsyncIterator[lis
     await owner.execute("drop trigger slow on facility; drop function slow")
 
 
+@pytest.fixture
+async def no_others(database: ChartholdEngine, new_lanes: None) -> AsyncIterator[None]:
+    """All ordinary connections are busy with something else."""
+    pool = database._pool()
+    links = [await pool.acquire() for _ in range(pool.size)]
+    yield
+    for link in links:
+        await pool.release(link)
+
+
 async def rename(clinic: Clinic, row: UUID, name: str) -> None:
     """Any name but for what comes behind it: two facilities cannot have the same."""
     async with clinic.as_admin():
@@ -391,7 +437,7 @@ async def rename(clinic: Clinic, row: UUID, name: str) -> None:
 
 
 async def test_who_gives_up_while_waiting_does_nothing_and_who_gives_up_later_disturbs_nobody(
-    lakeside: Clinic, slow: list[UUID], owner: asyncpg.Connection, seen: Seen
+    lakeside: Clinic, slow: list[UUID], owner: asyncpg.Connection, seen: Seen, no_others: None
 ) -> None:
     busy = [asyncio.create_task(rename(lakeside, slow[n], "slow")) for n in range(LANES)]
     await asyncio.sleep(0.1)
@@ -421,6 +467,7 @@ async def test_who_loses_the_connection_is_told_and_the_next_go_on(
     slow: list[UUID],
     owner: asyncpg.Connection,
     seen: Seen,
+    no_others: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool, in_use = lanes_of(database)._pool, set()
@@ -474,17 +521,71 @@ async def test_a_session_that_the_server_ended_while_idle_costs_nobody_an_answer
 async def test_who_waits_too_long_for_a_stuck_server_is_told_in_time(
     database: ChartholdEngine, lakeside: Clinic, slow: list[UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with set_up(monkeypatch, database, pool_seconds=0.2):
+    async with set_up(monkeypatch, database, pool_seconds=0.3):
+        others = [await database.acquire() for _ in range(database._pool().size)]
         busy = [asyncio.create_task(rename(lakeside, slow[n], "slow")) for n in range(LANES)]
         await asyncio.sleep(0.05)
-        began = time.monotonic()
-        late = await crowd(*[lambda n=n: rename(lakeside, slow[n], f"late {n}") for n in range(LANES, CROWD)])
-        assert time.monotonic() - began < 0.8
-        assert {type(error) for error in late} == {PoolExhaustedError}
+
+        async def late(n: int) -> float:
+            await asyncio.sleep(n / 100)
+            began = time.monotonic()
+            with pytest.raises(PoolExhaustedError):
+                await rename(lakeside, slow[n], "late")
+            return time.monotonic() - began
+
+        waited = await crowd(*[lambda n=n: late(n) for n in range(LANES, CROWD)])
+        assert 0.25 < min(waited) <= max(waited) < 0.35
+        for link in others:
+            await database.release(link)
         assert await asyncio.gather(*busy) == [None] * LANES
         assert await crowd(*[lambda n=n: rename(lakeside, slow[n], "on time") for n in range(8)]) == [None] * 8
         lanes = lanes_of(database)
         assert (lanes._busy, lanes._waiting) == (0, {})
+
+
+async def test_two_slow_statements_stop_nobody_while_other_connections_are_free(
+    lakeside: Clinic, hillside: Clinic, slow: list[UUID]
+) -> None:
+    await first_name(hillside)
+    busy = [asyncio.create_task(rename(lakeside, slow[n], "slow")) for n in range(LANES)]
+    await asyncio.sleep(0.05)
+    began = time.monotonic()
+    assert await crowd(*[lambda: first_name(hillside) for _ in range(8)]) == ["Ana"] * 8
+    assert time.monotonic() - began < 0.5
+    assert not any(task.done() for task in busy)
+    await asyncio.gather(*busy)
+
+
+async def test_a_crowd_still_goes_in_groups_when_all_other_connections_are_busy(
+    lakeside: Clinic, slow: list[UUID], seen: Seen, no_others: None
+) -> None:
+    busy = [asyncio.create_task(rename(lakeside, slow[n], "slow")) for n in range(LANES)]
+    await asyncio.sleep(0.05)
+    waiting = crowd(*[lambda n=n: rename(lakeside, slow[n], "new") for n in range(LANES, CROWD)])
+    assert await waiting == [None] * (CROWD - LANES)
+    assert max(seen.sizes) == MOST
+    await asyncio.gather(*busy)
+
+
+@pytest.mark.parametrize("fault", ["no server", "too many connections"])
+async def test_without_a_connection_for_a_lane_the_others_serve(
+    fault: str, database: ChartholdEngine, lakeside: Clinic, monkeypatch: pytest.MonkeyPatch, seen: Seen
+) -> None:
+    attempts = 0
+
+    async def fail(*_: Any, **__: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        await asyncio.sleep(0.01)
+        raise ConfigurationError("x") if fault == "no server" else asyncpg.TooManyConnectionsError("x")
+
+    monkeypatch.setattr(lanes_of(database)._pool, "_connect", fail)
+    for _ in range(3):
+        assert await crowd(*[lambda: first_name(lakeside) for _ in range(CROWD)]) == ["Ana"] * CROWD
+    assert attempts <= 2 * LANES  # and not again for each request
+    monkeypatch.undo()
+    lanes_of(database)._rests_until = 0.0
+    assert await crowd(*[lambda: first_name(lakeside) for _ in range(CROWD)]) == ["Ana"] * CROWD
 
 
 async def test_a_server_that_cannot_be_reached_says_so_to_each(
@@ -492,14 +593,224 @@ async def test_a_server_that_cannot_be_reached_says_so_to_each(
 ) -> None:
     async def nowhere(*_: Any, **__: Any) -> Any:
         await asyncio.sleep(0.01)
-        raise ScopeError("no connection")
+        raise ConfigurationError("no connection")
 
     assert await first_name(lakeside) == "Ana"  # so that the keys are known
-    lanes = lanes_of(database)
-    await lanes.close()
-    monkeypatch.setattr(lanes._pool, "_connect", nowhere)
+    await database.close_connection_pool()
+    pool, lanes = database._here()
+    assert lanes is not None
+    for each in (pool, lanes._pool):
+        monkeypatch.setattr(each, "_connect", nowhere)
     answers = await crowd(*[lambda: first_name(lakeside) for _ in range(CROWD)])
-    assert {(type(answer), str(answer)) for answer in answers} == {(ScopeError, "no connection")}
+    assert {(type(answer), str(answer)) for answer in answers} == {(ConfigurationError, "no connection")}
+
+
+# -- what a look at it by others found ---------------------------------------------------------------------------------
+
+
+async def test_an_error_shows_nothing_of_the_others_in_its_frames(
+    database: ChartholdEngine, lakeside: Clinic, hillside: Clinic, seen: Seen
+) -> None:
+    await first_name(lakeside)
+    await first_name(hillside)
+    ended: list[asyncio.Task[Any]] = []
+    async with together(database, 2):
+        other = asyncio.create_task(first_name(hillside))
+        async with lakeside.as_clinician():
+            ended.append(asyncio.create_task(Client.objects().get(Client.id == lakeside.client).run()))
+            for _ in range(20):
+                await asyncio.sleep(0)
+    assert await other == "Ana"
+    (error,) = await asyncio.gather(*ended, return_exceptions=True)
+    assert isinstance(error, ScopeError)
+    assert seen.sizes == [2]
+    shown = [frame for frame in frames(error) if frame.f_code.co_name in ("_send", "_serve")]
+    assert not shown
+
+
+async def test_a_row_that_the_driver_cannot_read_costs_nobody_else_an_answer(
+    database: ChartholdEngine, lakeside: Clinic, hillside: Clinic, seen: Seen
+) -> None:
+    (odd,) = await clients(lakeside, 1)
+    await first_name(hillside)
+    async with lakeside.as_clinician():
+        await Client.raw("update client set admitted_on = '0044-03-15 BC' where id = {}", odd)
+        with pytest.raises(ValueError) as alone:  # noqa: PT011  # the driver's
+            await Client.objects().get(Client.id == odd)
+
+    async def read() -> Any:
+        async with lakeside.as_clinician():
+            return await Client.objects().get(Client.id == odd)
+
+    async with together(database, 4):
+        tasks = [asyncio.create_task(read()), *[asyncio.create_task(first_name(hillside)) for _ in range(3)]]
+    first, *others = await asyncio.gather(*tasks, return_exceptions=True)
+    assert others == ["Ana"] * 3
+    assert (type(first), str(first)) == (type(alone.value), str(alone.value))
+    assert seen.sizes == [4]
+
+
+@pytest.mark.parametrize("size", [10, 3_000, 40_000])
+async def test_an_argument_that_cannot_be_sent_costs_nobody_else_an_answer(
+    size: int, database: ChartholdEngine, lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    async with lakeside.as_admin():
+        rows = [Facility(name=f"Site {uuid4()}") for _ in range(MOST)]
+        await Facility.insert(*rows)
+
+    async def update(n: int, value: Any) -> None:
+        async with lakeside.as_admin():
+            await Facility.update({Facility.license_number: value}).where(Facility.id == rows[n].id)
+
+    async with together(database, MOST if size < 40_000 else 1):
+        tasks = [asyncio.create_task(update(n, "ü" * size)) for n in range(MOST - 1)]
+        tasks.append(asyncio.create_task(update(MOST - 1, 12345)))
+    *others, last = await asyncio.gather(*tasks, return_exceptions=True)
+    assert others == [None] * (MOST - 1)
+    assert isinstance(last, asyncpg.DataError)
+    assert "12345" not in str(last)
+    logged = "select count(*) from user_action_audit_log where action_type = 'update' and record_id = any($1)"
+    assert await owner.fetchval(logged, [row.id for row in rows]) == MOST - 1
+
+
+async def test_an_error_that_a_trigger_calls_a_lost_connection_is_none(
+    database: ChartholdEngine, lakeside: Clinic, hillside: Clinic, owner: asyncpg.Connection, seen: Seen
+) -> None:
+    await owner.execute(
+        """
+        create function public.remote() returns trigger language plpgsql as $$
+        begin raise exception using errcode = '08001', message = 'remote is down'; end $$;
+        create trigger remote before update on facility for each row when (new.capacity = 78) execute function remote()
+        """
+    )
+
+    async def update(clinic: Clinic, capacity: int) -> None:
+        async with clinic.as_admin():
+            await Facility.update({Facility.capacity: capacity}).where(Facility.id == clinic.facility)
+
+    try:
+        await update(hillside, 1)
+        async with together(database, 2):
+            tasks = [asyncio.create_task(update(lakeside, 78)), asyncio.create_task(update(hillside, 3))]
+        bad, good = await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        await owner.execute("drop trigger remote on facility; drop function remote")
+    assert isinstance(bad, asyncpg.PostgresError)
+    assert bad.sqlstate == "08001"
+    assert good is None
+    assert seen.sizes == [2]
+
+
+async def test_where_a_trigger_waits_for_the_commit_nobody_shares_one(
+    database: ChartholdEngine, lakeside: Clinic, hillside: Clinic, owner: asyncpg.Connection, seen: Seen
+) -> None:
+    await owner.execute(
+        """
+        create table public.noted (who text, place uuid);
+        create function public.note() returns trigger language plpgsql security definer
+            set search_path = pg_catalog, pg_temp
+        as $$ begin
+            insert into public.noted select substr(charthold.scope(), 18, 36), new.id;
+            return null;
+        end $$;
+        create constraint trigger note after update on public.facility
+            deferrable initially deferred for each row execute function public.note()
+        """
+    )
+
+    async def update(clinic: Clinic) -> None:
+        async with clinic.as_admin():
+            await Facility.update({Facility.capacity: 5}).where(Facility.id == clinic.facility)
+
+    try:
+        asked = [(lakeside, hillside)[n % 2] for n in range(CROWD)]
+        assert await crowd(*[lambda clinic=clinic: update(clinic) for clinic in asked]) == [None] * CROWD
+        owners = {clinic.facility: str(clinic.tenant) for clinic in (lakeside, hillside)}
+        noted = await owner.fetch("select who, place from noted")
+        assert len(noted) == CROWD
+        assert all(owners[row["place"]] == row["who"] for row in noted)
+    finally:
+        await owner.execute("drop trigger note on facility; drop function note; drop table noted")
+
+
+async def test_what_was_sealed_before_a_long_wait_is_sealed_again_before_it_is_sent(
+    database: ChartholdEngine, lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    (row,) = await clients(lakeside, 1)
+    lanes = lanes_of(database)
+    lanes._busy = lanes._pool.size
+    others = [await database.acquire() for _ in range(database._pool().size - 1)]
+
+    async def update() -> None:
+        async with lakeside.as_clinician():
+            await Client.update({Client.notes: "sealed"}).where(Client.id == row)
+
+    task = asyncio.create_task(update())
+    while not lanes._waiting:
+        await asyncio.sleep(0)
+    ((member,),) = lanes._waiting.values()
+    first = next(argument for argument in member.arguments if isinstance(argument, bytes))
+    await task
+    lanes._busy = 0
+    for link in others:
+        await database.release(link)
+    stored = await owner.fetchval("select notes from client where id = $1", row)
+    assert stored[:5] == first[:5]
+    assert stored != first
+
+
+async def test_a_lane_is_given_back_whenever_its_task_is_cancelled(database: ChartholdEngine, lakeside: Clinic) -> None:
+    await first_name(lakeside)
+    lanes = lanes_of(database)
+    size = lanes._busy = lanes._pool.size
+    task = asyncio.create_task(first_name(lakeside))
+    while not lanes._waiting:
+        await asyncio.sleep(0)
+    for _ in range(size):
+        lanes._leave()
+    for serving in lanes._serving:
+        serving.cancel()  # before its first step
+    await asyncio.wait_for(task, 5)
+    await asyncio.sleep(0)
+    assert (lanes._busy, lanes._waiting) == (0, {})
+
+
+async def test_nothing_of_a_request_stays_when_it_is_over(database: ChartholdEngine, lakeside: Clinic) -> None:
+    class Request:
+        pass
+
+    request: ContextVar[Request] = ContextVar("request")
+    kept: list[weakref.ref[Request]] = []
+    await first_name(lakeside)
+    lanes = lanes_of(database)
+    lanes._busy = lanes._pool.size
+
+    async def one() -> None:
+        kept.append(weakref.ref(made := Request()))
+        request.set(made)
+        await first_name(lakeside)
+
+    task = asyncio.create_task(one())
+    while not lanes._waiting:
+        await asyncio.sleep(0)
+    for _ in range(lanes._pool.size):
+        lanes._leave()
+    await task
+    del task
+    await asyncio.sleep(0)
+    gc.collect()
+    assert kept[0]() is None
+    assert not [member for member in gc.get_objects() if type(member) is Member]
+
+
+@pytest.mark.parametrize("first", [str, UUID])
+async def test_an_id_may_come_as_text_first(first: type, lakeside: Clinic) -> None:
+    columns = (Client.status, Client.notes, Client.admitted_on) if first is str else (Client.notes, Client.status)
+    async with lakeside.as_clinician():
+        await Client.select(*columns).where(Client.id == first(str(lakeside.client)))
+        query = Client.select(*columns).where(Client.id == lakeside.client)
+        plan: Any = query.querystrings[0]
+        assert plan.compiled()[0].grouped[0]
 
 
 async def test_tokens_that_are_bound_to_no_backend_go_in_groups_too(

@@ -30,7 +30,7 @@ from core.errors import ProtectedQueryError
 from core.plan import Opened, Plan, RawPlan, row_alias
 from core.queries.quiet import Kept, QuietCreate, QuietGetOrCreate, QuietJSON, QuietList
 from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
-from core.queries.where import Approximate, approximate, exact, pin, pinned_id, refuse_encrypted
+from core.queries.where import Approximate, approximate, exact, finds_one, pin, refuse_encrypted
 from core.schema import Index
 
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
@@ -63,7 +63,7 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
             return [self._compile(where)]
         plan = SHAPES.find(shape, arguments)
         if plan is None:
-            single = pinned_id(self.table, where) is not None
+            single = finds_one(self.table, where)
             plan = SHAPES.keep(shape, self._compile(where), arguments, single=single)
         return [plan]
 
@@ -186,7 +186,7 @@ class TenantObjects(Kept, Objects):  # type: ignore[type-arg]
         if plan is None:
             select = self._select()
             select.columns(*self.table.all_columns())
-            single = pinned_id(self.table, where) is not None
+            single = finds_one(self.table, where)
             plan = SHAPES.keep(shape, select._compile(where), arguments, single=single)
         return [plan]
 

@@ -32,7 +32,7 @@ from core.crypto.keyring import TenantKeys
 from core.errors import ProtectedQueryError
 from core.plan import TENANT, Deferred, Plan
 
-__all__ = ["Approximate", "approximate", "exact", "pin", "pinned_id", "protect"]
+__all__ = ["Approximate", "approximate", "exact", "finds_one", "pin", "pinned_id", "protect"]
 
 
 class OfTenant(ComparisonOperator):
@@ -181,6 +181,13 @@ def pinned_id(table: type[Table], where: Combinable | None) -> UUID | None:
     ):
         return where.value
     return None
+
+
+def finds_one(table: type[Table], where: Combinable | None) -> bool:
+    """Whether the condition allows one row, whatever the id is."""
+    if isinstance(where, And):
+        return finds_one(table, where.first) or finds_one(table, where.second)
+    return isinstance(where, Where) and where.operator is Equal and where.column is table._meta.primary_key
 
 
 def _has(table: type[Table], name: str) -> bool:

@@ -26,7 +26,7 @@ from core.queries.cells import PLAIN, Cells, index_argument, indexes_of, placeho
 from core.queries.quiet import Kept, QuietValues
 from core.queries.read import opened_columns
 from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
-from core.queries.where import exact, pin, pinned_id, protect
+from core.queries.where import exact, finds_one, pin, pinned_id, protect
 from core.scope import current_scope
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         plan = SHAPES.find(shape, arguments)
         if plan is None:
             plan = returning_plan(QueryString(template, *arguments), returning, counted=True)
-            SHAPES.keep(shape, plan, arguments, single=len(rows) == 1)
+            SHAPES.keep(shape, plan, arguments, single=len(rows) == 1 and not plan.returns)
         return plan
 
     def _conflict(self) -> QueryString | None:
@@ -198,7 +198,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
         plan = SHAPES.find(shape, bound)
         if plan is None:
             plan = self._plan(written.assignments, arguments)
-            SHAPES.keep(shape, plan, bound, single=row_id is not None)
+            SHAPES.keep(shape, plan, bound, single=finds_one(self.table, where) and not plan.returns)
         return [plan]
 
     @property
@@ -318,11 +318,7 @@ class TenantDelete(Kept, Delete):
             shape = (self.table, "delete", where_shape(where, arguments), returning)
         except NO_SHAPE:
             return [self._compile(where)]
-        plan = SHAPES.find(shape, arguments)
-        if plan is None:
-            single = pinned_id(self.table, where) is not None
-            plan = SHAPES.keep(shape, self._compile(where), arguments, single=single)
-        return [plan]
+        return [SHAPES.find(shape, arguments) or SHAPES.keep(shape, self._compile(where), arguments)]
 
     def _compile(self, where: Combinable) -> Plan:
         table = self.table._meta.get_formatted_tablename()
