@@ -181,7 +181,7 @@ class GroupCommit:
         for statement, members in self._waiting.items():
             for member in members:
                 if member.since + seconds <= now + PATIENCE / 2:
-                    # The server is stuck, or there are too many. Rather early than late: a rotation of keys counts on it.
+                    # The server is stuck, or there are too many. Rather early than late: rotating keys counts on it.
                     member.fail(
                         PoolExhaustedError(
                             f"The server was too busy for {seconds:g} seconds. Let fewer requests in, or see what "
