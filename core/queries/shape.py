@@ -18,7 +18,7 @@ from piccolo.querystring import QueryString
 from core.columns import TenantForeignKey
 from core.plan import Plan, Statement
 
-__all__ = ["NO_SHAPE", "SHAPES", "Shapes", "column_shape", "columns_shape", "where_shape"]
+__all__ = ["NO_SHAPE", "SHAPES", "Shapes", "column_shape", "columns_shape", "is_computed", "where_shape"]
 
 MOST = 4_096
 
@@ -58,6 +58,22 @@ class Shapes:
 SHAPES = Shapes()
 
 
+# Types of values and of columns, met before.
+_given: set[type] = set()
+_columns: set[type] = set()
+
+
+def is_computed(value: Any) -> bool:
+    """Whether the database computes the value. Piccolo's classes are abstract ones, whose ``isinstance`` takes long."""
+    kind = type(value)
+    if kind in _given:
+        return False
+    if isinstance(value, (QueryString, Column)):
+        return True
+    _given.add(kind)
+    return False
+
+
 def where_shape(where: Combinable | None, arguments: list[Any]) -> Hashable:
     """The shape of a condition; its values are appended to ``arguments`` in the order in which Piccolo binds them."""
     if where is None:
@@ -66,25 +82,26 @@ def where_shape(where: Combinable | None, arguments: list[Any]) -> Hashable:
         return type(where), where_shape(where.first, arguments), where_shape(where.second, arguments)
     if type(where) is not Where:
         raise NoShapeError
-    count = 0
     # Either one value or several; never both.
-    several: Any = where.values
-    single = () if where.value is UNDEFINED else (where.value,)
-    for values in (single, () if several is UNDEFINED else several):
-        if isinstance(values, QueryString):
+    values: Any = where.values
+    if values is UNDEFINED:
+        values = () if where.value is UNDEFINED else (where.value,)
+    elif where.value is not UNDEFINED or is_computed(values):
+        raise NoShapeError
+    for value in values:
+        if is_computed(value):
             raise NoShapeError
-        for value in values:
-            if isinstance(value, (QueryString, Column)):
-                raise NoShapeError
-            arguments.append(value)
-            count += 1
-    return column_shape(where.column), where.operator, count
+        arguments.append(value)
+    return column_shape(where.column), where.operator, len(values)
 
 
 def column_shape(column: Any) -> Hashable:
     """A column by the names that lead to it."""
-    if not isinstance(column, Column):
-        raise NoShapeError
+    kind = type(column)
+    if kind not in _columns:
+        if not isinstance(column, Column):
+            raise NoShapeError
+        _columns.add(kind)
     meta = column._meta
     chain = meta.call_chain
     if chain:

@@ -31,6 +31,7 @@ from core.crypto.derive import forgetful
 from core.crypto.keyring import TenantKeys
 from core.errors import ProtectedQueryError
 from core.plan import TENANT, Deferred, Plan
+from core.queries.shape import is_computed
 
 __all__ = ["Approximate", "approximate", "exact", "finds_one", "pin", "pinned_id", "protect"]
 
@@ -228,14 +229,16 @@ def _conjunction(where: And) -> Combinable:
 
 def _leaf(where: Where) -> Where:
     column, operator = where.column, where.operator
-    if isinstance(where.values, Plan) and where.values.keep is not None:
-        raise ProtectedQueryError(
-            "A sub-select cannot search by a blind index of few bits: it finds rows of other values too. Run it by "
-            "itself, or declare the index with bits=64."
-        )
-    if isinstance(where.values, Plan) and where.values.opened:
-        raise ProtectedQueryError("A sub-select cannot return an encrypted column. Select ids in it instead.")
-    if isinstance(where.value, Encrypted):
+    inner: Any = where.values
+    if inner is not UNDEFINED and isinstance(inner, Plan):
+        if inner.keep is not None:
+            raise ProtectedQueryError(
+                "A sub-select cannot search by a blind index of few bits: it finds rows of other values too. Run it by "
+                "itself, or declare the index with bits=64."
+            )
+        if inner.opened:
+            raise ProtectedQueryError("A sub-select cannot return an encrypted column. Select ids in it instead.")
+    if is_computed(where.value) and isinstance(where.value, Encrypted):
         raise ProtectedQueryError("Two encrypted columns cannot be compared by the database. Compare them in Python.")
     if not isinstance(column, Encrypted) or operator in (IsNull, IsNotNull):
         return where

@@ -25,7 +25,7 @@ from core.plan import Deferred, Plan, Sealed
 from core.queries.cells import PLAIN, Cells, index_argument, indexes_of, placeholder, plain, source
 from core.queries.quiet import Kept, QuietValues
 from core.queries.read import opened_columns
-from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
+from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, is_computed, where_shape
 from core.queries.where import exact, finds_one, pin, pinned_id, protect
 from core.scope import current_scope
 
@@ -355,7 +355,7 @@ def refuse_fixed(column: Column) -> None:
 
 def written_shape(column: Column, value: Any) -> str:
     """The shape of an assignment; one of an expression has none."""
-    if isinstance(value, (Column, QueryString)):
+    if is_computed(value):
         raise NO_SHAPE
     return column._meta.name
 
