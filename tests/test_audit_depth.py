@@ -40,7 +40,7 @@ from core.commands.audit import audit_history, audit_search, audit_who_saw
 from core.commands.seal_audit import seal_audit
 from core.commands.verify_audit import verify_audit
 from core.doctor import examine
-from core.errors import SealedValueError
+from core.errors import ProtectedQueryError, SealedValueError
 from core.settings import settings
 from core.tables import Client, Facility, Tenant
 from tests.conftest import Clinic
@@ -166,6 +166,15 @@ async def test_a_log_with_deep_documents_is_sealed_and_verifies(
     assert await verify_audit.__wrapped__(tenant="lakeside", quiet=True) == 0
     for row in await owner.fetch(f"select *, {RECORD_SQL} as canonical from {LOG} where record_id = $1", site):
         assert encode({name: row[name] for name in COLUMNS}) == row["canonical"]
+
+
+async def test_to_load_what_is_too_deep_is_refused_and_its_text_is_read(victim: Any) -> None:
+    clinic, site, _, then = victim
+    async with clinic.as_admin():
+        for query in (Facility.select(Facility.settings), Facility.objects()):
+            with pytest.raises(ProtectedQueryError, match="nested too deeply"):
+                await query.where(Facility.id == site).output(load_json=True)
+        assert (await Facility.select(Facility.settings).where(Facility.id == site).first())["settings"] == then
 
 
 async def test_what_is_changed_deep_inside_is_named(victim: Any, owner: asyncpg.Connection) -> None:

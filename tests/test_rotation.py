@@ -517,6 +517,18 @@ async def test_a_mistaken_call_is_one_sentence(arguments: dict[str, Any], says: 
     assert says in str(refused.value)
 
 
+@pytest.mark.parametrize(("wait", "quiet", "says"), [(300.0, False, True), (300.0, True, False), (0.1, False, False)])
+async def test_a_command_that_rests_for_minutes_says_so_where_no_bar_moves(
+    wait: float, quiet: bool, says: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def nothing(*_: Any, **__: Any) -> list[Any]:
+        return []
+
+    monkeypatch.setattr("core.commands.rotate_keys.rotate", nothing)
+    assert await rotate_keys.__wrapped__(tenant="all", wait=wait, quiet=quiet) == 0
+    assert ("it rests for 300 seconds" in " ".join(capsys.readouterr().err.split())) == says
+
+
 async def test_the_command_rotates_all_tenants_and_says_what_it_did(
     clinic: Clinic, target: Target, owner: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:

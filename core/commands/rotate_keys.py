@@ -13,11 +13,13 @@ from core.errors import ChartholdError, ConfigurationError
 from core.provision import engine
 from core.rotation import Target, owner_connection, rewrap, rotate, used_in_log
 from core.rotation import retire as destroy
+from core.rotation.data import shortest_wait
 
 __all__ = ["rotate_keys", "target_of"]
 
 FROM_THE_SETTINGS = -1.0
 NONE = 0
+NOTICED = 5.0  # seconds; a shorter rest nobody asks about
 
 
 @command(stopped="Stopped. Nothing is lost: the same command goes on from here.")
@@ -74,6 +76,7 @@ async def rotate_keys(
         else:
             swept = True
             seconds = None if wait == FROM_THE_SETTINGS else float(wait)
+            _say_that_it_rests(shortest_wait() if seconds is None else seconds, quiet=quiet)
             outcomes = await rotate(chosen, wait=seconds, batch=batch, progress=report)
             results = [asdict(outcome) for outcome in outcomes]
     # Among all tenants, one without keys has nothing to rotate, and that is no mistake.
@@ -120,6 +123,16 @@ async def _check_master_key() -> None:
         raise ConfigurationError(
             "CHARTHOLD_MASTER_KEY is not the one that the database knows, so no key was touched. Set the one that the "
             "application has; if it was changed on purpose, run first: piccolo core install_token_key"
+        )
+
+
+def _say_that_it_rests(seconds: float, *, quiet: bool) -> None:
+    """Where no bar moves, a command that rests for minutes looks like one that hangs."""
+    out = errors()
+    if seconds >= NOTICED and not quiet and not out.is_interactive:
+        out.print(
+            f"Before and after the change of keys it rests for {seconds:,.0f} seconds, until each process of the "
+            "application has loaded them; see CHARTHOLD_KEY_CACHE_SECONDS."
         )
 
 

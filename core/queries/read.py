@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 from piccolo.columns import Column, ForeignKey
@@ -47,7 +48,8 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
 
     @forgetful_later
     async def _process_results(self, results: Any) -> Any:
-        return await super()._process_results(results)
+        with _no_deeper():
+            return await super()._process_results(results)
 
     @property
     def default_querystrings(self) -> Sequence[QueryString]:
@@ -168,7 +170,8 @@ class TenantObjects(Kept, Objects):  # type: ignore[type-arg]
     async def _process_results(self, results: Any) -> Any:
         output = self.output_delegate._output
         if output.load_json or output.nested or self.prefetch_delegate.fk_columns:
-            return await super()._process_results(results)
+            with _no_deeper():
+                return await super()._process_results(results)
         return [self.table.of_row(row) for row in results]
 
     @property
@@ -245,6 +248,20 @@ class TenantRaw(Kept, Raw):
     @property
     def default_querystrings(self) -> Sequence[QueryString]:
         return [RawPlan("{}", self.querystring)]
+
+
+@contextlib.contextmanager
+def _no_deeper() -> Iterator[None]:
+    """Around what loads JSON. PostgreSQL keeps documents deeper than Python's parsers go, who call themselves."""
+    too_deep = False
+    try:
+        yield
+    except RecursionError:
+        too_deep = True  # its frames hold the document
+    if too_deep:
+        raise ProtectedQueryError(
+            "A JSON document is nested too deeply to be loaded. Leave load_json out: read it as text."
+        )
 
 
 def _rows_shape(query: TenantSelect | TenantObjects) -> Hashable:
