@@ -1,11 +1,12 @@
 """Raw asyncpg, plain Piccolo and Charthold, side by side on one server and the same data.
 
-    python -m bench.compare [--tenants=50] [--clients=2000] [--rounds=5] [--relaxed] [--uvloop]
+    python -m bench.compare [--tenants=50] [--clients=2000] [--rounds=5] [--workers=16] [--relaxed] [--uvloop]
         [--json=FILE] [--chart=FILE.svg]
 
 Raw asyncpg and plain Piccolo protect nothing: no tenants, no encryption, no audit. Charthold does all of it, reads
-recorded durably, each of the 16 workers as another user; with ``--relaxed`` it runs once more with CHARTHOLD_READ_RECORDS=relaxed. Rounds are interleaved, so
-that a machine that slows down slows all of them. What counts is the ratio of medians to plain Piccolo.
+recorded durably, each worker as another user; with ``--relaxed`` it runs once more with CHARTHOLD_READ_RECORDS=relaxed.
+Rounds are interleaved, so that a machine that slows down slows all of them. What counts is the ratio of medians to
+plain Piccolo.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from piccolo_conf import DB
 
 Operation = Callable[[], Awaitable[Any]]
 PHI = ("first_name", "last_name", "date_of_birth", "ssn", "mrn", "email", "phone", "address")
-WORKERS = 16
-ADMIN = WORKERS  # who does one thing after the other, and may delete
+WORKERS = 16  # unless another number is asked for
+ADMIN = -1  # who does one thing after the other, and may delete
 POOL = 10  # connections: what each of the three opens when nobody says otherwise
 RAW, PLAIN, OURS, RELAXED = "raw asyncpg", "plain Piccolo", "Charthold", "Charthold, relaxed reads"
 
@@ -56,8 +57,8 @@ LATENCY = {
     "update": (60, 0.90),
     "delete": (30, 0.90),
 }
-# operation -> (how often a worker does it in a round, the least that the ratio may be)
-THROUGHPUT = {"insert_one": (25, 0.95), "get": (50, 1.50), "update": (30, 0.95)}
+# operation -> (how often all workers do it in a round, the least that the ratio may be)
+THROUGHPUT = {"insert_one": (400, 0.95), "get": (800, 1.50), "update": (480, 0.95)}
 
 
 def name_of(number: int) -> str:
@@ -156,7 +157,7 @@ class Data:
     unprotected: list[UUID]
 
 
-async def prepare(tenants: int, clients: int, plain: Any, pool: asyncpg.Pool) -> Data:
+async def prepare(tenants: int, clients: int, plain: Any, pool: asyncpg.Pool, workers: int = WORKERS) -> Data:
     """Fill the server with the data of all contenders."""
     await migrated()
     await plain.create_table()
@@ -170,7 +171,7 @@ async def prepare(tenants: int, clients: int, plain: Any, pool: asyncpg.Pool) ->
             await site.save()
             staff = [
                 User(email=f"{n}@b.example", full_name=f"Worker {n}", role="clinician", status="active")
-                for n in range(WORKERS)
+                for n in range(workers)
             ]
             await User.insert(*staff)
             for start in range(0, clients, 1_000):
@@ -273,9 +274,9 @@ def charthold(data: Data, rows: Rows) -> dict[str, Operation]:
 
 
 async def measure(
-    subjects: list[Subject], rounds: int, disk: Disk, pool: asyncpg.Pool
+    subjects: list[Subject], rounds: int, disk: Disk, pool: asyncpg.Pool, workers: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Medians by operation and contender: milliseconds, and operations a second with 16 workers."""
+    """Medians by operation and contender: milliseconds, and operations a second of all workers together."""
     latency: dict[str, dict[str, list[float]]] = {name: {s.name: [] for s in subjects} for name in LATENCY}
     rate: dict[str, dict[str, list[float]]] = {name: {s.name: [] for s in subjects} for name in THROUGHPUT}
 
@@ -300,15 +301,15 @@ async def measure(
             for subject in subjects:
                 subject.begin()
                 began = time.perf_counter()
-                await asyncio.gather(*[work(subject, worker, name, times) for worker in range(WORKERS)])
+                await asyncio.gather(*[work(subject, worker, name, times // workers) for worker in range(workers)])
                 if turn:
-                    rate[name][subject.name].append(WORKERS * times / (time.perf_counter() - began))
+                    rate[name][subject.name].append(times // workers * workers / (time.perf_counter() - began))
     medians = {n: {s: statistics.median(v) for s, v in by.items()} for n, by in latency.items()}
     rates = {n: {s: statistics.median(v) for s, v in by.items()} for n, by in rate.items()}
     return medians, rates
 
 
-def judged(medians: dict[str, Any], rates: dict[str, Any]) -> list[dict[str, Any]]:
+def judged(medians: dict[str, Any], rates: dict[str, Any], workers: int) -> list[dict[str, Any]]:
     """The rows of the table: what was measured, its ratio to plain Piccolo, and whether that is what is wanted."""
     rows = []
     for unit, found, wanted in (("ms", medians, LATENCY), ("/s", rates, THROUGHPUT)):
@@ -317,7 +318,7 @@ def judged(medians: dict[str, Any], rates: dict[str, Any]) -> list[dict[str, Any
             ratios = {subject: value / by[PLAIN] for subject, value in by.items() if subject in (OURS, RELAXED)}
             rows.append(
                 {
-                    "operation": name if unit == "ms" else f"{name}/s, {WORKERS} workers",
+                    "operation": name if unit == "ms" else f"{name}/s, {workers} workers",
                     "unit": unit,
                     "medians": by,
                     "ratios": ratios,
@@ -374,7 +375,7 @@ async def main(server: embedded.Server, wanted: argparse.Namespace) -> None:
     await engine.start_connection_pool(min_size=1, max_size=POOL)
     plain = plain_table(engine)
     pool = await asyncpg.create_pool(**server.dsn(login="owner"), min_size=1, max_size=POOL)
-    data = await prepare(wanted.tenants, wanted.clients, plain, pool)
+    data = await prepare(wanted.tenants, wanted.clients, plain, pool, wanted.workers)
     deletes = LATENCY["delete"][0] * (wanted.rounds + 1)
     disk = Disk()
 
@@ -388,7 +389,7 @@ async def main(server: embedded.Server, wanted: argparse.Namespace) -> None:
     ]
     if wanted.relaxed:
         subjects.append(Subject(RELAXED, charthold(data, Rows(data.protected, deletes, share=1)), acting))
-    medians, rates = await measure(subjects, wanted.rounds, disk, pool)
+    medians, rates = await measure(subjects, wanted.rounds, disk, pool, wanted.workers)
     machine = await facts(server) | {
         "fsync_ms": disk.fsync_ms,
         "loop": "uvloop" if wanted.uvloop else "asyncio",
@@ -396,7 +397,7 @@ async def main(server: embedded.Server, wanted: argparse.Namespace) -> None:
         "clients": wanted.clients,
         "rounds": wanted.rounds,
     }
-    rows = judged(medians, rates)
+    rows = judged(medians, rates, wanted.workers)
     show(rows, machine)
     if wanted.json:
         Path(wanted.json).write_text(json.dumps({"machine": machine, "rows": rows}, indent=1), encoding="utf-8")
@@ -412,11 +413,14 @@ if __name__ == "__main__":
     parser.add_argument("--tenants", type=int, default=50)
     parser.add_argument("--clients", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=WORKERS, help="how many ask at the same time")
     parser.add_argument("--relaxed", action="store_true", help="Charthold once more, with relaxed read records")
     parser.add_argument("--uvloop", action="store_true", help="on uvloop instead of asyncio's own loop")
     parser.add_argument("--json", default="")
     parser.add_argument("--chart", default="")
     arguments = parser.parse_args()
+    if not 1 <= arguments.workers <= THROUGHPUT["insert_one"][0]:
+        parser.error(f"--workers is a number between 1 and {THROUGHPUT['insert_one'][0]}.")
     if arguments.clients <= 2 * LATENCY["delete"][0] * (arguments.rounds + 1):
         parser.error("--clients is too small for so many rounds: rows that are deleted are asked for by nobody else.")
     run(lambda server: main(server, arguments), uvloop=arguments.uvloop)

@@ -38,8 +38,8 @@ from core.scope import Scope
 __all__ = ["DEFERRED", "LANES", "LOCK_TIMEOUT", "AgainError", "GroupCommit", "is_small"]
 
 LANES = 2  # connections: while one group is on the server, Python takes the last apart and makes the next
-MOST = 8  # statements of a group
-SMALL = 3_500  # characters or bytes of a statement's arguments: with it, the driver sends a group in one go
+MOST = 16  # statements of a group
+SMALL = 7_000  # bytes of a statement's arguments: with it, the driver sends a group in one go
 LOCK_TIMEOUT = "10ms"  # for the sessions of the lanes: longer than a group holds the locks of its rows
 PATIENCE = 0.05  # seconds after which who waits may go by itself
 REST = 10.0  # seconds without lanes after one could not be opened
@@ -60,8 +60,10 @@ def _size(arguments: Sequence[Any]) -> int:
     size = 0
     for argument in arguments:
         kind = type(argument)
-        if kind is bytes or kind is str:
+        if kind is bytes:
             size += len(argument)
+        elif kind is str:
+            size += len(argument) if argument.isascii() else 4 * len(argument)
         elif kind is list:
             size += _size(argument) + 8 * len(argument)
     return size
@@ -96,6 +98,7 @@ class GroupCommit:
         self._ordinary = ordinary
         self._token = token
         self._busy = 0
+        self._sent = 0  # members whose answer is on its way
         self._rests_until = 0.0
         # By statement, and whether it reads: those that have waited longest first.
         self._waiting: dict[tuple[str, bool], list[Member]] = {}
@@ -149,6 +152,11 @@ class GroupCommit:
                 self._rests_until = asyncio.get_running_loop().time() + REST
         raise AgainError
 
+    @property
+    def _line(self) -> int:
+        """How many wait."""
+        return sum(map(len, self._waiting.values()))
+
     def _leave(self) -> None:
         self._busy -= 1
         while self._waiting and self._busy < self._pool.size:
@@ -164,16 +172,20 @@ class GroupCommit:
 
     async def _serve(self) -> None:
         while self._waiting:
-            await self._send(*self._next())
-            # Who was answered may have something to ask at once; together again.
-            await asyncio.sleep(0)
+            statement, members = self._next()
+            await self._send(statement, members)
+            if self._line < len(members):
+                # Who was answered may have something to ask at once: together again.
+                await asyncio.sleep(0)
 
     def _next(self) -> tuple[tuple[str, bool], list[Member]]:
+        # A lane takes its share: while all are in one, the other has nothing to do.
+        most = min(MOST, -(-(self._sent + self._line) // self._pool.size))
         statement, members = next(iter(self._waiting.items()))
         del self._waiting[statement]
-        if len(members) > MOST:
-            self._waiting[statement] = members[MOST:]  # behind the others
-        return statement, members[:MOST]
+        if len(members) > most:
+            self._waiting[statement] = members[most:]  # behind the others
+        return statement, members[:most]
 
     def _look_after_who_waits(self) -> None:
         now, seconds, room = asyncio.get_running_loop().time(), self._pool.seconds, self._ordinary.room
@@ -218,7 +230,11 @@ class GroupCommit:
                         member.fail(ScopeError(*over.args))
                     else:
                         sent.append(member)
-                rows = await link.connection.fetchmany(grouped, arguments)
+                self._sent += len(sent)
+                try:
+                    rows = await link.connection.fetchmany(grouped, arguments)
+                finally:
+                    self._sent -= len(sent)
         except BaseException as error:
             for member in members:
                 member.fail(_for_each(error, reads=reads))

