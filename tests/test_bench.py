@@ -50,7 +50,7 @@ def test_what_is_deleted_is_asked_for_by_nobody_else_and_new_names_are_not_searc
 
 def test_a_comparison_is_judged_by_ratios_and_drawn() -> None:
     latency = {"get": {RAW: 0.1, PLAIN: 0.2, OURS: 0.17}, "insert_1000": {RAW: 20, PLAIN: 100, OURS: 70}}
-    rows = judged(latency, {"get": {RAW: 9_000, PLAIN: 2_000, OURS: 3_100}})
+    rows = judged(latency, {"get": {RAW: 9_000, PLAIN: 2_000, OURS: 3_100}}, 16)
     assert [row["ok"] for row in rows] == [True, False, True]
     assert "0.85 x" in chart(rows)
 
