@@ -298,6 +298,16 @@ def open_rows(plan: Plan, rows: Sequence[Any], keys: TenantKeys | None) -> list[
     if not plan.opened:
         return [dict(zip(names, row, strict=False)) for row in rows]
     assert keys is not None
+    shown: Iterable[Sequence[Any]] = (
+        (_opened_row(plan, rows[0], keys),) if len(rows) == 1 else zip(*_opened_columns(plan, rows, keys), strict=True)
+    )
+    if plan.keep is not None:
+        shown = filter(plan.keep, shown)
+    return [dict(zip(names, row, strict=False)) for row in shown]
+
+
+def _opened_columns(plan: Plan, rows: Sequence[Any], keys: TenantKeys) -> list[Sequence[Any]]:
+    """The columns of the rows, opened."""
     columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
     for opened in plan.opened:
         sealed = [columns[position] for position in opened.positions]
@@ -305,10 +315,18 @@ def open_rows(plan: Plan, rows: Sequence[Any], keys: TenantKeys | None) -> list[
         for position, (_, kind), values in zip(opened.positions, opened.columns, plain, strict=True):
             # Piccolo takes a plain dict for a nested row.
             columns[position] = [_document(value) for value in values] if kind is Kind.JSON else values
-    shown = zip(*columns, strict=True)
-    if plan.keep is not None:
-        shown = filter(plan.keep, shown)  # type: ignore[assignment]
-    return [dict(zip(names, row, strict=False)) for row in shown]
+    return columns
+
+
+def _opened_row(plan: Plan, row: Any, keys: TenantKeys) -> list[Any]:
+    """One row, which is what is asked for most, opened."""
+    values = list(row)
+    for opened in plan.opened:
+        sealed = [values[position] for position in opened.positions]
+        plain = keys.row(opened.table, opened.columns).open(values[opened.row], sealed)
+        for position, value in zip(opened.positions, plain, strict=True):
+            values[position] = _document(value)
+    return values
 
 
 def _document(value: Any) -> Any:
