@@ -89,6 +89,10 @@ async def begin_session(
             " and pg_has_role(r.oid, relowner, 'usage'))"
             " from pg_catalog.pg_roles as r where rolname = current_user"
         )
+    except asyncpg.InternalClientError:
+        # The server ended the session as soon as it began, and the driver does not know what to make of that.
+        connection.terminate()
+        raise asyncpg.ConnectionDoesNotExistError("the server closed the connection; nothing was sent") from None
     except BaseException:
         connection.terminate()  # cancelled half-way, nobody else would close it
         raise

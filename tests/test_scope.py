@@ -318,6 +318,21 @@ async def test_a_pool_of_one_serves_transactions_keys_and_crowds(
         assert (pool_of(database)._open, len(pool_of(database)._idle)) == (1, 1)
 
 
+async def test_a_session_that_ends_as_it_begins_is_a_lost_connection(
+    database: ChartholdEngine, lakeside: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ended(*_: Any, **__: Any) -> Any:
+        raise asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
+
+    async with lakeside.as_admin():
+        await database.close_connection_pool()
+        monkeypatch.setattr("core.session.Connection.fetchval", ended)
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError, match="nothing was sent"):
+            await Client.count()
+        monkeypatch.undo()
+        assert await Client.count() == 1
+
+
 async def test_a_full_pool_says_so_in_time(
     database: ChartholdEngine, lakeside: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
