@@ -157,6 +157,10 @@ class GroupCommit:
         """How many wait."""
         return sum(map(len, self._waiting.values()))
 
+    def _share(self, answered: int = 0) -> int:
+        """How many a lane takes: while all are in one, the other has nothing to do."""
+        return min(MOST, -(-(self._sent + self._line + answered) // self._pool.size))
+
     def _leave(self) -> None:
         self._busy -= 1
         while self._waiting and self._busy < self._pool.size:
@@ -174,13 +178,12 @@ class GroupCommit:
         while self._waiting:
             statement, members = self._next()
             await self._send(statement, members)
-            if self._line < len(members):
+            if self._line < self._share(len(members)):
                 # Who was answered may have something to ask at once: together again.
                 await asyncio.sleep(0)
 
     def _next(self) -> tuple[tuple[str, bool], list[Member]]:
-        # A lane takes its share: while all are in one, the other has nothing to do.
-        most = min(MOST, -(-(self._sent + self._line) // self._pool.size))
+        most = self._share()
         statement, members = next(iter(self._waiting.items()))
         del self._waiting[statement]
         if len(members) > most:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import statistics
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -209,6 +210,16 @@ async def test_whatever_many_do_at_once_is_what_they_would_have_done_in_turn(
     assert await owner.fetchval("select count(*) from user_action_audit_log") == before + recorded
     kept = {row["id"] for row in await owner.fetch("select id from client where id = any($1)", list(facts))}
     assert kept == {row for row, name in facts.items() if name}
+
+
+async def test_those_who_come_again_and_again_are_shared_evenly(lakeside: Clinic, seen: Seen) -> None:
+    async def work() -> None:
+        async with lakeside.as_clinician():
+            for _ in range(30):
+                await Client.objects().get(Client.id == lakeside.client)
+
+    assert await crowd(*[work for _ in range(8 * LANES)]) == [None] * 8 * LANES
+    assert statistics.median(seen.sizes) == 8
 
 
 async def test_who_is_first_goes_alone_and_at_once(lakeside: Clinic, seen: Seen) -> None:
