@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import json
 import weakref
@@ -26,13 +25,14 @@ from piccolo.querystring import QueryString
 
 from core import embedded
 from core.batch import Batch
+from core.connections import Connections
 from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
 from core.crypto.kms import development_key, provider_from_settings
 from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
 from core.explain import explain
-from core.group_commit import DEFERRED, LANES, LOCK_TIMEOUT, AgainError, GroupCommit, is_small
+from core.group_commit import RetryError, is_small
 from core.plan import LATE, Plan, RawPlan, Statement, bind, needs_keys, open_rows
-from core.pool import Link, Pool
+from core.pool import Link
 from core.residue import ends_a_transaction, leaves_nothing
 from core.scope import Scope, current_scope
 from core.session import begin_session
@@ -52,7 +52,7 @@ _asker: ContextVar[Scope] = ContextVar("charthold_asker")
 class ChartholdEngine(PostgresEngine):
     """Piccolo's engine, taught to run planned statements in the open scope. Connects on first use, not on import."""
 
-    __slots__ = ("_keyring", "_pools", "_server", "_token_key", "database")
+    __slots__ = ("_connections", "_keyring", "_server", "_token_key", "database")
 
     def __init__(self, **kwargs: Any) -> None:
         self._server: embedded.Server | None = None
@@ -61,8 +61,8 @@ class ChartholdEngine(PostgresEngine):
         self._keyring: Keyring | None = None
         self._token_key: TokenKey | None = None
         # Connections belong to an event loop, and the command line uses several in turn.
-        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Pool, GroupCommit | None]]
-        self._pools = weakref.WeakKeyDictionary()
+        self._connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Connections]
+        self._connections = weakref.WeakKeyDictionary()
         super().__init__(config={"database": embedded.DATABASE}, extensions=(), **kwargs)
 
     # Piccolo connects when the engine is made, which would start a server for `piccolo --help`.
@@ -107,33 +107,21 @@ class ChartholdEngine(PostgresEngine):
         """A connection for what runs outside of a scope."""
         return await self.connect(owner=owner_mode.get())
 
-    def _pool(self) -> Pool:
-        return self._here()[0]
-
-    def _here(self) -> tuple[Pool, GroupCommit | None]:
-        """Connections of this event loop, and its lanes unless it has too few connections for any."""
+    def _here(self) -> Connections:
+        """Those of this event loop."""
         loop = asyncio.get_running_loop()
-        found = self._pools.get(loop)
+        found = self._connections.get(loop)
         if found is None:
-            size, seconds = self.settings.pool_size, self.settings.pool_seconds
-            few = min(LANES, size // 4)
-            pool = Pool(functools.partial(self.connect, owner=False), size=size - few, seconds=seconds)
-            lanes = GroupCommit(Pool(self._connect_lane, size=few, seconds=seconds), pool, self._token) if few else None
-            found = self._pools[loop] = pool, lanes
+            found = self._connections[loop] = Connections(
+                self.connect, self._token, size=self.settings.pool_size, seconds=self.settings.pool_seconds
+            )
         return found
-
-    async def _connect_lane(self) -> asyncpg.Connection[Any]:
-        connection = await self.connect(owner=False, lock_timeout=LOCK_TIMEOUT)
-        if await connection.fetchval(DEFERRED):
-            await connection.close()
-            raise ConfigurationError("A trigger waits for the commit, and there a group has the scope of one member.")
-        return connection
 
     async def acquire(self) -> Link:
         """A connection for a transaction."""
         if owner_mode.get():
             return Link(await self.connect(owner=True))
-        return await self._pool().acquire()
+        return await self._here().pool.acquire()
 
     async def release(self, link: Link) -> None:
         """Give it back, or close it."""
@@ -144,11 +132,8 @@ class ChartholdEngine(PostgresEngine):
 
     async def close_connection_pool(self) -> None:
         """Close this event loop's connections."""
-        if (found := self._pools.pop(asyncio.get_running_loop(), None)) is not None:
-            pool, lanes = found
-            await pool.close()
-            if lanes is not None:
-                await lanes.close()
+        if (found := self._connections.pop(asyncio.get_running_loop(), None)) is not None:
+            await found.close()
 
     async def start_connection_pool(self, **_: Any) -> None:
         """Nothing to do: connections are opened as they are needed and kept."""
@@ -175,7 +160,7 @@ class ChartholdEngine(PostgresEngine):
 
     async def _load_keys(self, tenant: UUID) -> Sequence[WrappedKey]:
         """A tenant's wrapped data keys, read in the scope of whoever asks: no scope, no keys."""
-        pool = self._pool()
+        pool = self._here().pool
         link = await pool.spare()
         try:
             rows = await self._send(
@@ -229,7 +214,7 @@ class ChartholdEngine(PostgresEngine):
             # The commit is not only the read's, so it waits for the disk.
             rows = await self._send(link, scope, statement.gated, bound, counted=statement.counted)
         else:
-            rows = await self._send_alone(statement, scope, arguments, bound)
+            rows = await self._autocommit(statement, scope, arguments, bound)
         if not plan.returns:
             if statement.counted:
                 _all_of(plan, rows)
@@ -244,7 +229,7 @@ class ChartholdEngine(PostgresEngine):
             # Another process rotated the tenant's key a moment ago.
             return open_rows(plan, rows, await self.keys_of(scope, missing.version))
 
-    async def _send_alone(self, statement: Statement, scope: Scope, arguments: list[Any], bound: list[Any]) -> Any:
+    async def _autocommit(self, statement: Statement, scope: Scope, arguments: list[Any], bound: list[Any]) -> Any:
         """Send a statement that is a transaction of its own: by itself, or with those of other requests."""
         durable = self.settings.durable_reads
         sql, grouped = (statement.gated if durable else statement.relaxed), statement.grouped[0 if durable else 1]
@@ -253,15 +238,15 @@ class ChartholdEngine(PostgresEngine):
             link.dirty |= not statement.trusted
             return await self._send(link, scope, sql, bound, counted=statement.counted)
 
-        pool, lanes = self._here()
-        if grouped and lanes is not None and is_small(bound):
-            with contextlib.suppress(AgainError):
-                rows = await lanes.run(alone, grouped, scope, bound, reads=statement.returns)
+        here = self._here()
+        if grouped and here.lanes is not None and is_small(bound):
+            with contextlib.suppress(RetryError):
+                rows = await here.lanes.run(alone, grouped, scope, bound, reads=statement.returns)
                 return len(rows) if statement.counted and isinstance(rows, list) else rows
             # It may have waited for as long as a new key waits for the last writers under the old one.
             keys = await self.keys_of(scope) if needs_keys(arguments) else None
             bound = bind(arguments, scope.tenant, keys)
-        async with pool.lease() as link:
+        async with here.pool.lease() as link:
             return await alone(link)
 
     async def _run_in_turn(self, plan: Plan, more: Iterable[Plan]) -> list[dict[str, Any]]:
@@ -344,7 +329,7 @@ class ChartholdEngine(PostgresEngine):
         if not shown or scope is None:
             return
         if link.connection.is_closed():
-            link = await self._pool().spare()
+            link = await self._here().pool.spare()
             try:
                 await self.record_after(link, scope, shown)
             finally:
@@ -373,7 +358,7 @@ class ChartholdEngine(PostgresEngine):
         """A connection of the application's role for what comes before a scope; refused inside one."""
         if self.current_transaction.get() is not None:
             raise ScopeError("This happens outside of every transaction. Do it before, or after.")
-        async with self._pool().lease() as link:
+        async with self._here().pool.lease() as link:
             yield link.connection
 
     async def _run_plain(self, sql: str, arguments: Sequence[Any]) -> Any:
@@ -393,7 +378,7 @@ class ChartholdEngine(PostgresEngine):
                 return await connection.fetch(sql, *arguments)
             finally:
                 await connection.close()
-        async with self._pool().lease() as link:
+        async with self._here().pool.lease() as link:
             link.dirty |= not leaves_nothing(sql)
             return await link.connection.fetch(sql, *arguments)
 

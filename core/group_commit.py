@@ -35,7 +35,7 @@ from core.errors import PoolExhaustedError, ScopeError
 from core.pool import Link, Pool
 from core.scope import Scope
 
-__all__ = ["DEFERRED", "LANES", "LOCK_TIMEOUT", "AgainError", "GroupCommit", "is_small"]
+__all__ = ["LANES", "LOCK_TIMEOUT", "GroupCommit", "RetryError", "is_small"]
 
 LANES = 2  # connections: while one group is on the server, Python takes the last apart and makes the next
 MOST = 16  # statements of a group
@@ -43,11 +43,9 @@ SMALL = 7_000  # bytes of a statement's arguments: with it, the driver sends a g
 LOCK_TIMEOUT = "10ms"  # for the sessions of the lanes: longer than a group holds the locks of its rows
 PATIENCE = 0.05  # seconds after which who waits may go by itself
 REST = 10.0  # seconds without lanes after one could not be opened
-# Whether a trigger of somebody's waits for the commit.
-DEFERRED = "select exists (select from pg_catalog.pg_trigger where tginitdeferred and not tgisinternal)"
 
 
-class AgainError(Exception):
+class RetryError(Exception):
     """The statement did nothing, or only read, and is to be run by itself."""
 
 
@@ -98,10 +96,10 @@ class GroupCommit:
         self._ordinary = ordinary
         self._token = token
         self._busy = 0
-        self._sent = 0  # members whose answer is on its way
+        self._in_flight = 0  # members whose answer is on its way
         self._rests_until = 0.0
         # By statement, and whether it reads: those that have waited longest first.
-        self._waiting: dict[tuple[str, bool], list[Member]] = {}
+        self._queue: dict[tuple[str, bool], list[Member]] = {}
         self._serving: set[asyncio.Task[None]] = set()
         self._clock: asyncio.TimerHandle | None = None
 
@@ -116,23 +114,23 @@ class GroupCommit:
     ) -> Any:
         """What ``alone`` answers, which sends the statement by itself, or the rows of its text in a group.
 
-        Raises ``AgainError`` when it is to be run elsewhere, and ``PoolExhaustedError`` when it was not sent in time.
+        Raises ``RetryError`` when it is to be run elsewhere, and ``PoolExhaustedError`` when it was not sent in time.
         """
-        if self._rests:
-            raise AgainError
+        if self._resting:
+            raise RetryError
         if self._busy < self._pool.size:
             self._busy += 1
             try:
                 async with self._pool.lease(self._lane) as link:
                     return await alone(link)
             except asyncpg.LockNotAvailableError:
-                raise AgainError from None
+                raise RetryError from None
             finally:
                 self._leave()
         member = Member(scope, arguments)
-        self._waiting.setdefault((grouped, reads), []).append(member)
+        self._queue.setdefault((grouped, reads), []).append(member)
         if self._clock is None:
-            self._look_again_in(PATIENCE)
+            self._check_queue_in(PATIENCE)
         return await member.answer
 
     async def close(self) -> None:
@@ -140,30 +138,30 @@ class GroupCommit:
         await self._pool.close()
 
     @property
-    def _rests(self) -> bool:
+    def _resting(self) -> bool:
         return self._rests_until > 0 and asyncio.get_running_loop().time() < self._rests_until
 
     async def _lane(self) -> Link:
-        """A lane. Raises ``AgainError`` when none can be opened: an ordinary one may be, or says what is the matter."""
-        if not self._rests:
+        """A lane. Raises ``RetryError`` when none can be opened: an ordinary one may be, or says what is the matter."""
+        if not self._resting:
             try:
                 return await self._pool.acquire()
             except Exception:  # noqa: BLE001  # whatever it is, who is run again meets it too, if it lasts
                 self._rests_until = asyncio.get_running_loop().time() + REST
-        raise AgainError
+        raise RetryError
 
     @property
-    def _line(self) -> int:
+    def _queued(self) -> int:
         """How many wait."""
-        return sum(map(len, self._waiting.values()))
+        return sum(map(len, self._queue.values()))
 
     def _share(self, answered: int = 0) -> int:
         """How many a lane takes: while all are in one, the other has nothing to do."""
-        return min(MOST, -(-(self._sent + self._line + answered) // self._pool.size))
+        return min(MOST, -(-(self._in_flight + self._queued + answered) // self._pool.size))
 
     def _leave(self) -> None:
         self._busy -= 1
-        while self._waiting and self._busy < self._pool.size:
+        while self._queue and self._busy < self._pool.size:
             self._busy += 1
             # In a context of its own: nothing of the request that was here last.
             task = asyncio.create_task(self._serve(), context=contextvars.Context())
@@ -175,25 +173,25 @@ class GroupCommit:
         self._leave()
 
     async def _serve(self) -> None:
-        while self._waiting:
+        while self._queue:
             statement, members = self._next()
             await self._send(statement, members)
-            if self._line < self._share(len(members)):
+            if self._queued < self._share(len(members)):
                 # Who was answered may have something to ask at once: together again.
                 await asyncio.sleep(0)
 
     def _next(self) -> tuple[tuple[str, bool], list[Member]]:
         most = self._share()
-        statement, members = next(iter(self._waiting.items()))
-        del self._waiting[statement]
+        statement, members = next(iter(self._queue.items()))
+        del self._queue[statement]
         if len(members) > most:
-            self._waiting[statement] = members[most:]  # behind the others
+            self._queue[statement] = members[most:]  # behind the others
         return statement, members[:most]
 
-    def _look_after_who_waits(self) -> None:
+    def _check_queue(self) -> None:
         now, seconds, room = asyncio.get_running_loop().time(), self._pool.seconds, self._ordinary.room
         left: dict[tuple[str, bool], list[Member]] = {}
-        for statement, members in self._waiting.items():
+        for statement, members in self._queue.items():
             for member in members:
                 if member.since + seconds <= now + PATIENCE / 2:
                     # The server is stuck, or there are too many. Rather early than late: rotating keys counts on it.
@@ -205,18 +203,18 @@ class GroupCommit:
                     )
                 elif room > 0 and member.since + PATIENCE <= now:
                     room -= 1
-                    member.fail(AgainError())
+                    member.fail(RetryError())
             if still := [member for member in members if not member.answer.done()]:
                 left[statement] = still
-        self._waiting = left
+        self._queue = left
         self._clock = None
         if left:
-            self._look_again_in(PATIENCE / 2)
+            self._check_queue_in(PATIENCE / 2)
 
-    def _look_again_in(self, seconds: float) -> None:
+    def _check_queue_in(self, seconds: float) -> None:
         # In a context of its own, as the tasks.
         loop = asyncio.get_running_loop()
-        self._clock = loop.call_later(seconds, self._look_after_who_waits, context=contextvars.Context())
+        self._clock = loop.call_later(seconds, self._check_queue, context=contextvars.Context())
 
     async def _send(self, statement: tuple[str, bool], members: list[Member]) -> None:
         grouped, reads = statement
@@ -233,14 +231,14 @@ class GroupCommit:
                         member.fail(ScopeError(*over.args))
                     else:
                         sent.append(member)
-                self._sent += len(sent)
+                self._in_flight += len(sent)
                 try:
                     rows = await link.connection.fetchmany(grouped, arguments)
                 finally:
-                    self._sent -= len(sent)
+                    self._in_flight -= len(sent)
         except BaseException as error:
             for member in members:
-                member.fail(_for_each(error, reads=reads))
+                member.fail(_member_error(error, reads=reads))
             if not isinstance(error, Exception):
                 raise
             return
@@ -252,7 +250,7 @@ class GroupCommit:
                 member.answer.set_result(answer)
 
 
-def _for_each(error: BaseException, *, reads: bool) -> BaseException:
+def _member_error(error: BaseException, *, reads: bool) -> BaseException:
     """What an error of the group is to one of its members."""
     if isinstance(error, asyncio.CancelledError):
         return asyncio.CancelledError()  # the program ends
@@ -260,9 +258,9 @@ def _for_each(error: BaseException, *, reads: bool) -> BaseException:
     # it was rolled back: the server calls it an ERROR; or that nothing was sent: no lane could be opened, an argument
     # could not be encoded, or the server had closed the idle connection, which is this error and none of its children.
     rolled_back = getattr(error, "severity_en", None) == "ERROR"
-    nothing_sent = isinstance(error, (AgainError, asyncpg.DataError)) or type(error) is asyncpg.InternalClientError
+    nothing_sent = isinstance(error, (RetryError, asyncpg.DataError)) or type(error) is asyncpg.InternalClientError
     if reads or rolled_back or nothing_sent:
-        return AgainError()
+        return RetryError()
     return asyncpg.ConnectionDoesNotExistError(
         "the connection was lost while the statement ran; whether it was kept is not known"
     )

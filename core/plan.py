@@ -141,7 +141,6 @@ class Plan(QueryString):
         "opened",
         "outputs",
         "returns",
-        "single",
     )
 
     def __init__(
@@ -165,8 +164,6 @@ class Plan(QueryString):
         self.returns = returns
         # Whether it is an INSERT .. SELECT whose rows are counted.
         self.counted = counted
-        # Whether it is about one row at most, and no person wrote any of it.
-        self.single = False
         # What a statement without rows answers.
         self.answer: list[dict[str, Any]] = []
         # What belongs to it and is made when it is its turn: all of it is run, or none.
@@ -188,7 +185,6 @@ class Plan(QueryString):
         plan.outputs = statement.outputs
         plan.returns = statement.returns
         plan.counted = statement.counted
-        plan.single = bool(statement.grouped[0])
         plan.keep = None
         plan.answer = []
         plan.more = None
@@ -196,8 +192,8 @@ class Plan(QueryString):
         plan._statement = statement
         return plan
 
-    def compiled(self) -> tuple[Statement, list[Any]]:
-        """The statement and its arguments."""
+    def compiled(self, *, single: bool = False) -> tuple[Statement, list[Any]]:
+        """The statement and its arguments. ``single``: it is about one row at most, and no person wrote any of it."""
         sql, arguments = self.compile_string()
         if self._statement is None:
             trusted = leaves_nothing(sql)
@@ -214,7 +210,7 @@ class Plan(QueryString):
                 sql=sql,
                 gated=self._gated(sql, len(arguments)),
                 relaxed=self._gated(sql, len(arguments), relaxed=True),
-                grouped=self._grouped(sql, len(arguments)) if self.single and trusted else ("", ""),
+                grouped=self._grouped(sql, len(arguments)) if single and trusted and not self.looked_at else ("", ""),
                 opened=self.opened,
                 outputs=self.outputs,
                 returns=self.returns,

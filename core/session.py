@@ -56,7 +56,7 @@ async def begin_session(
 ) -> asyncpg.Connection[Any]:
     """Connect, and act as ``role``; as the schema's owner when it is None. ``server`` names the server in errors.
 
-    ``lock_timeout``: how long statements of this session wait for a lock; the server's own when it is None.
+    ``lock_timeout``: how long a statement waits for a lock; as the server has it when it is None.
 
     Threat: policies look on while a superuser, an owner or a BYPASSRLS role works. Such a connection is refused.
     """

@@ -21,7 +21,7 @@ import pytest
 
 from core import ConfigurationError, PoolExhaustedError, ScopeError, scope, transaction
 from core.engine import ChartholdEngine
-from core.group_commit import LANES, MOST, GroupCommit, Member
+from core.group_commit import LANES, MOST, GroupCommit, Member, RetryError, _member_error
 from core.pool import Link
 from core.tables import Client, Facility, User
 from tests.conftest import Clinic
@@ -79,7 +79,7 @@ async def crowd(*requests: Callable[[], Awaitable[Any]]) -> list[Any]:
 
 
 def lanes_of(database: ChartholdEngine) -> GroupCommit:
-    lanes = database._here()[1]
+    lanes = database._here().lanes
     assert lanes is not None
     return lanes
 
@@ -93,13 +93,13 @@ async def together(database: ChartholdEngine, number: int) -> AsyncIterator[None
     lanes._busy = size
     yield
     async with asyncio.timeout(5):
-        while lanes._line < number:
+        while lanes._queued < number:
             await asyncio.sleep(0)
     others = number * (size - 1)  # as if the other lanes had as many
-    lanes._sent += others
+    lanes._in_flight += others
     lanes._leave()
     await asyncio.sleep(0.3)
-    lanes._sent -= others
+    lanes._in_flight -= others
     for _ in range(size - 1):
         lanes._leave()
 
@@ -281,7 +281,7 @@ async def test_lanes_are_among_the_connections_that_a_process_may_open(
         async with lakeside.as_admin():
             requests = [Client.objects().get(Client.id == lakeside.client) for _ in range(CROWD)]
             assert all(await asyncio.gather(*requests, *[Client.count() for _ in range(CROWD)]))
-        pool, group = database._here()
+        pool, group = database._here().pool, database._here().lanes
         assert (pool.size + (group._pool.size if group else 0), group._pool.size if group else 0) == (size, lanes)
         opened = "select count(*) from pg_stat_activity where application_name = 'charthold' and datname = $1"
         assert await owner.fetchval(opened, database.database) <= size
@@ -437,7 +437,7 @@ async def slow(owner: asyncpg.Connection, lakeside: Clinic) -> AsyncIterator[lis
 @pytest.fixture
 async def no_others(database: ChartholdEngine, new_lanes: None) -> AsyncIterator[None]:
     """All ordinary connections are busy with something else."""
-    pool = database._pool()
+    pool = database._here().pool
     links = [await pool.acquire() for _ in range(pool.size)]
     yield
     for link in links:
@@ -535,7 +535,7 @@ async def test_who_waits_too_long_for_a_stuck_server_is_told_in_time(
     database: ChartholdEngine, lakeside: Clinic, slow: list[UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with set_up(monkeypatch, database, pool_seconds=0.3):
-        others = [await database.acquire() for _ in range(database._pool().size)]
+        others = [await database.acquire() for _ in range(database._here().pool.size)]
         busy = [asyncio.create_task(rename(lakeside, slow[n], "slow")) for n in range(LANES)]
         await asyncio.sleep(0.05)
 
@@ -553,7 +553,7 @@ async def test_who_waits_too_long_for_a_stuck_server_is_told_in_time(
         assert await asyncio.gather(*busy) == [None] * LANES
         assert await crowd(*[lambda n=n: rename(lakeside, slow[n], "on time") for n in range(8)]) == [None] * 8
         lanes = lanes_of(database)
-        assert (lanes._busy, lanes._sent, lanes._waiting) == (0, 0, {})
+        assert (lanes._busy, lanes._in_flight, lanes._queue) == (0, 0, {})
 
 
 async def test_two_slow_statements_stop_nobody_while_other_connections_are_free(
@@ -610,8 +610,7 @@ async def test_a_server_that_cannot_be_reached_says_so_to_each(
 
     assert await first_name(lakeside) == "Ana"  # so that the keys are known
     await database.close_connection_pool()
-    pool, lanes = database._here()
-    assert lanes is not None
+    pool, lanes = database._here().pool, lanes_of(database)
     for each in (pool, lanes._pool):
         monkeypatch.setattr(each, "_connect", nowhere)
     answers = await crowd(*[lambda: first_name(lakeside) for _ in range(CROWD)])
@@ -752,16 +751,16 @@ async def test_what_was_sealed_before_a_long_wait_is_sealed_again_before_it_is_s
     (row,) = await clients(lakeside, 1)
     lanes = lanes_of(database)
     lanes._busy = lanes._pool.size
-    others = [await database.acquire() for _ in range(database._pool().size - 1)]
+    others = [await database.acquire() for _ in range(database._here().pool.size - 1)]
 
     async def update() -> None:
         async with lakeside.as_clinician():
             await Client.update({Client.notes: "sealed"}).where(Client.id == row)
 
     task = asyncio.create_task(update())
-    while not lanes._waiting:
+    while not lanes._queue:
         await asyncio.sleep(0)
-    ((member,),) = lanes._waiting.values()
+    ((member,),) = lanes._queue.values()
     first = next(argument for argument in member.arguments if isinstance(argument, bytes))
     await task
     lanes._busy = 0
@@ -777,7 +776,7 @@ async def test_a_lane_is_given_back_whenever_its_task_is_cancelled(database: Cha
     lanes = lanes_of(database)
     size = lanes._busy = lanes._pool.size
     task = asyncio.create_task(first_name(lakeside))
-    while not lanes._waiting:
+    while not lanes._queue:
         await asyncio.sleep(0)
     for _ in range(size):
         lanes._leave()
@@ -785,7 +784,7 @@ async def test_a_lane_is_given_back_whenever_its_task_is_cancelled(database: Cha
         serving.cancel()  # before its first step
     await asyncio.wait_for(task, 5)
     await asyncio.sleep(0)
-    assert (lanes._busy, lanes._sent, lanes._waiting) == (0, 0, {})
+    assert (lanes._busy, lanes._in_flight, lanes._queue) == (0, 0, {})
 
 
 async def test_nothing_of_a_request_stays_when_it_is_over(database: ChartholdEngine, lakeside: Clinic) -> None:
@@ -804,7 +803,7 @@ async def test_nothing_of_a_request_stays_when_it_is_over(database: ChartholdEng
         await first_name(lakeside)
 
     task = asyncio.create_task(one())
-    while not lanes._waiting:
+    while not lanes._queue:
         await asyncio.sleep(0)
     for _ in range(lanes._pool.size):
         lanes._leave()
@@ -814,6 +813,53 @@ async def test_nothing_of_a_request_stays_when_it_is_over(database: ChartholdEng
     gc.collect()
     assert kept[0]() is None
     assert not [member for member in gc.get_objects() if type(member) is Member]
+
+
+def test_what_may_have_been_committed_is_not_written_again() -> None:
+    lost = asyncpg.ConnectionDoesNotExistError("x")
+    done = asyncpg.exceptions.OutdatedSchemaCacheError("x")  # a child of the next, raised when the server is done
+    unsent = asyncpg.InternalClientError("x")
+    for error, again in ((lost, False), (done, False), (unsent, True), (OSError("x"), False)):
+        assert isinstance(_member_error(error, reads=False), RetryError) == again
+        assert isinstance(_member_error(error, reads=True), RetryError)
+
+
+async def test_each_statement_of_a_group_forgets_whom_the_last_one_was_for(lakeside: Clinic) -> None:
+    forgets = "set_config('charthold.granted', '', true)"
+    async with lakeside.as_clinician():
+        for query in (
+            Client.objects().get(Client.id == lakeside.client).query,
+            Client.update({Client.status: "active"}).where(Client.id == lakeside.client),
+            Client.insert(someone(lakeside)),
+        ):
+            plan: Any = query.querystrings[0]
+            statement = plan.compiled()[0]
+            assert [text.count(forgets) for text in (*statement.grouped, statement.gated)] == [1, 1, 0]
+
+
+async def test_a_lane_whose_opening_is_cancelled_leaves_no_connection(
+    database: ChartholdEngine, lakeside: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await first_name(lakeside) == "Ana"
+    await database.close_connection_pool()
+    opened: list[Any] = []
+    connect = database.connect
+
+    async def slowly(*arguments: Any, **named: Any) -> Any:
+        opened.append(connection := await connect(*arguments, **named))
+        monkeypatch.setattr(type(connection), "fetchval", lambda *_: asyncio.sleep(60))
+        return connection
+
+    monkeypatch.setattr(ChartholdEngine, "connect", lambda _, **named: slowly(**named))
+    task = asyncio.create_task(first_name(lakeside))
+    while not opened:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert opened[0].is_closed()
+    assert (lanes_of(database)._busy, lanes_of(database)._pool._open) == (0, 0)
 
 
 @pytest.mark.parametrize("first", [str, UUID])

@@ -28,7 +28,7 @@ from tests.conftest import Clinic, make_clinic
 
 
 def pool_of(db: ChartholdEngine) -> Pool:
-    return db._pool()
+    return db._here().pool
 
 
 @asynccontextmanager

@@ -46,8 +46,7 @@ class Shapes:
 
         ``single``: it is about one row at most.
         """
-        plan.single = single and not plan.looked_at
-        statement, theirs = plan.compiled()
+        statement, theirs = plan.compiled(single=single)
         if len(theirs) == len(arguments) and all(a is b for a, b in zip(theirs, arguments, strict=True)):
             if len(self._kept) >= MOST:
                 self._kept.clear()  # a program with that many shapes writes them itself; begin again

@@ -1,0 +1,58 @@
+"""The connections of one event loop: those for anything, and the lanes of group commit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import asyncpg
+
+from core.errors import ConfigurationError
+from core.group_commit import LANES, LOCK_TIMEOUT, GroupCommit
+from core.pool import Link, Pool
+from core.scope import Scope
+
+__all__ = ["Connections"]
+
+# Whether a trigger of somebody's waits for the commit, where a group has the scope of its last member.
+DEFERRED = "select exists (select from pg_catalog.pg_trigger where tginitdeferred and not tgisinternal)"
+
+
+class Connect(Protocol):
+    """Makes a connection."""
+
+    async def __call__(self, *, owner: bool, lock_timeout: str | None = None) -> asyncpg.Connection[Any]: ...
+
+
+class Connections:
+    """At most ``size`` connections; too few of them leave none for lanes. ``token`` makes a scope's token for one."""
+
+    __slots__ = ("lanes", "pool")
+
+    def __init__(self, connect: Connect, token: Callable[[Scope, Link], str], *, size: int, seconds: float) -> None:
+        few = min(LANES, size // 4)
+        self.pool = Pool(functools.partial(connect, owner=False), size=size - few, seconds=seconds)
+        self.lanes: GroupCommit | None = None
+        if few:
+            lanes = Pool(functools.partial(_connect_lane, connect), size=few, seconds=seconds)
+            self.lanes = GroupCommit(lanes, self.pool, token)
+
+    async def close(self) -> None:
+        """Close what is idle now, and the rest as it comes back."""
+        await self.pool.close()
+        if self.lanes is not None:
+            await self.lanes.close()
+
+
+async def _connect_lane(connect: Connect) -> asyncpg.Connection[Any]:
+    connection = await connect(owner=False, lock_timeout=LOCK_TIMEOUT)
+    try:
+        deferred = await connection.fetchval(DEFERRED)
+    except BaseException:
+        connection.terminate()  # cancelled half-way, nobody else would close it
+        raise
+    if deferred:
+        await connection.close()
+        raise ConfigurationError("A trigger waits for the commit, so statements of several requests cannot share one.")
+    return connection
