@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ from core.engine import ChartholdEngine
 from core.settings import settings
 from core.tables import Client, Facility, User
 from piccolo_conf import DB
+
+# A job that a script runs in the background ignores Ctrl-C, and so would the commands that the tests start and stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How fast a shared machine is at the moment is no property of our code.
 hypothesis.settings.register_profile(
