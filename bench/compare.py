@@ -58,7 +58,7 @@ LATENCY = {
     "delete": (30, 0.90),
 }
 # operation -> (how often all workers do it in a round, the least that the ratio may be)
-THROUGHPUT = {"insert_one": (400, 0.95), "get": (800, 1.50), "update": (480, 0.95)}
+THROUGHPUT = {"insert_one": (1_600, 0.95), "get": (3_200, 1.50), "update": (1_920, 0.95)}
 
 
 def name_of(number: int) -> str:

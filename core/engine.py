@@ -398,7 +398,10 @@ class ChartholdEngine(PostgresEngine):
 def _all_of(plan: Plan, written: int) -> None:
     """Raise when not all of the rows were written that the plan answers for."""
     if plan.answer and written != len(plan.answer):
-        raise ProtectedQueryError("Not every row was inserted: a trigger of the table left some out.")
+        raise ProtectedQueryError(
+            "Not every row was inserted: a trigger of the table left some out, so none was kept. Insert the rows that it "
+            "accepts."
+        )
 
 
 def _refuse_the_end(transaction: Transaction, sql: str) -> None:

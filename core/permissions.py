@@ -1,7 +1,7 @@
 """What a role may do: role x table x command, in one place. ``TenantTable`` compiles it to policies.
 
 164.312(a)(1): access only for those who have been granted it. A table that is not named here gets ``DEFAULT``; a table
-of your own names its own with ``permissions = {...}``. What no role is granted, no role may do.
+of your own names its own with ``permissions = {...}``; ``{}`` lets nobody in. What no role is granted, no role may do.
 """
 
 from __future__ import annotations
@@ -45,5 +45,5 @@ PERMISSIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 def roles_for(table: str, command: str, permissions: Mapping[str, tuple[str, ...]] | None = None) -> tuple[str, ...]:
     """The roles that may run the command on the table, in the order of ``ROLES``."""
-    granted = (permissions or PERMISSIONS.get(table, DEFAULT)).get(command, ())
+    granted = (PERMISSIONS.get(table, DEFAULT) if permissions is None else permissions).get(command, ())
     return tuple(role for role in ROLES if role in granted)

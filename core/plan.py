@@ -208,8 +208,8 @@ class Plan(QueryString):
             self._statement = Statement(
                 template=template,
                 sql=sql,
-                gated=self._gated(sql, len(arguments)),
-                relaxed=self._gated(sql, len(arguments), relaxed=True),
+                gated=self._gated(sql, len(arguments), single=single),
+                relaxed=self._gated(sql, len(arguments), single=single, relaxed=True),
                 grouped=self._grouped(sql, len(arguments)) if single and trusted and not self.looked_at else ("", ""),
                 opened=self.opened,
                 outputs=self.outputs,
@@ -222,9 +222,12 @@ class Plan(QueryString):
 
     def _grouped(self, sql: str, arguments: int) -> tuple[str, str]:
         member = f"${arguments + 2}::int4 as charthold_member"
-        return self._gated(sql, arguments, member=member), self._gated(sql, arguments, relaxed=True, member=member)
+        durable = self._gated(sql, arguments, single=True, member=member)
+        return durable, self._gated(sql, arguments, single=True, relaxed=True, member=member)
 
-    def _gated(self, sql: str, arguments: int, *, relaxed: bool = False, member: str = "") -> str:
+    def _gated(
+        self, sql: str, arguments: int, *, single: bool = False, relaxed: bool = False, member: str = ""
+    ) -> str:
         """The statement inside its gate.
 
         The gate is a one-time filter, which runs before the first row is looked for. Should a planner ever run it too
@@ -251,11 +254,7 @@ class Plan(QueryString):
             # gate were shut too, but set_config() is never null.
             return f"with r as ({sql}\n) select {member or '1'} where {gate}"
         materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
-        records = "".join(
-            f" and (select charthold.record_read('{opened.table}', (select array_agg(r.\"{opened.row_alias}\") from r),"
-            f" '{{{','.join(opened.names)}}}')) is not null"
-            for opened in self.opened
-        )
+        records = "".join(f" and {_record(opened, single=single)} is not null" for opened in self.opened)
         if self.looked_at:
             records += f" and {self._look()}"
         if relaxed and materialized and records and answers_only(sql):
@@ -327,6 +326,14 @@ def _opened_row(plan: Plan, row: Any, keys: TenantKeys) -> list[Any]:
 
 def _document(value: Any) -> Any:
     return JSONDict(**value) if type(value) is dict else value
+
+
+def _record(opened: Opened, *, single: bool) -> str:
+    """The call that records what is shown: all rows at once, or the one that there is."""
+    row = f'r."{opened.row_alias}"'
+    ids = f"array[{row}]" if single else f"(select array_agg({row}) from r)"
+    call = f"charthold.record_read('{opened.table}', {ids}, '{{{','.join(opened.names)}}}')"
+    return call if single else f"(select {call})"
 
 
 def _looked_at(query: QueryString) -> str:

@@ -13,9 +13,9 @@ from core.audit.capture import capture_function, capture_triggers
 from core.audit.mixin import Audited
 from core.columns import BlindIndex, CreatedAt, RowId, TenantForeignKey, TenantId, UpdatedAt
 from core.crypto.derive import forgetful
-from core.errors import ChartholdError
-from core.layout import UNRECORDED, Layout
-from core.permissions import COMMANDS, Command, roles_for
+from core.errors import ChartholdError, ConfigurationError
+from core.layout import Layout
+from core.permissions import COMMANDS, ROLES, Command, roles_for
 from core.policies import policies
 from core.queries import (
     TenantCount,
@@ -272,6 +272,29 @@ class TenantTable(Audited, ProtectedTable):
     # Columns whose values the audit log must not hold.
     unrecorded: ClassVar[Sequence[str]] = ()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._refuse_misspelt()
+
+    @classmethod
+    def _refuse_misspelt(cls) -> None:
+        """Raise ``ConfigurationError`` for a name that is none, in what the class says about itself.
+
+        Threat: a misspelt name protects nothing and says nothing; the value that it was to keep out is in the log.
+        """
+        permissions, facility = cls.permissions or {}, [cls.facility_column] if cls.facility_column else []
+        for said, names, known in (
+            ("permissions", permissions, COMMANDS),
+            ("permissions", [role for roles in permissions.values() for role in roles], ROLES),
+            ("whole_tenant", cls.whole_tenant, COMMANDS),
+            ("unrecorded", cls.unrecorded, [c._meta.name for c in cls._meta.columns]),
+            ("facility_column", facility, [c._meta.db_column_name for c in cls._meta.columns]),
+        ):
+            if unknown := [name for name in names if name not in known]:
+                raise ConfigurationError(
+                    f"{cls.__name__}.{said} names {unknown[0]!r}. It may name: {', '.join(known)}."
+                )
+
     @classmethod
     def implied_objects(cls) -> tuple[SchemaObject, ...]:
         name = cls._meta.tablename
@@ -289,7 +312,7 @@ class TenantTable(Audited, ProtectedTable):
                 facility_column=cls.facility_column,
                 whole_tenant=cls.whole_tenant,
             ),
-            Grant(privileges=cls._privileges(), to="app_runtime"),
+            *([Grant(privileges=granted, to="app_runtime")] if (granted := cls._privileges()) else ()),
             Trigger(
                 name="keep_identity",
                 timing="before",
@@ -356,9 +379,5 @@ class TenantTable(Audited, ProtectedTable):
     @classmethod
     def _capture(cls) -> tuple[SchemaObject, ...]:
         name = cls._meta.tablename
-        recorded = [
-            c._meta.db_column_name
-            for c in cls._meta.columns
-            if not isinstance(c, UNRECORDED) and c._meta.name not in cls.unrecorded
-        ]
+        recorded = [c._meta.db_column_name for c in cls._layout.recorded if c._meta.name not in cls.unrecorded]
         return (capture_function(name, recorded), *capture_triggers(name))

@@ -43,7 +43,8 @@ _cells: dict[type[Table], Cells] = {}
 class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
     """``Table.insert`` of a tenant's table: all rows or none.
 
-    Many rows are a transaction of several statements: while one is on the wire, the next is sealed.
+    Several rows are a transaction of as many statements as they need: while one is on the wire, the next is sealed. When
+    a trigger leaves one row out, all are rolled back.
     """
 
     @property
@@ -66,7 +67,7 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
         plan = self._plan(chunks[0], None)
         plan.answer = [{"id": row.__dict__["id"]} for row in rows]
-        if len(chunks) > 1:
+        if len(rows) > 1:
             plan.more = lambda: (self._plan(chunk, None) for chunk in chunks[1:])
         return [plan]
 
