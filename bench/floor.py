@@ -30,7 +30,9 @@ MEASURED = ("get", "find", "update", "delete")
 
 def statement(query: Any) -> Statement:
     """What Charthold sends for a query of the ORM."""
-    return query.querystrings[0].compiled()[0]
+    (plan,) = query.querystrings
+    compiled: Statement = plan.compiled()[0]
+    return compiled
 
 
 async def by_hand(

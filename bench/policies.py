@@ -24,9 +24,10 @@ from piccolo.apps.migrations.commands.forwards import run_forwards
 
 import core
 from core import provision_tenant, scope
+from core.audit.partitions import make_partitions
 from core.ids import uuid7
-from core.provision import install_token_key, make_partitions
 from core.tables import Client, Facility
+from core.tokenkeys import install_token_key
 from piccolo_conf import DB
 
 SCOPE = (Path(core.__file__).parent / "schema" / "sql" / "scope.sql").read_text(encoding="utf-8")

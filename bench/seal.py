@@ -19,11 +19,12 @@ os.environ["CHARTHOLD_HOME"] = tempfile.mkdtemp(prefix="charthold-bench-")
 from piccolo.apps.migrations.commands.forwards import run_forwards
 
 from core import embedded, provision_tenant, scope
+from core.audit.partitions import make_partitions
 from core.audit.seal import seal
 from core.audit.verify import verify
-from core.provision import install_token_key, make_partitions
 from core.settings import settings
 from core.tables import Facility
+from core.tokenkeys import install_token_key
 from piccolo_conf import DB
 
 FILL = r"""

@@ -17,6 +17,7 @@ from core.errors import (
 from core.scope import Scope, current_scope, scope
 
 if TYPE_CHECKING:
+    from core.audit.record import record
     from core.provision import find_tenant, provision_tenant, set_tenant_status
     from core.transactions import Transaction
 
@@ -33,6 +34,7 @@ __all__ = [
     "current_scope",
     "find_tenant",
     "provision_tenant",
+    "record",
     "scope",
     "set_tenant_status",
     "transaction",
@@ -52,4 +54,8 @@ def __getattr__(name: str) -> Any:
         from core import provision
 
         return getattr(provision, name)
+    if name == "record":
+        from core.audit.record import record
+
+        return record
     raise AttributeError(f"module 'core' has no attribute {name!r}")

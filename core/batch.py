@@ -11,11 +11,12 @@ from piccolo.query.base import Query
 
 from core.crypto.keyring import MissingKeyError
 from core.explain import explain
-from core.plan import Plan, bind, needs_keys, open_rows
+from core.plan import Plan, RawPlan, bind, needs_keys, open_rows
 from core.scope import Scope, current_scope
 from core.transactions import RECORD_LOOK, RECORD_READ, Shown
 
 if TYPE_CHECKING:
+    from core.crypto.tenantkeys import TenantKeys
     from core.engine import ChartholdEngine
     from core.pool import Link
 
@@ -36,6 +37,7 @@ class Batch(BaseBatch):
         self._transaction: Any = None
         self._cursor: Any = None
         self._scope: Scope | None = None
+        self._keys: TenantKeys | None = None
         # What recorded that rows were shown, should the server take it back.
         self._shown: list[Shown] = []
         self._broken = False
@@ -43,23 +45,27 @@ class Batch(BaseBatch):
     async def __aenter__(self) -> Self:
         self._query._validate()
         plan = self._query.querystrings[0]
-        self._scope = scope = current_scope()
         sql, arguments = plan.compile_string()
         self._plan = plan if isinstance(plan, Plan) else None
-        opens = self._plan is not None and self._plan.opened
-        self._keys = await self._engine.keys_of(scope) if opens or needs_keys(arguments) else None
+        # A table that belongs to no tenant is read as ever: nobody has to say who asks.
+        self._scope = scope = current_scope() if isinstance(plan, (Plan, RawPlan)) else None
+        if scope is not None:
+            opens = self._plan is not None and self._plan.opened
+            self._keys = await self._engine.keys_of(scope) if opens or needs_keys(arguments) else None
+            arguments = bind(arguments, scope.tenant, self._keys)
         link = self._link = await self._engine.acquire()
         try:
             # A cursor's text is not ours to wrap, and raw SQL may leave anything behind.
             link.dirty = self._plan is None or not self._plan.compiled()[0].trusted
             self._transaction = link.connection.transaction()
             await self._transaction.start()
-            await self._engine.set_scope(link, scope)
+            if scope is not None:
+                await self._engine.set_scope(link, scope)
             if self._plan is not None and self._plan.looked_at:
                 look = (self._plan.looked_at, None, None)
                 await link.connection.fetchval(RECORD_LOOK, *look)
                 self._shown.append((RECORD_LOOK, look))
-            self._cursor = await link.connection.cursor(sql, *bind(arguments, scope.tenant, self._keys))
+            self._cursor = await link.connection.cursor(sql, *arguments)
         except BaseException as error:
             await self._end(failed=True)
             if isinstance(error, asyncpg.PostgresError):
@@ -71,9 +77,9 @@ class Batch(BaseBatch):
         return self
 
     async def __anext__(self) -> Any:
-        assert self._scope is not None
         assert self._link is not None
-        self._scope.check()
+        if self._scope is not None:
+            self._scope.check()
         try:
             rows = await self._cursor.fetch(self._size)
             if not rows:
@@ -89,6 +95,7 @@ class Batch(BaseBatch):
                     shown = open_rows(self._plan, rows, self._keys)
                 except MissingKeyError as missing:
                     # Another process rotated the tenant's key a moment ago.
+                    assert self._scope is not None
                     self._keys = await self._engine.keys_of(self._scope, missing.version)
                     shown = open_rows(self._plan, rows, self._keys)
         except asyncpg.PostgresError as error:

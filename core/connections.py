@@ -26,7 +26,7 @@ class Connect(Protocol):
 
 
 class Connections:
-    """At most ``size`` connections; too few of them leave none for lanes. ``token`` makes a scope's token for one."""
+    """At most ``size`` connections; below four there are no lanes. ``token`` makes a scope's token for one."""
 
     __slots__ = ("lanes", "pool")
 

@@ -54,7 +54,7 @@ class ChartholdEngine(PostgresEngine):
 
     __slots__ = ("_connections", "_keyring", "_server", "_token_key", "database")
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self) -> None:
         self._server: embedded.Server | None = None
         # Overrides the database that the settings name.
         self.database: str | None = None
@@ -63,7 +63,7 @@ class ChartholdEngine(PostgresEngine):
         # Connections belong to an event loop, and the command line uses several in turn.
         self._connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Connections]
         self._connections = weakref.WeakKeyDictionary()
-        super().__init__(config={"database": embedded.DATABASE}, extensions=(), **kwargs)
+        super().__init__(config={"database": embedded.DATABASE}, extensions=())
 
     # Piccolo connects when the engine is made, which would start a server for `piccolo --help`.
     async def check_version(self) -> None: ...
@@ -95,11 +95,10 @@ class ChartholdEngine(PostgresEngine):
     async def connect(self, *, owner: bool, lock_timeout: str | None = None) -> asyncpg.Connection[Any]:
         """A new connection, as the schema's owner or as the application's role."""
         arguments, configured = self._arguments(owner=owner), self.settings
-        server = "the embedded server" if configured.embedded else "the server that DATABASE_URL names"
         return await begin_session(
             arguments,
             role=None if owner else f"{configured.role_prefix}app_runtime",
-            server=server,
+            named_by=configured.owner_named_by if owner else configured.named_by,
             lock_timeout=lock_timeout,
         )
 
@@ -191,7 +190,7 @@ class ChartholdEngine(PostgresEngine):
             return await self.run_plan(querystring)
         sql, arguments = querystring.compile_string()
         if isinstance(querystring, RawPlan):
-            return await self.run_raw(sql, arguments)
+            return await self._run_raw(sql, arguments)
         return await self._run_plain(sql, arguments)
 
     async def run_ddl(self, ddl: str, in_pool: bool = True) -> Any:
@@ -277,7 +276,7 @@ class ChartholdEngine(PostgresEngine):
                     await asyncio.gather(sending, return_exceptions=True)
         return plan.answer
 
-    async def run_raw(self, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
+    async def _run_raw(self, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
         """Run SQL that a person wrote, in the open scope. Envelopes in it stay closed.
 
         It cannot be wrapped (a data-modifying CTE must stand at the top), so the context is set first, in the same
@@ -288,7 +287,7 @@ class ChartholdEngine(PostgresEngine):
         bound = bind(arguments, scope.tenant, keys)
         if self.current_transaction.get() is None:
             async with self.transaction():
-                return await self.run_raw(sql, bound)
+                return await self._run_raw(sql, bound)
         transaction = cast("Transaction", self.current_transaction.get())
         _refuse_the_end(transaction, sql)
         transaction.keep_scope(scope)
@@ -399,8 +398,7 @@ def _all_of(plan: Plan, written: int) -> None:
     """Raise when not all of the rows were written that the plan answers for."""
     if plan.answer and written != len(plan.answer):
         raise ProtectedQueryError(
-            "Not every row was inserted: a trigger of the table left some out, so none was kept. Insert the rows that it "
-            "accepts."
+            "Not every row was inserted: a trigger of the table left some out, so none was kept. Insert the others."
         )
 
 

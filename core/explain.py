@@ -29,18 +29,21 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
     ),
     "CH005": (
         ScopeError,
-        "The actor is not an active user of this tenant, or the tenant is suspended or closed.",
+        "The actor is not an active user of this tenant, or the tenant is suspended or closed (set_tenant_status).",
     ),
-    "CH010": (ProtectedQueryError, "id, tenant_id and created_at of a row cannot be updated."),
+    "CH010": (
+        ProtectedQueryError,
+        "id, tenant_id and created_at of a row cannot be updated. Insert a new row instead.",
+    ),
     "CH011": (
         ProtectedQueryError,
         "An audited table cannot be truncated. Delete its rows instead; each leaves a record.",
     ),
-    "CH012": (ProtectedQueryError, "The audit log is append-only."),
-    "CH013": (ScopeError, "A tenant is provisioned outside of every scope."),
+    "CH012": (ProtectedQueryError, "The audit log is append-only. A further record puts right what is wrong."),
+    "CH013": (ScopeError, "A tenant is provisioned outside of every scope. Leave the scope first."),
     "CH014": (
         ProtectedQueryError,
-        "Records of inserts, updates, deletes and reads are written by the database alone.",
+        "The database alone records inserts, updates, deletes and reads. core.record() takes the other kinds.",
     ),
     "CH015": (
         ScopeError,

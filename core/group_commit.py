@@ -9,8 +9,8 @@ Only for small statements that find one row by its id, or insert one: nobody wai
 document or cascade. Who has waited for a moment all the same goes by itself as soon as an ordinary connection is free.
 
 Threat: what happens to one request happens to another. PostgreSQL rolls a group back as a whole, and nobody was
-answered before it committed. So when one fails, be it a duplicate or a user locked a moment ago, each is run again by
-itself, elsewhere. The sessions here do not wait for a lock, so a row that somebody holds stops one request and no lane.
+answered before it committed. So when one fails, be it a duplicate or a user who was locked a moment ago, each is run
+again by itself, elsewhere. The sessions here wait for no lock, so a row that somebody holds stops one request, no lane.
 A scope that ends while its statement waits ends that statement. When the connection is lost, a read is run again; of a
 write nobody knows whether it was kept, and each is told, as it would be by itself.
 

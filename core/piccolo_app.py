@@ -6,6 +6,7 @@ from pathlib import Path
 
 from piccolo.conf.apps import AppConfig, Command
 
+from core.audit.partitions import make_partitions
 from core.commands.audit import audit_history, audit_search, audit_who_saw
 from core.commands.doctor import doctor
 from core.commands.family import stop_quietly
@@ -18,12 +19,10 @@ from core.commands.shred_tenant import shred_tenant
 from core.commands.verify_audit import verify_audit
 from core.foundation import FOUNDATION
 from core.principals import Principal, TenantDirectory, TokenKeyRow
-from core.provision import install_token_key as install_key
-from core.provision import make_partitions
 from core.schema import register_shared
-from core.schema.autogenerate import install
-from core.schema.runner import after_forwards
+from core.schema.runner import after_forwards, install
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog
+from core.tokenkeys import install_token_key as install_key
 
 register_shared("core", FOUNDATION)
 install()

@@ -225,9 +225,7 @@ class Plan(QueryString):
         durable = self._gated(sql, arguments, single=True, member=member)
         return durable, self._gated(sql, arguments, single=True, relaxed=True, member=member)
 
-    def _gated(
-        self, sql: str, arguments: int, *, single: bool = False, relaxed: bool = False, member: str = ""
-    ) -> str:
+    def _gated(self, sql: str, arguments: int, *, single: bool = False, relaxed: bool = False, member: str = "") -> str:
         """The statement inside its gate.
 
         The gate is a one-time filter, which runs before the first row is looked for. Should a planner ever run it too

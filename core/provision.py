@@ -17,7 +17,7 @@ from core.ids import uuid7
 __all__ = [
     "FoundTenant",
     "ProvisionedTenant",
-    "engine",
+    "find_admin",
     "find_tenant",
     "provision_tenant",
     "set_tenant_status",
@@ -56,7 +56,7 @@ async def provision_tenant(
     """Make a tenant, its first data key and its first admin, in one transaction.
 
     Raises ``ChartholdError`` for a slug that is taken or reserved, and asyncpg's ``CheckViolationError``, naming the
-    constraint, for a value that a table refuses. It needs no scope, and is refused inside one.
+    constraint, for a value that a table refuses. It uses no scope, and is refused inside a ``transaction()``.
     """
     if slug == RESERVED:
         raise ChartholdError(f"{slug!r} means every tenant to the commands. Choose another slug.")
@@ -105,58 +105,3 @@ async def set_tenant_status(*, tenant: UUID, actor: UUID, status: str, reason: s
         raise explain(error) from None
     finally:
         await connection.close()
-
-
-async def install_token_key(*, retire_others_after: float | None = None) -> bool:
-    """Put this process's token key where ``charthold.scope()`` reads it, as the schema's owner; True if it was new.
-
-    The key follows from the master key, so after a change of master key it is run again; other keys stay valid for
-    ``retire_others_after`` seconds (for ever when None), so nobody is interrupted.
-    """
-    key = engine().token_key
-    connection = await engine().connect(owner=True)
-    try:
-        async with connection.transaction():
-            added = await connection.fetchval(
-                "insert into charthold.token_key (id, inner_pad, outer_pad) values ($1, $2, $3)"
-                " on conflict (id) do update set retired_at = null where token_key.retired_at is not null returning id",
-                key.id,
-                key.inner_pad,
-                key.outer_pad,
-            )
-            if retire_others_after is not None:
-                await connection.execute(
-                    "update charthold.token_key set retired_at = clock_timestamp() + make_interval(secs => $2)"
-                    " where id <> $1 and retired_at is null",
-                    key.id,
-                    retire_others_after,
-                )
-    finally:
-        await connection.close()
-    return added is not None
-
-
-async def archive_partition(part: str) -> int:
-    """Detach a month of the audit log for archiving, as the schema's owner; how many records it holds.
-
-    Refused for a month that must still be kept, 164.316(b)(2)(i), or that holds records which are not sealed.
-    """
-    connection = await engine().connect(owner=True)
-    try:
-        return cast("int", await connection.fetchval("select charthold.archive_partition($1)", part))
-    except asyncpg.PostgresError as error:
-        if (getattr(error, "sqlstate", "") or "").startswith("CH02"):
-            raise ChartholdError(f"{error}.") from None
-        raise explain(error) from None
-    finally:
-        await connection.close()
-
-
-async def make_partitions(ahead: int = 3) -> list[str]:
-    """Make the audit log's partitions for this month and ``ahead`` more, as the schema's owner; the new ones' names."""
-    connection = await engine().connect(owner=True)
-    try:
-        rows = await connection.fetch("select charthold.ensure_partitions($1) as name", ahead)
-    finally:
-        await connection.close()
-    return [row["name"] for row in rows]

@@ -119,7 +119,7 @@ class Scope:
         return token
 
     def last_token(self, key: TokenKey, backend: int) -> str:
-        """For the next minute, to record what was shown in this scope, also when it has ended since."""
+        """A token good for one more minute, to record again what this scope was shown, even if it has ended."""
         return self._signed(key, backend, int(time.time()) + 60)
 
     def _signed(self, key: TokenKey, backend: int, expires: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from core.errors import ConfigurationError, ScopeError
+from core.errors import ConfigurationError
 
 __all__ = ["SESSION", "begin_session"]
 
@@ -52,11 +52,15 @@ class Connection(asyncpg.Connection):
 
 
 async def begin_session(
-    arguments: Mapping[str, Any], *, role: str | None, server: str, lock_timeout: str | None = None
+    arguments: Mapping[str, Any], *, role: str | None, named_by: str | None, lock_timeout: str | None = None
 ) -> asyncpg.Connection[Any]:
-    """Connect, and act as ``role``; as the schema's owner when it is None. ``server`` names the server in errors.
+    """Connect, and act as ``role``; as the schema's owner when it is None.
 
+    ``named_by``: the variable that names the server and the login, for errors; None for the embedded server.
     ``lock_timeout``: how long a statement waits for a lock; as the server has it when it is None.
+
+    Raises ``ConfigurationError`` when there is no connection, or it may not act as ``role``, or is bound by no policy;
+    ``asyncpg.ConnectionDoesNotExistError`` when the server ends the session at once.
 
     Threat: policies look on while a superuser, an owner or a BYPASSRLS role works. Such a connection is refused.
     """
@@ -74,12 +78,15 @@ async def begin_session(
     except asyncpg.InvalidParameterValueError:
         raise ConfigurationError(f"The role {role} does not exist yet. Run: piccolo migrations forwards core") from None
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-        raise ConfigurationError(f"PostgreSQL refused the connection: {error}. Check DATABASE_URL.") from None
+        check = f"Check {named_by}." if named_by else "Is CHARTHOLD_HOME of another installation?"
+        raise ConfigurationError(f"PostgreSQL refused the connection: {error}. {check}") from None
     except asyncpg.InsufficientPrivilegeError:
         raise ConfigurationError(
-            f"The login of DATABASE_URL may not act as {role}. As the owner run: grant {role} to <login>"
+            f"The login of {named_by or 'the embedded server'} may not act as {role}. "
+            f"As the owner run: grant {role} to <login>"
         ) from None
     except OSError as error:
+        server = f"the server that {named_by} names" if named_by else "the embedded server"
         raise ConfigurationError(f"No connection to {server}: {error.strerror or error}. Is it running?") from None
     # Who are we, really: the role in force must be one that the policies bind.
     try:
@@ -98,5 +105,8 @@ async def begin_session(
         raise
     if refused:
         await connection.close()
-        raise ScopeError("The application is connected as a superuser, an owner or a BYPASSRLS role; it must not be.")
+        raise ConfigurationError(
+            f"{role} is a superuser, an owner of our tables, or past row-level security, and must be none of these. "
+            "Run piccolo core doctor, which shows what to revoke."
+        )
     return connection

@@ -35,6 +35,8 @@ from core.errors import ConfigurationError
 
 __all__ = ["Settings", "settings"]
 
+# Eleven days, which is for ever to a connection, a key or a lock, and fits wherever PostgreSQL counts milliseconds.
+MOST_SECONDS = 1_000_000
 MAKE_A_KEY = "python3 -c 'import base64, os; print(base64.b64encode(os.urandom(32)).decode())'"
 
 
@@ -64,6 +66,16 @@ class Settings:
         """True when no server was named, and ours is started instead."""
         return self.database_url is None
 
+    @property
+    def named_by(self) -> str | None:
+        """The variable that says where the application connects; None for the embedded server."""
+        return None if self.embedded else "DATABASE_URL"
+
+    @property
+    def owner_named_by(self) -> str | None:
+        """The same for the owner of the schema."""
+        return "DATABASE_OWNER_URL" if self.owner_url != self.database_url else self.named_by
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read and check every variable; raises ``ConfigurationError`` naming the first that is wrong."""
@@ -88,13 +100,13 @@ class Settings:
                 if key.strip()
             ),
             role_prefix=prefix,
-            scope_seconds=int(_number(environ, "CHARTHOLD_SCOPE_SECONDS", 900, least=1, most=86_400)),
+            scope_seconds=_whole(environ, "CHARTHOLD_SCOPE_SECONDS", 900, least=1, most=86_400),
             bind_backend=_choice(environ, "CHARTHOLD_BIND_BACKEND", ("on", "off")) == "on",
-            pool_size=int(_number(environ, "CHARTHOLD_POOL_SIZE", 10, least=1, most=10_000)),
+            pool_size=_whole(environ, "CHARTHOLD_POOL_SIZE", 10, least=1, most=10_000),
             pool_seconds=_number(environ, "CHARTHOLD_POOL_SECONDS", 10, least=0.001),
             key_cache_seconds=_number(environ, "CHARTHOLD_KEY_CACHE_SECONDS", 300, least=0),
             durable_reads=_choice(environ, "CHARTHOLD_READ_RECORDS", ("durable", "relaxed")) == "durable",
-            shred_days=int(_number(environ, "CHARTHOLD_SHRED_DAYS", 30, least=0)),
+            shred_days=_whole(environ, "CHARTHOLD_SHRED_DAYS", 30, least=0, most=36_500),
             lock_timeout=_number(environ, "CHARTHOLD_LOCK_TIMEOUT", 5, least=0),
             statement_timeout=_number(environ, "CHARTHOLD_STATEMENT_TIMEOUT", 0, least=0),
             allow_unsafe=frozenset(
@@ -119,17 +131,22 @@ def _key(name: str, value: str) -> bytes:
     return key
 
 
-def _number(
-    environ: Mapping[str, str], name: str, default: float, *, least: float, most: float = float("inf")
-) -> float:
+def _number(environ: Mapping[str, str], name: str, default: float, *, least: float, most: int = MOST_SECONDS) -> float:
     text = environ.get(name) or str(default)
     try:
         number = float(text)
     except ValueError:
         number = float("nan")
     if not least <= number <= most:
-        raise ConfigurationError(f"{name} must be a number of at least {least:g}, not {text!r}.")
+        raise ConfigurationError(f"{name} must be a number from {least:g} to {most:,}, not {text!r}.")
     return number
+
+
+def _whole(environ: Mapping[str, str], name: str, default: int, *, least: int, most: int) -> int:
+    text = environ.get(name) or str(default)
+    if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or not least <= int(text) <= most:
+        raise ConfigurationError(f"{name} must be a whole number from {least} to {most:,}, not {text!r}.")
+    return int(text)
 
 
 def _choice(environ: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:

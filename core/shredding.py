@@ -18,8 +18,8 @@ from typing import Any
 
 import asyncpg
 
+from core.engine import engine
 from core.errors import ChartholdError
-from core.provision import engine
 from core.rotation import Target, acting, key_lock, owner_connection, sweep
 from core.rotation.owner import record
 

@@ -228,7 +228,10 @@ class Facility(TenantTable, tablename="facility"):
 
 
 class Client(TenantTable, tablename="client"):
-    """A person who receives care. Everything that identifies the person is sealed, 164.514(b)(2)."""
+    """A person who receives care. Every direct identifier is sealed, 164.514(b)(2).
+
+    The two dates of a stay are plain, and ``waived`` says why.
+    """
 
     # RESTRICT: a facility with clients is made inactive, never deleted; its clients' records must be kept.
     facility_id = TenantForeignKey(Facility, on_delete=OnDelete.restrict)

@@ -569,7 +569,7 @@ $$""",
 --
 -- Threat: anybody who can run SQL can set "charthold.scope". So nothing of it is believed before its HMAC holds under
 -- a key which only the owner of this function can read. The hashes of both codes are compared, not the codes, so that
--- the time of the comparison tells nothing about the right one. The role is looked up, not carried: a user who is
+-- the time of the comparison tells nothing about the right one. The role is looked up, not carried: a user who was
 -- locked a moment ago is out now, whatever was signed before.
 --
 -- A statement asks several times, once for each policy and trigger that it meets, and the answer is worked out once: it

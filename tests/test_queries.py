@@ -10,7 +10,9 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from piccolo.columns import Text
 from piccolo.query.functions import Upper
+from piccolo.table import Table
 
 from core import ProtectedQueryError, ScopeError, SealedValueError, transaction
 from core.engine import ChartholdEngine
@@ -49,6 +51,29 @@ async def test_a_client_is_saved_found_changed_and_removed(lakeside: Clinic) -> 
     async with lakeside.as_admin():
         await found.remove()
         assert not await Client.exists().where(Client.last_name == "Öz Kaya")
+
+
+class Colour(Table, tablename="colour"):
+    """A table of the application's that belongs to no tenant."""
+
+    name = Text(primary_key=True)
+
+
+async def test_a_table_that_belongs_to_no_tenant_is_read_in_batches_without_a_scope(owner: asyncpg.Connection) -> None:
+    await owner.execute("create table colour (name text primary key); insert into colour values ('red'), ('blue')")
+    await owner.execute("grant select on colour to public")
+    try:
+        async with await Colour.select(Colour.name).order_by(Colour.name).batch(batch_size=1) as batch:
+            assert [rows async for rows in batch] == [[{"name": "blue"}], [{"name": "red"}]]
+    finally:
+        await owner.execute("drop table colour")
+
+
+async def test_a_table_of_a_tenant_is_not(lakeside: Clinic) -> None:
+    for query in (Client.select(), Client.raw("select id from client")):
+        with pytest.raises(ScopeError, match="No scope is open"):
+            async with await query.batch(batch_size=1):
+                pass
 
 
 async def test_select_opens_any_columns_under_any_name(lakeside: Clinic) -> None:

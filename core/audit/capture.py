@@ -1,9 +1,9 @@
 """The trigger functions that write the audit log, generated from a table's columns.
 
 Threat: what only Python records, raw SQL does not. So the database writes the records, in the statement that they are
-about. Inserts and deletes are captured once a statement, from its transition table; updates once a row, with an IF a
-column behind one for a few columns together, which is many times cheaper than comparing two JSON documents. PHI is
-recorded as the envelope that it is.
+about. Inserts and deletes are captured once a statement, from its transition table; updates once a row: a few columns
+are compared together, and one by one only when any of them changed, which is many times cheaper than comparing two
+JSON documents. PHI is recorded as the envelope that it is.
 
 Threat: the scope of another tenant is set between a policy and the trigger, and the record names a stranger. So a
 change of another tenant's row than the scope's is refused. Tenants themselves are made by their owner, several perhaps.

@@ -50,6 +50,8 @@ class Audited:
         """Give this row the values that it had then, as an ordinary, recorded update."""
         await revert(self._row, to)
 
-    async def who_saw(self, *, since: datetime | None = None, limit: int = 1_000) -> list[Sighting]:
-        """Who was shown this row's PHI, the latest first."""
-        return await who_saw(type(self._row), self._row.id, since=since, limit=limit)
+    async def who_saw(
+        self, *, since: datetime | None = None, until: datetime | None = None, limit: int = 1_000
+    ) -> list[Sighting]:
+        """Who was shown this row's PHI, the latest first; asking is recorded."""
+        return await who_saw(type(self._row), self._row.id, since=since, until=until, limit=limit)

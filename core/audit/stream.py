@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import asyncpg
 
 from core.audit.canonical import COLUMNS_SQL, PROBE, PROBE_SQL, RECORD_SQL, encode
+from core.engine import engine
 from core.errors import ScopeError
 from core.permissions import roles_for
-from core.provision import engine
 from core.scope import current_scope
 
 __all__ = ["BATCH", "Connection", "in_scope", "records"]

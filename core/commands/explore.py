@@ -23,8 +23,9 @@ from core import tables
 from core.commands.family import SKIPPED, Failure, command, console, errors
 from core.commands.import_synthea import import_export
 from core.commands.options import interruptible, known_tenants, resolve_actor, slug_of, unknown_tenant
+from core.engine import engine
 from core.errors import ChartholdError
-from core.provision import engine, find_tenant
+from core.provision import find_tenant
 from core.scope import Scope, scope
 from core.tables import Tenant, User
 

@@ -28,8 +28,8 @@ from typing import Any, NoReturn, get_type_hints
 import asyncpg
 from rich.console import Console
 
+from core.engine import engine
 from core.errors import ChartholdError
-from core.provision import engine
 
 __all__ = ["MIGRATE", "OPTIONS", "STATUSES", "Failure", "command", "console", "errors", "stop_quietly"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json as jsonlib
 
 from core.commands.family import Failure, command, console
-from core.provision import engine
-from core.provision import install_token_key as install
+from core.engine import engine
+from core.tokenkeys import install_token_key as install
 
 __all__ = ["install_token_key"]
 

@@ -13,8 +13,9 @@ from uuid import UUID
 import asyncpg
 
 from core.commands.family import Failure, errors
+from core.engine import engine
 from core.errors import ConfigurationError
-from core.provision import FoundTenant, engine, find_admin, find_tenant
+from core.provision import FoundTenant, find_admin, find_tenant
 from core.scope import scope
 from core.tables import User
 

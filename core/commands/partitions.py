@@ -5,9 +5,9 @@ from __future__ import annotations
 import json as jsonlib
 import re
 
+from core.audit.partitions import archive_partition, make_partitions
 from core.commands.bar import bar
 from core.commands.family import Failure, command, console
-from core.provision import archive_partition, make_partitions
 
 __all__ = ["partitions"]
 

@@ -9,8 +9,8 @@ from typing import Any
 from core.commands.bar import bar
 from core.commands.family import SKIPPED, Failure, command, console, errors
 from core.commands.options import ALL, by_slug, confirmed, existing_tenant, resolve_actor
+from core.engine import engine
 from core.errors import ChartholdError, ConfigurationError
-from core.provision import engine
 from core.rotation import Target, owner_connection, rewrap, rotate, used_in_log
 from core.rotation import retire as destroy
 from core.rotation.data import shortest_wait

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.doctor.check import Notes, check
 from core.doctor.live import Live, plural
-from core.provision import engine
+from core.engine import engine
 
 __all__: list[str] = []
 
@@ -75,7 +75,7 @@ async def users(live: Live, notes: Notes) -> None:
     if total["logged_in"] and not records:
         notes.warn(
             "Users have logged in, and the log has no login of the last 30 days.",
-            mend="Let the application record each login and each failed one, with charthold.record.",
+            mend="Let the application record each login and each failed one, with core.record().",
         )
     notes.end(f"{plural(total['active'], 'active user')}, {total['locked']} locked; {records:,} logins in 30 days.")
 

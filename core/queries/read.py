@@ -30,7 +30,7 @@ from core.crypto.derive import forgetful_later
 from core.errors import ProtectedQueryError
 from core.plan import Opened, Plan, RawPlan, row_alias
 from core.queries.quiet import Kept, QuietCreate, QuietGetOrCreate, QuietJSON, QuietList
-from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, where_shape
+from core.queries.shape import SHAPES, NoShapeError, columns_shape, where_shape
 from core.queries.where import Approximate, approximate, exact, finds_one, pin, refuse_encrypted
 from core.schema import Index
 
@@ -61,7 +61,7 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
         try:
             # A search that finds too much has no shape, so it ends up in _compile too.
             shape = self._shape(where, arguments)
-        except NO_SHAPE:
+        except NoShapeError:
             return [self._compile(where)]
         plan = SHAPES.find(shape, arguments)
         if plan is None:
@@ -72,7 +72,7 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
     def _shape(self, where: Combinable, arguments: list[Any]) -> Hashable:
         """What tells this query from others that compile to other SQL."""
         if self.group_by_delegate._group_by or self.distinct_delegate._distinct.enabled or self.having_delegate._where:
-            raise NO_SHAPE
+            raise NoShapeError
         columns = columns_shape(self.columns_delegate.selected_columns)
         return (self.table, self.exclude_secrets, columns, where_shape(where, arguments), _rows_shape(self))
 
@@ -183,7 +183,7 @@ class TenantObjects(Kept, Objects):  # type: ignore[type-arg]
         arguments: list[Any] = []
         try:
             shape = (self.table, "objects", where_shape(where, arguments), _rows_shape(self))
-        except NO_SHAPE:
+        except NoShapeError:
             return self._select().querystrings
         plan = SHAPES.find(shape, arguments)
         if plan is None:
@@ -267,7 +267,7 @@ def _no_deeper() -> Iterator[None]:
 def _rows_shape(query: TenantSelect | TenantObjects) -> Hashable:
     """The shape of what chooses among the rows that a condition finds."""
     if query.lock_rows_delegate._lock_rows or query.as_of_delegate._as_of or query.offset_delegate._offset:
-        raise NO_SHAPE
+        raise NoShapeError
     limit = query.limit_delegate._limit
     order = tuple(
         (columns_shape(item.columns), item.ascending) for item in query.order_by_delegate._order_by.order_by_items

@@ -18,16 +18,13 @@ from piccolo.querystring import QueryString
 from core.columns import TenantForeignKey
 from core.plan import Plan, Statement
 
-__all__ = ["NO_SHAPE", "SHAPES", "Shapes", "column_shape", "columns_shape", "is_computed", "where_shape"]
+__all__ = ["SHAPES", "NoShapeError", "Shapes", "column_shape", "columns_shape", "is_computed", "where_shape"]
 
 MOST = 4_096
 
 
 class NoShapeError(Exception):
     """The query is compiled each time."""
-
-
-NO_SHAPE = NoShapeError
 
 
 class Shapes:

@@ -25,7 +25,7 @@ from core.plan import Deferred, Plan, Sealed
 from core.queries.cells import PLAIN, Cells, index_argument, indexes_of, placeholder, plain, source
 from core.queries.quiet import Kept, QuietValues
 from core.queries.read import opened_columns
-from core.queries.shape import NO_SHAPE, SHAPES, columns_shape, is_computed, where_shape
+from core.queries.shape import SHAPES, NoShapeError, columns_shape, is_computed, where_shape
 from core.queries.where import exact, finds_one, pin, pinned_id, protect
 from core.scope import current_scope
 
@@ -43,8 +43,8 @@ _cells: dict[type[Table], Cells] = {}
 class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
     """``Table.insert`` of a tenant's table: all rows or none.
 
-    Several rows are a transaction of as many statements as they need: while one is on the wire, the next is sealed. When
-    a trigger leaves one row out, all are rolled back.
+    Several rows are a transaction of as many statements as they need: while one is on the wire, the next is sealed.
+    When a trigger leaves one row out, all are rolled back.
     """
 
     @property
@@ -75,7 +75,7 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         template, arguments = _values(self.table, rows)
         try:
             shape = (self.table, "insert", len(rows) == 1, returning_shape(returning))
-        except NO_SHAPE:
+        except NoShapeError:
             return returning_plan(QueryString(template, *arguments), returning, counted=True)
         plan = SHAPES.find(shape, arguments)
         if plan is None:
@@ -194,7 +194,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
         try:
             names = tuple(written_shape(column, value) for column, value in values.items())
             shape = (self.table, "update", names, where_shape(where, bound), self._returning_shape)
-        except NO_SHAPE:
+        except NoShapeError:
             return [self._plan(written.assignments, arguments)]
         plan = SHAPES.find(shape, bound)
         if plan is None:
@@ -317,7 +317,7 @@ class TenantDelete(Kept, Delete):
         try:
             returning = returning_shape(self.returning_delegate._returning)
             shape = (self.table, "delete", where_shape(where, arguments), returning)
-        except NO_SHAPE:
+        except NoShapeError:
             return [self._compile(where)]
         return [SHAPES.find(shape, arguments) or SHAPES.keep(shape, self._compile(where), arguments)]
 
@@ -357,7 +357,7 @@ def refuse_fixed(column: Column) -> None:
 def written_shape(column: Column, value: Any) -> str:
     """The shape of an assignment; one of an expression has none."""
     if is_computed(value):
-        raise NO_SHAPE
+        raise NoShapeError
     return column._meta.name
 
 

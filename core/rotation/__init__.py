@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from core.rotation.data import Outcome, rotate
 from core.rotation.kek import Rewrapped, rewrap
-from core.rotation.owner import Target, acting, key_lock, owner_connection, sweep, targets
+from core.rotation.owner import Target, acting, key_lock, owner_connection, sweep
 from core.rotation.retire import Destroyed, retire, used_in_log
 
 __all__ = [
@@ -22,6 +22,5 @@ __all__ = [
     "rewrap",
     "rotate",
     "sweep",
-    "targets",
     "used_in_log",
 ]

@@ -24,10 +24,10 @@ from uuid import UUID
 import asyncpg
 
 from core.crypto.keyring import WrappedKey
+from core.engine import engine
 from core.errors import ChartholdError
 from core.explain import explain
 from core.ids import uuid7
-from core.provision import engine
 from core.rotation.owner import Progress, Target, acting, key_lock, owner_connection, record, silent
 from core.rotation.rows import SealedTable, check_declared, sealed_tables
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.crypto.keyring import WrappedKey
+from core.engine import engine
 from core.errors import ChartholdError
-from core.provision import engine
 from core.rotation.owner import Progress, Target, acting, key_lock, owner_connection, record, silent, sweep
 
 __all__ = ["Rewrapped", "rewrap"]

@@ -17,10 +17,10 @@ from uuid import UUID
 
 import asyncpg
 
+from core.engine import engine
 from core.errors import ChartholdError
-from core.provision import engine
 
-__all__ = ["Progress", "Target", "acting", "key_lock", "owner_connection", "record", "silent", "sweep", "targets"]
+__all__ = ["Progress", "Target", "acting", "key_lock", "owner_connection", "record", "silent", "sweep"]
 
 LOCK = "pg_catalog.hashtextextended('charthold keys of ' || $1::text, 0)"
 PATIENCE, POLL = 3.0, 0.1  # seconds: the session of a killed process ends a moment after it
@@ -50,12 +50,6 @@ async def owner_connection() -> AsyncIterator[asyncpg.Connection[Any]]:
         yield connection
     finally:
         await connection.close()
-
-
-async def targets(connection: asyncpg.Connection[Any]) -> list[tuple[UUID, str]]:
-    """Every tenant, suspended and closed ones too: id and slug."""
-    rows = await connection.fetch("select tenant_id, slug from charthold.tenant_directory order by slug")
-    return [(row["tenant_id"], row["slug"]) for row in rows]
 
 
 @contextlib.asynccontextmanager

@@ -8,8 +8,8 @@ from typing import Any
 import asyncpg
 
 from core.crypto.envelope import envelope_header
+from core.engine import engine
 from core.errors import ChartholdError
-from core.provision import engine
 from core.rotation.owner import Target, acting, key_lock, owner_connection, record, sweep
 from core.rotation.rows import check_declared, sealed_tables
 

@@ -48,7 +48,6 @@ __all__ = [
     "SchemaDiffer",
     "SchemaSnapshot",
     "diffable",
-    "install",
     "object_changes",
 ]
 
@@ -348,10 +347,3 @@ class AutoMigrationManager(PiccoloAutoMigrationManager):
             objects_before=snapshot.objects(),
         )
         return differ.get_alter_statements()
-
-
-def install() -> None:
-    """Put ours in place of Piccolo's; ``piccolo_app.py`` calls it."""
-    from core.schema.runner import install as install_commands  # late: the commands need this module
-
-    install_commands()

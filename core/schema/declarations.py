@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
-from itertools import groupby
 from typing import Any, cast
 
 from piccolo import constraints as piccolo_constraints
@@ -142,9 +141,3 @@ def topological(needs: dict[str, set[str]]) -> list[str]:
         ordered += ready
         sorter.done(*ready)
     return ordered
-
-
-def by_table(objects: Iterable[SchemaObject]) -> dict[str, list[SchemaObject]]:
-    """Objects grouped by the table that they belong to."""
-    ordered = sorted(objects, key=lambda item: item.table)
-    return {table: list(group) for table, group in groupby(ordered, key=lambda item: item.table)}

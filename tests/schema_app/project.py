@@ -17,9 +17,9 @@ from piccolo.conf.apps import AppConfig
 from piccolo.table import Table, create_table_class
 
 from core.schema import SchemaObject, register_shared, shared_objects
-from core.schema.autogenerate import install
 from core.schema.catalog import Catalog, snapshot
 from core.schema.drift import Difference, drift
+from core.schema.runner import install
 
 APP = "toy"
 SCHEMAS = ("public", "charthold", "toy")

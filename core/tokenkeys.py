@@ -1,0 +1,36 @@
+"""The keys that sign scopes, where the database verifies them."""
+
+from __future__ import annotations
+
+from core.engine import engine
+
+__all__ = ["install_token_key"]
+
+
+async def install_token_key(*, retire_others_after: float | None = None) -> bool:
+    """Put this process's token key where ``charthold.scope()`` reads it, as the schema's owner; True if it was new.
+
+    The key follows from the master key, so after a change of master key it is run again; other keys stay valid for
+    ``retire_others_after`` seconds (for ever when None), so nobody is interrupted.
+    """
+    key = engine().token_key
+    connection = await engine().connect(owner=True)
+    try:
+        async with connection.transaction():
+            added = await connection.fetchval(
+                "insert into charthold.token_key (id, inner_pad, outer_pad) values ($1, $2, $3)"
+                " on conflict (id) do update set retired_at = null where token_key.retired_at is not null returning id",
+                key.id,
+                key.inner_pad,
+                key.outer_pad,
+            )
+            if retire_others_after is not None:
+                await connection.execute(
+                    "update charthold.token_key set retired_at = clock_timestamp() + make_interval(secs => $2)"
+                    " where id <> $1 and retired_at is null",
+                    key.id,
+                    retire_others_after,
+                )
+    finally:
+        await connection.close()
+    return added is not None
