@@ -190,7 +190,9 @@ class Sought(Where):
     @property
     def querystring(self) -> QueryString:
         meta = self.column._meta
-        return QueryString(f'"{meta.table._meta.tablename}"."{meta.db_column_name}" <encrypted>')
+        made = QueryString(f'"{meta.table._meta.tablename}"."{meta.db_column_name}" <encrypted>')
+        made.columns = [self.column]  # for those who ask what a function is made of
+        return made
 
     querystring_for_update_and_delete = querystring_for_constraint = querystring
 
@@ -206,10 +208,12 @@ class Encrypted(Column, Generic[T]):
     """
 
     kind: ClassVar[Kind]
-    value_type: type = bytes  # not the plain type: Piccolo would aggregate ciphertext into JSON for a str
+    value_type: type = bytes  # of the class, not the plain type: Piccolo would aggregate ciphertext into JSON for a str
+    plain_type: ClassVar[type]
 
     def __init__(self, *, identifier: str = "", null: bool = False, **kwargs: Any) -> None:
         self.default = None
+        self.value_type = self.plain_type  # of the column, for those who ask what a row holds, such as pydantic
         self.identifier = identifier
         kwargs |= {"default": None, "null": null, "identifier": identifier}
         super().__init__(**kwargs)
@@ -262,21 +266,34 @@ class Encrypted(Column, Generic[T]):
         """True for a date of that month, by a ``BlindIndex(kind="month")``."""
         return Sought(column=self, value=date(year, month, 1), operator=InMonth)
 
-    def _refuse(self, asked: str) -> NoReturn:
+    def refuse(self, asked: str) -> NoReturn:
         raise ProtectedQueryError(
             f"{self._meta.table.__name__}.{self._meta.name} is encrypted, so the database cannot {asked}. Ask for "
             "equality through a BlindIndex, or fetch the rows that another condition selects and sort them in Python."
         )
 
     def __lt__(self, value: Any) -> Where:
-        self._refuse("compare its values")
+        self.refuse("compare its values")
 
     __le__ = __gt__ = __ge__ = __lt__
 
     def like(self, value: str) -> Where:
-        self._refuse("match patterns in it")
+        self.refuse("match patterns in it")
 
     ilike = not_like = like
+
+    def __add__(self, value: Any) -> NoReturn:
+        self.refuse("compute with it")
+
+    __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        self.refuse("look into it")
+
+    arrow = from_path = __getitem__
+
+    def join_on(self, column: Column) -> NoReturn:
+        self.refuse("join on it")
 
 
 def _sought(where: Where) -> Where:
@@ -306,30 +323,35 @@ class EncryptedText(Encrypted[str]):
     """Text."""
 
     kind = Kind.TEXT
+    plain_type = str
 
 
 class EncryptedDate(Encrypted[date]):
     """A calendar date, without a time."""
 
     kind = Kind.DATE
+    plain_type = date
 
 
 class EncryptedInteger(Encrypted[int]):
     """An integer of any size."""
 
     kind = Kind.INTEGER
+    plain_type = int
 
 
 class EncryptedDecimal(Encrypted[Decimal]):
     """A decimal number; its scale is kept."""
 
     kind = Kind.DECIMAL
+    plain_type = Decimal
 
 
 class EncryptedJSON(Encrypted[Any]):
     """A JSON document: dict, list, text, number, boolean."""
 
     kind = Kind.JSON
+    plain_type = dict
 
 
 class BlindIndex(Column):

@@ -60,6 +60,10 @@ class Layout:
                 kept[name] = _copied(value)
         return kept
 
+    def same(self, name: str, stored: Any, value: Any) -> bool:
+        """Whether a value is the one that is stored. Python calls 1 and True equal, a document does not."""
+        return bool(stored == value) and (name not in self._mutable or _typed(stored) == _typed(value))
+
     def state(self, row: dict[str, Any]) -> dict[str, Any]:
         """The ``__dict__`` of an instance for a whole row out of the database; the row itself is what was stored."""
         state = {**self._hidden, **row, "_exists_in_db": True, "_was_created": None, "_stored": row}
@@ -68,6 +72,15 @@ class Layout:
             if isinstance(value, (dict, list)):
                 row[name] = _copied(value)
         return state
+
+
+def _typed(value: Any) -> Any:
+    """A document's values, each with its type."""
+    if isinstance(value, dict):
+        return {key: _typed(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_typed(inner) for inner in value]
+    return type(value), value
 
 
 def _copied(value: Any) -> Any:

@@ -66,13 +66,16 @@ class ProtectedTable(Table):
     @forgetful
     def __init__(
         self,
-        _data: dict[Column, Any] | None = None,
+        _data: dict[Column | str, Any] | None = None,
         _ignore_missing: bool = False,
         _exists_in_db: bool = False,
         **kwargs: Any,
     ) -> None:
-        """A new row. Values by name, or by column in ``_data``; what Charthold keeps stays empty until it is saved."""
-        given = {column._meta.name: value for column, value in (_data or {}).items()} | kwargs
+        """A new row. Values by name; in ``_data`` by column too. What Charthold keeps stays empty until it is saved."""
+        given = {c if isinstance(c, str) else c._meta.name: value for c, value in (_data or {}).items()}
+        if twice := sorted(given.keys() & kwargs.keys()):
+            raise ValueError(f"{twice[0]} is given twice")
+        given |= kwargs
         values: dict[str, Any] = {}
         for field in self._layout.fields:
             name = field.name
@@ -125,8 +128,11 @@ class ProtectedTable(Table):
         return [column for column in super().all_columns(exclude) if not isinstance(column, BlindIndex)]
 
     def to_dict(self, *columns: Column) -> dict[str, Any]:
-        """The row's values, without its blind indexes."""
-        return super().to_dict(*(columns or self.all_columns()))
+        """The row's values and those of the rows that it brought along, without blind indexes."""
+        if columns:
+            return super().to_dict(*columns)
+        values = ((column._meta.name, self.__dict__[column._meta.name]) for column in self.all_columns())
+        return {name: value.to_dict() if isinstance(value, Table) else value for name, value in values}
 
     def save(self, columns: Sequence[Column | str] | None = None) -> Any:
         """Insert a new row; of an existing one, write what changed (``columns``: exactly these)."""
@@ -146,18 +152,22 @@ class ProtectedTable(Table):
     def remember(self, columns: Iterable[Column] | None = None) -> None:
         """Take the present values for those in the database, so that ``save()`` writes only what changes from now on.
 
-        Without that each save would seal every field anew, and the log would call all of them changed.
+        Without that each save would seal every field anew, and the log would call all of them changed. A transaction
+        that is rolled back takes it back.
         """
+        transaction = type(self)._meta.db.current_transaction.get()
+        if transaction is not None:
+            transaction.writes(self)
         values = self.__dict__
         if columns is None:
             self._stored = self._layout.snapshot({field.name: values[field.name] for field in self._layout.fields})
         else:
             names = [column._meta.name for column in columns]
-            self._stored |= self._layout.snapshot({name: values[name] for name in names})
+            self._stored = self._stored | self._layout.snapshot({name: values[name] for name in names})
 
     def _changed(self, column: Column) -> bool:
         name = column._meta.name
-        return name not in self._stored or bool(self._stored[name] != self.__dict__.get(name))
+        return name not in self._stored or not self._layout.same(name, self._stored[name], self.__dict__.get(name))
 
     def refresh(self, columns: Sequence[Column] | None = None, load_json: bool = False) -> TenantRefresh:
         """Fetch the row's values again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -14,6 +15,7 @@ from core.scope import Scope
 
 if TYPE_CHECKING:
     from core.engine import ChartholdEngine
+    from core.tenant_table import ProtectedTable
 
 __all__ = ["RECORD_LOOK", "RECORD_READ", "Shown", "Transaction"]
 
@@ -29,13 +31,21 @@ class Mark(Savepoint):
 
     async def rollback_to(self) -> None:
         await super().rollback_to()  # type: ignore[no-untyped-call]  # Piccolo's
-        await cast("Transaction", self.transaction).record_since(self.name)
+        await cast("Transaction", self.transaction).gone_back_to(self.name)
+
+
+@dataclass(slots=True)
+class Moment:
+    """How far a transaction was: what had been shown, and which instances had been written."""
+
+    shown: int = 0
+    written: int = 0
 
 
 class Transaction(PostgresTransaction):
     """Statements that succeed together. Nested, it is a savepoint. It belongs to the task that opened it."""
 
-    __slots__ = ("_link", "_marks", "_savepoint", "_scope", "_shown_before", "_task", "engine_", "shown")
+    __slots__ = ("_before", "_link", "_marks", "_savepoint", "_scope", "_task", "_written", "engine_", "shown")
 
     def __init__(self, engine: ChartholdEngine, *, allow_nested: bool = True) -> None:
         super().__init__(engine, allow_nested=allow_nested)
@@ -48,9 +58,11 @@ class Transaction(PostgresTransaction):
         self._task: asyncio.Task[Any] | None = None
         # What recorded that something was shown in it: SQL and arguments.
         self.shown: list[Shown] = []
-        self._shown_before = 0
-        # How much had been shown when each savepoint was made.
-        self._marks: dict[str, int] = {}
+        # Instances that were written in it, with what they took for stored before.
+        self._written: list[tuple[ProtectedTable, dict[str, Any], bool]] = []
+        # How far it was when this block, or each savepoint, began.
+        self._before = Moment()
+        self._marks: dict[str, Moment] = {}
 
     @property
     def link(self) -> Link:
@@ -69,7 +81,7 @@ class Transaction(PostgresTransaction):
             # Piccolo would do nothing here, and a caught error would keep the inner block's writes.
             parent = cast("Transaction", self._parent)
             self._savepoint = parent.link.connection.transaction()
-            self._shown_before = len(parent.shown)
+            self._before = parent._now
             await self._savepoint.start()
             return cast("Self", parent)
         self._task = asyncio.current_task()
@@ -105,24 +117,40 @@ class Transaction(PostgresTransaction):
     async def rollback(self) -> None:
         """Roll back before the block ends; what was shown stays recorded."""
         await super().rollback()  # type: ignore[no-untyped-call]  # Piccolo's
+        self._forget(Moment())
         await self.engine_.record_after(self.link, self._scope, self.shown)
 
     async def savepoint(self, name: str | None = None) -> Savepoint:
         made = await super().savepoint(name)
-        self._marks[made.name] = len(self.shown)
+        self._marks[made.name] = self._now
         return Mark(made.name, self)
 
     async def rollback_to(self, savepoint_name: str) -> None:
         await Mark(savepoint_name, self).rollback_to()
 
-    async def record_since(self, mark: str) -> None:
-        """Record again what was shown since that savepoint was made."""
-        await self.record_again(self.shown[self._marks.get(mark, 0) :])
+    async def gone_back_to(self, mark: str) -> None:
+        """What follows from the rollback to that savepoint."""
+        await self._gone_back(self._marks.get(mark, Moment()))
 
-    async def record_again(self, shown: list[Shown]) -> None:
-        """Record again what was shown before a savepoint's rollback took its records away: what was seen stays seen."""
-        if shown and self._scope is not None and self._link is not None:
+    def writes(self, row: ProtectedTable) -> None:
+        """Keep what the instance takes for stored, before it takes what is written now for it."""
+        self._written.append((row, row._stored, row._exists_in_db))
+
+    @property
+    def _now(self) -> Moment:
+        return Moment(len(self.shown), len(self._written))
+
+    async def _gone_back(self, moment: Moment) -> None:
+        """A savepoint's rollback took the records away with the writes. What was seen stays seen: record it again."""
+        self._forget(moment)
+        if (shown := self.shown[moment.shown :]) and self._scope is not None and self._link is not None:
             await self.engine_.record_again(self._link, self._scope, shown)
+
+    def _forget(self, moment: Moment) -> None:
+        """Let the instances that were written since take for stored what is: their next ``save()`` writes it again."""
+        undone, self._written = self._written[moment.written :], self._written[: moment.written]
+        for row, stored, exists in reversed(undone):
+            row._stored, row._exists_in_db = stored, exists
 
     async def __aexit__(
         self,
@@ -134,7 +162,7 @@ class Transaction(PostgresTransaction):
             parent = cast("Transaction", self._parent)
             if exception:
                 await self._savepoint.rollback()
-                await parent.record_again(parent.shown[self._shown_before :])
+                await parent._gone_back(self._before)
             else:
                 await self._savepoint.commit()
             return False
@@ -151,6 +179,7 @@ class Transaction(PostgresTransaction):
                     raise
                 finally:
                     if undone:
+                        self._forget(Moment())
                         await self.engine_.record_after(link, self._scope, self.shown)
         except BaseException:
             link.dirty = True

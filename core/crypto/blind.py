@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from enum import Enum
 from typing import Literal, NoReturn
 
 from core.crypto.derive import Secret, forgetful, length_prefixed
@@ -177,6 +178,8 @@ class BlindSpec:
                 return b"%04d" % value
         elif isinstance(value, Decimal) and kind == "exact" and value.is_finite():
             return _number(value)
+        elif isinstance(value, Enum):  # Piccolo's choices
+            return self._normalised(value.value)
         return self._refuse(type(value))
 
     def _compound(self, values: object) -> bytes | None:

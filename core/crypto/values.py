@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
-from enum import IntEnum
+from enum import Enum, IntEnum
 from functools import partial
 from typing import Any, NoReturn
 
@@ -137,6 +137,8 @@ def _encode_text(value: object) -> bytes:
             return pad(b"\x01" + value.encode())
         except UnicodeEncodeError:
             pass
+    if isinstance(value, Enum):  # Piccolo's choices
+        return _encode_text(value.value)
     _refuse(Kind.TEXT, value)
 
 

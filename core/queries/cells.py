@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from piccolo.columns import Array, Column
+from piccolo.columns import JSON, Array, Column
 from piccolo.table import Table
 from piccolo.utils.sql_values import convert_to_sql_value
 
@@ -121,7 +121,12 @@ class Cells:
 
 def plain(value: Any, column: Column) -> Any:
     """A value as the driver takes it."""
-    return value if type(value) in PLAIN else convert_to_sql_value(value, column)
+    return value if type(value) in PLAIN and not _holds_json(type(column)) else convert_to_sql_value(value, column)
+
+
+@functools.cache
+def _holds_json(kind: type[Column]) -> bool:
+    return issubclass(kind, JSON)
 
 
 def source(index: BlindIndex, values: dict[str, Any]) -> Any:
@@ -175,7 +180,14 @@ def _element_cast(column: Column) -> str:
 
 
 def _array_literal(values: Sequence[Any] | None) -> str | None:
-    if values is None:
-        return None
-    quoted = (str(v).replace("\\", "\\\\").replace('"', '\\"') for v in values)
-    return "{" + ",".join(f'"{v}"' for v in quoted) + "}"
+    """PostgreSQL's text form of an array."""
+    return None if values is None else "{" + ",".join(map(_element, values)) + "}"
+
+
+def _element(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, (list, tuple)):
+        return "{" + ",".join(map(_element, value)) + "}"
+    text = "\\x" + value.hex() if isinstance(value, bytes) else str(value)
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -31,7 +31,7 @@ from core.errors import ProtectedQueryError
 from core.plan import Opened, Plan, RawPlan, row_alias
 from core.queries.quiet import Kept, QuietCreate, QuietGetOrCreate, QuietJSON, QuietList
 from core.queries.shape import SHAPES, NoShapeError, columns_shape, where_shape
-from core.queries.where import Approximate, approximate, exact, finds_one, pin, refuse_encrypted
+from core.queries.where import Approximate, approximate, exact, finds_one, pin, refuse_computed, refuse_encrypted
 from core.schema import Index
 
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
@@ -139,8 +139,7 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
         if distinct.enabled and not distinct.on:
             compared += selected
         for column in compared:
-            if isinstance(column, Encrypted):
-                column._refuse("group it or tell equal values apart")
+            refuse_computed(column, "group it or tell equal values apart")
         for output in selected:
             if isinstance(output, CountFunction):
                 continue  # counting asks whether a value is there, not what it is
@@ -153,7 +152,7 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
                 inner = output.columns
             for column in inner:
                 if isinstance(column, Encrypted):
-                    column._refuse("compute with it")
+                    column.refuse("compute with it")
 
 
 class TenantObjects(Kept, Objects):  # type: ignore[type-arg]
@@ -225,7 +224,7 @@ class TenantCount(Kept, Count):
     def default_querystrings(self) -> Sequence[QueryString]:
         for column in self._distinct or ():
             if isinstance(column, Encrypted):
-                column._refuse("tell equal values apart")
+                column.refuse("tell equal values apart")
         return super().default_querystrings
 
 
@@ -317,5 +316,4 @@ def refuse_order(delegate: OrderByDelegate) -> None:
     """Raise when the order would be an order of ciphertexts."""
     for item in delegate._order_by.order_by_items:
         for column in item.columns:
-            if isinstance(column, Encrypted):
-                column._refuse("order by it")
+            refuse_computed(column, "order by it")

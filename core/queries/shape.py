@@ -21,6 +21,7 @@ from core.plan import Plan, Statement
 __all__ = ["SHAPES", "NoShapeError", "Shapes", "column_shape", "columns_shape", "is_computed", "where_shape"]
 
 MOST = 4_096
+OURS = ("piccolo.columns.column_types", "core.columns")  # whose columns are their names, but for an array's element
 
 
 class NoShapeError(Exception):
@@ -95,9 +96,12 @@ def column_shape(column: Any) -> Hashable:
     """A column by the names that lead to it."""
     kind = type(column)
     if kind not in _columns:
-        if not isinstance(column, Column):
+        # A column of somebody's own kind may hold more that makes its SQL than we look at here.
+        if not isinstance(column, Column) or kind.__module__ not in OURS:
             raise NoShapeError
         _columns.add(kind)
+    if column.__dict__.get("index") is not None:
+        raise NoShapeError  # an element of an array
     meta = column._meta
     chain = meta.call_chain
     if chain:

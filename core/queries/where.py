@@ -23,6 +23,7 @@ from piccolo.columns.operators.comparison import (
     NotIn,
 )
 from piccolo.custom_types import Combinable
+from piccolo.query.functions.aggregate import Count
 from piccolo.querystring import QueryString
 from piccolo.table import Table
 
@@ -33,7 +34,7 @@ from core.errors import ProtectedQueryError
 from core.plan import TENANT, Deferred, Plan
 from core.queries.shape import is_computed
 
-__all__ = ["Approximate", "approximate", "exact", "finds_one", "pin", "pinned_id", "protect"]
+__all__ = ["Approximate", "approximate", "exact", "finds_one", "pin", "pinned_id", "protect", "refuse_computed"]
 
 
 class OfTenant(ComparisonOperator):
@@ -153,12 +154,19 @@ def protect(where: Combinable) -> Combinable:
     return WhereRaw("{}", where) if isinstance(where, QueryString) else where
 
 
-def _refuse_functions(where: Any) -> None:
-    """Raise for a function of an encrypted column. A column in SQL that a person wrote is the person's business."""
-    fragments = [where] if isinstance(where, QueryString) else where.querystring.args
-    for column in (c for f in fragments if isinstance(f, QueryString) for c in f.columns):
-        if isinstance(column, Encrypted):
-            column._refuse("compute with it")
+def refuse_computed(value: Any, asked: str = "compute with it") -> None:
+    """Raise for an encrypted column, or a function of one. A column in a person's SQL is the person's business.
+
+    To count it is to ask whether a value is there, not what it is.
+    """
+    if isinstance(value, Encrypted):
+        value.refuse(asked)
+    if not isinstance(value, QueryString) or isinstance(value, Count):
+        return
+    inner = [argument for argument in value.args if isinstance(argument, QueryString)]
+    of_these = {id(column) for argument in inner for column in argument.columns}
+    for part in (*(column for column in value.columns if id(column) not in of_these), *inner):
+        refuse_computed(part, asked)
 
 
 def refuse_encrypted(where: Combinable | None) -> None:
@@ -166,8 +174,24 @@ def refuse_encrypted(where: Combinable | None) -> None:
     if isinstance(where, (And, Or)):
         refuse_encrypted(where.first)
         refuse_encrypted(where.second)
-    elif isinstance(where, Where) and isinstance(where.column, Encrypted):
-        where.column._refuse("answer that condition after grouping")
+    elif isinstance(where, Where):
+        for part in (where.column, *_asked_for(where)):
+            refuse_computed(part, "answer that condition after grouping")
+    elif where is not None:
+        _refuse_functions(where, "answer that condition after grouping")
+
+
+def _refuse_functions(where: Any, asked: str = "compute with it") -> None:
+    for fragment in [where] if isinstance(where, QueryString) else where.querystring.args:
+        refuse_computed(fragment, asked)
+
+
+def _asked_for(where: Where) -> list[Any]:
+    """The values of a condition: one, or several."""
+    if where.values is UNDEFINED:
+        return [] if where.value is UNDEFINED else [where.value]
+    values: Any = where.values
+    return [values] if isinstance(values, QueryString) else list(values)
 
 
 def pinned_id(table: type[Table], where: Combinable | None) -> UUID | None:
@@ -238,16 +262,17 @@ def _leaf(where: Where) -> Where:
             )
         if inner.opened:
             raise ProtectedQueryError("A sub-select cannot return an encrypted column. Select ids in it instead.")
-    if is_computed(where.value) and isinstance(where.value, Encrypted):
-        raise ProtectedQueryError("Two encrypted columns cannot be compared by the database. Compare them in Python.")
     if not isinstance(column, Encrypted) or operator in (IsNull, IsNotNull):
+        for value in _asked_for(where):
+            if is_computed(value):
+                refuse_computed(value, "compare it with another column")
         return where
     kinds = SERVES.get(operator)
     if kinds is None:
-        column._refuse("answer that condition")
+        column.refuse("answer that condition")
     values: Any = [where.value] if where.values is UNDEFINED else where.values
     if isinstance(values, QueryString) or any(isinstance(value, (QueryString, Column)) for value in values):
-        column._refuse("compare it with something that the database computes")
+        column.refuse("compare it with something that the database computes")
     for kind in kinds:
         for index in _indexes(column):
             if index.spec.kind == kind and _fits(index, values, operator):
@@ -283,8 +308,9 @@ def _indexes_of(table: type[Table], name: str) -> tuple[BlindIndex, ...]:
 def _ask(index: BlindIndex, values: list[Any], operator: type[ComparisonOperator]) -> Where:
     label, spec = index.label, index.spec
 
-    def hashes(keys: TenantKeys) -> list[bytes]:
-        return [digest for value in values for digest in keys.blind_all(label, spec, value)]
+    def hashes(keys: TenantKeys) -> list[bytes | None]:
+        # NULL stays NULL: of what is not in a list that holds it, SQL is never sure.
+        return [d for value in values for d in ([None] if value is None else keys.blind_all(label, spec, value))]
 
     if spec.bits >= EXACT_BITS:
         return Where(column=index, value=Deferred(hashes), operator=operator)

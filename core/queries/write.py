@@ -92,6 +92,7 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         columns = (target,) if isinstance(target, Column) else target
         values = item.values
         if isinstance(columns, tuple):
+            columns = tuple(_unique(c) if isinstance(c, Encrypted) else c for c in columns)
             # Every unique index of a tenant's table starts with tenant_id.
             tenant = [c for c in self.table._meta.columns if isinstance(c, TenantId)]
             columns = (*tenant, *(c for c in columns if not isinstance(c, TenantId)))
@@ -122,8 +123,8 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         inserted = {row["id"] for row in results if "id" in row} if conflicts else ()
         for row in self.add_delegate._add:
             if not conflicts or row.id in inserted:  # type: ignore[attr-defined]
-                row._exists_in_db = True
                 row.remember()  # type: ignore[attr-defined]
+                row._exists_in_db = True
                 row.tenant_id = tenant  # type: ignore[attr-defined]
 
 
@@ -224,7 +225,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             if type(value) in PLAIN:
                 continue
             if isinstance(column, Encrypted) and isinstance(value, (Column, QueryString)):
-                column._refuse("compute its new value")
+                column.refuse("compute its new value")
             for read in [value] if isinstance(value, Column) else getattr(value, "columns", ()):
                 if isinstance(read, Encrypted):
                     raise ProtectedQueryError(
@@ -251,14 +252,14 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
         written = self._written()
         if written.sealed and (written.missing or pinned_id(self.table, self.where_delegate._where) is None):
             self._checked()
-            return await self._run_row_by_row(written, self.table._meta.db)
+            return await self._update_locked_rows(written, self.table._meta.db)
         return await super()._run(node=node, in_pool=in_pool)
 
-    async def _run_row_by_row(self, written: Written, engine: Engine[Any]) -> Any:
+    async def _update_locked_rows(self, written: Written, engine: Engine[Any]) -> Any:
         key = self.table._meta.primary_key
         exact(pin(self.table, self.where_delegate._where), "UPDATE")
         async with engine.transaction():
-            chosen = self.table.select(key, *written.missing).lock_rows("NO KEY UPDATE")
+            chosen = self.table.select(key, *written.missing).lock_rows("NO KEY UPDATE", of=(self.table,))
             chosen.where_delegate._where = self.where_delegate._where
             rows = await chosen
             if not rows:
@@ -344,6 +345,12 @@ def check_identity(row: Table) -> None:
         raise ProtectedQueryError(f"Leave the id of a new {type(row).__name__} to Charthold: it makes a UUIDv7.")
     if tenant is not None and tenant != current_scope().tenant:
         raise ScopeError("The row belongs to another tenant than the open scope.")
+
+
+def _unique(column: Encrypted[Any]) -> Column:
+    """What a unique index of the encrypted column holds."""
+    exact_ones = [i for i in indexes_of(column._meta.table, [column]) if i.spec.kind in ("exact", "folded")]
+    return exact_ones[0] if exact_ones else column.refuse("find a conflict on it")
 
 
 def refuse_fixed(column: Column) -> None:
