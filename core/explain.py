@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncpg
 
-from core.errors import ChartholdError, ProtectedQueryError, ScopeError
+from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError, ScopeError
 
 __all__ = ["explain"]
 
@@ -31,6 +31,14 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
         ScopeError,
         "The actor is not an active user of this tenant, or the tenant is suspended or closed (set_tenant_status).",
     ),
+    "CH006": (
+        ScopeError,
+        "The actor was changed while this transaction, which is not READ COMMITTED, was open. Begin it anew.",
+    ),
+    "CH007": (
+        ConfigurationError,
+        "CHARTHOLD_MASTER_KEY is not the one that the database knows. Set it, or run: piccolo core install_token_key",
+    ),
     "CH010": (
         ProtectedQueryError,
         "id, tenant_id and created_at of a row cannot be updated. Insert a new row instead.",
@@ -44,6 +52,10 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
     "CH014": (
         ProtectedQueryError,
         "The database alone records inserts, updates, deletes and reads. core.record() takes the other kinds.",
+    ),
+    "CH016": (
+        ProtectedQueryError,
+        "A blind index is written with the value that it is made of. Update the encrypted column, not its index.",
     ),
     "CH015": (
         ScopeError,

@@ -16,7 +16,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "actor_id": ("actor_id", "()", ("app_runtime", "app_auditor")),
     "actor_places": ("actor_places", "()", ("app_runtime", "app_auditor")),
     "actor_role": ("actor_role", "()", ("app_runtime", "app_auditor")),
-    "archive_partition": ("archive_partition", "(text)", ()),
+    "archive_partition": ("archive_partition", "(text, uuid[], bigint[])", ()),
     "ensure_partitions": ("ensure_partitions", "(integer)", ()),
     "find_principal": ("find_principal", "(uuid, text)", ()),
     "find_tenant": ("find_tenant", "(text)", ("app_runtime",)),
@@ -28,7 +28,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "npi_is_valid": ("npi_is_valid", "(text)", ("app_runtime",)),
     "provision_tenant": (
         "provision_tenant",
-        "(uuid, text, text, text, integer, boolean, uuid, text, text, uuid, bytea, text)",
+        "(text, uuid, text, text, text, integer, boolean, uuid, text, text, uuid, bytea, text)",
         ("app_runtime",),
     ),
     "record": ("record", "(text, text, uuid, jsonb, jsonb)", ("app_runtime", "app_auditor")),
@@ -47,6 +47,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "tenant_id": ("tenant_id", "()", ("app_runtime", "app_auditor")),
     "touch": ("touch", "()", ()),
     "touch_tenant_row": ("touch_tenant_row", "()", ()),
+    "was_replaced": ("was_replaced", "(xid, xid)", ()),
     "uuid7": ("uuid7", "()", ("app_runtime",)),
     "uuid7_start": ("uuid7_start", "()", ("app_runtime",)),
 }

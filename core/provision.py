@@ -65,8 +65,8 @@ async def provision_tenant(
     try:
         async with db.outside() as connection:
             await connection.execute(
-                "select charthold.provision_tenant($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
-                tenant, slug, name, time_zone, retention_years, trial,
+                "select charthold.provision_tenant($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                db.token_key.id, tenant, slug, name, time_zone, retention_years, trial,
                 admin, admin_email.strip().lower(), admin_name or admin_email.partition("@")[0],
                 uuid7(), key.wrapped, key.kek,
             )  # fmt: skip

@@ -30,6 +30,13 @@ SESSION = {
     "transform_null_equals": "off",
     "default_transaction_read_only": "off",
     "default_transaction_isolation": "read committed",
+    "synchronous_commit": "on",
+    "standard_conforming_strings": "on",
+    # Nor whether values end up in the server's log.
+    "log_parameter_max_length_on_error": "0",
+    "debug_print_parse": "off",
+    "debug_print_rewritten": "off",
+    "debug_print_plan": "off",
     "charthold.scope": "",
     "charthold.granted": "",
     "application_name": "charthold",

@@ -121,7 +121,9 @@ class Tenant(ProtectedTable, tablename="tenant"):
         Check(name="tenant_slug_form", condition="slug ~ '^[a-z][a-z0-9-]{1,62}$'"),
         Check(name="tenant_name_given", condition="btrim(name) <> ''"),
         one_of("tenant_status_known", "status", TENANT_STATUSES),
-        Check(name="tenant_retention_years_least", condition="retention_years >= 6"),
+        # What "all" names to the commands is every tenant.
+        Check(name="tenant_slug_free", condition="slug <> 'all'"),
+        Check(name="tenant_retention_years_possible", condition="retention_years between 6 and 100"),
         # PostgreSQL itself checks zone names only when they are used; this is their form.
         Check(name="tenant_time_zone_form", condition="time_zone ~ '^[A-Za-z][A-Za-z0-9_+/-]{1,63}$'"),
         json_object("tenant_settings_object", "settings"),
@@ -137,7 +139,8 @@ class Tenant(ProtectedTable, tablename="tenant"):
             function="charthold.follow_tenant",
         ),
         capture_function(
-            "tenant", ("slug", "name", "status", "settings", "branding", "time_zone", "retention_years"), tenant="id"
+            "tenant", ("slug", "name", "status", "settings", "branding", "time_zone", "retention_years"), tenant="id",
+            documents=("settings", "branding"),
         ),
         *capture_triggers("tenant"),
     )  # fmt: skip

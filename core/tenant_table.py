@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from piccolo.columns import BigInt, Boolean, Column, Date, ForeignKey, Integer, SmallInt, Timestamptz
+from piccolo.columns import JSON, BigInt, Boolean, Column, ForeignKey, Integer, SmallInt
 from piccolo.columns.m2m import M2M
 from piccolo.table import Table
 
@@ -46,7 +46,7 @@ from core.schema.quoting import quote_ident
 __all__ = ["ProtectedTable", "TenantTable"]
 
 # What the planner may keep a sample of: values that are nobody's.
-SAMPLED_TYPES = (BigInt, Boolean, Date, Integer, SmallInt, Timestamptz)
+SAMPLED_TYPES = (BigInt, Boolean, Integer, SmallInt)
 SAMPLED = ("action_type", "kind", "role", "status", "table_name")
 
 
@@ -390,4 +390,11 @@ class TenantTable(Audited, ProtectedTable):
     def _capture(cls) -> tuple[SchemaObject, ...]:
         name = cls._meta.tablename
         recorded = [c._meta.db_column_name for c in cls._layout.recorded if c._meta.name not in cls.unrecorded]
-        return (capture_function(name, recorded), *capture_triggers(name))
+        documents = [c._meta.db_column_name for c in cls._meta.columns if isinstance(c, JSON)]
+        indexes = {
+            c._meta.db_column_name: [cls._meta.get_column_by_name(of)._meta.db_column_name for of in c.of]
+            for c in cls._meta.columns
+            if isinstance(c, BlindIndex)
+        }
+        capture = capture_function(name, recorded, documents=documents, indexes=indexes)
+        return (capture, *capture_triggers(name))

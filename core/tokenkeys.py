@@ -17,12 +17,18 @@ async def install_token_key(*, retire_others_after: float | None = None) -> bool
     connection = await engine().connect(owner=True)
     try:
         async with connection.transaction():
+            # In two statements: ON CONFLICT DO UPDATE would lock the row of a key that is there, and charthold.scope()
+            # could not tell that lock from a change.
             added = await connection.fetchval(
                 "insert into charthold.token_key (id, inner_pad, outer_pad) values ($1, $2, $3)"
-                " on conflict (id) do update set retired_at = null where token_key.retired_at is not null returning id",
+                " on conflict (id) do nothing returning id",
                 key.id,
                 key.inner_pad,
                 key.outer_pad,
+            ) or await connection.fetchval(
+                "update charthold.token_key set retired_at = null"
+                " where id = $1 and retired_at is not null returning id",
+                key.id,
             )
             if retire_others_after is not None:
                 await connection.execute(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -21,6 +23,7 @@ __all__ = ["RECORD_LOOK", "RECORD_READ", "Shown", "Transaction"]
 
 Shown = tuple[str, tuple[Any, ...]]
 
+PATIENCE = 10.0  # seconds for which a task that is cancelled waits for its rollback
 # Rows were shown, with these columns opened; the log was looked at.
 RECORD_READ = "select charthold.record_read($1, $2::uuid[], $3::text[])"
 RECORD_LOOK = "select charthold.record('audit_read', $1, $2, null, $3::jsonb)"
@@ -30,8 +33,31 @@ class Mark(Savepoint):
     """``await transaction.savepoint()``. To go back to it takes no record of what was shown away."""
 
     async def rollback_to(self) -> None:
+        await to_the_end(self._roll_back())
+
+    async def _roll_back(self) -> None:
         await super().rollback_to()  # type: ignore[no-untyped-call]  # Piccolo's
         await cast("Transaction", self.transaction).gone_back_to(self.name)
+
+
+async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await work that must not stop half-way, and be cancelled only then.
+
+    Threat: a deadline or a sibling's failure cancels a task while its transaction is rolled back, between what was
+    shown and the record of it.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE
+        while not task.done() and loop.time() < until:
+            with contextlib.suppress(asyncio.CancelledError):  # once more: it is known
+                await asyncio.wait({task}, timeout=until - loop.time())
+        task.cancel()  # the server does not answer
+        await asyncio.wait({task})
+        raise
 
 
 @dataclass(slots=True)
@@ -116,9 +142,9 @@ class Transaction(PostgresTransaction):
 
     async def rollback(self) -> None:
         """Roll back before the block ends; what was shown stays recorded."""
-        await super().rollback()  # type: ignore[no-untyped-call]  # Piccolo's
-        self._forget(Moment())
-        await self.engine_.record_after(self.link, self._scope, self.shown)
+        link = self.link
+        self._rolled_back = True  # also when it fails
+        await to_the_end(self._undo(link))
 
     async def savepoint(self, name: str | None = None) -> Savepoint:
         made = await super().savepoint(name)
@@ -159,28 +185,14 @@ class Transaction(PostgresTransaction):
         trace: TracebackType | None,
     ) -> Literal[False]:
         if self._savepoint is not None:
-            parent = cast("Transaction", self._parent)
-            if exception:
-                await self._savepoint.rollback()
-                await parent._gone_back(self._before)
-            else:
-                await self._savepoint.commit()
+            await (to_the_end(self._undo_savepoint()) if exception is not None else self._savepoint.commit())
             return False
         link, self._link = self._link, None
         if link is None:
             return False
         try:
             if not self._committed and not self._rolled_back:
-                undone = exception is not None
-                try:
-                    await (self.transaction.rollback() if undone else self.transaction.commit())
-                except BaseException:
-                    undone = True
-                    raise
-                finally:
-                    if undone:
-                        self._forget(Moment())
-                        await self.engine_.record_after(link, self._scope, self.shown)
+                await (to_the_end(self._undo(link)) if exception is not None else self._commit(link))
         except BaseException:
             link.dirty = True
             raise
@@ -190,3 +202,25 @@ class Transaction(PostgresTransaction):
             self.engine_.current_transaction.reset(self.context)
             await self.engine_.release(link)
         return False
+
+    async def _undo_savepoint(self) -> None:
+        await self._savepoint.rollback()
+        await cast("Transaction", self._parent)._gone_back(self._before)
+
+    async def _commit(self, link: Link) -> None:
+        try:
+            await self.transaction.commit()
+        except BaseException:
+            await to_the_end(self._undone(link))
+            raise
+
+    async def _undo(self, link: Link) -> None:
+        try:
+            await self.transaction.rollback()
+        finally:
+            await self._undone(link)
+
+    async def _undone(self, link: Link) -> None:
+        """What was shown stays recorded, and what was written is not taken for stored."""
+        self._forget(Moment())
+        await self.engine_.record_after(link, self._scope, self.shown)

@@ -77,13 +77,14 @@ $$""",
 
     manager.add_function(
         name="charthold.archive_partition",
-        signature="(text)",
+        signature="(text, uuid[], bigint[])",
         source="""-- Detaches one month of the audit log, so that it can be dumped and kept elsewhere, 164.316(b)(2)(i).
 --
 -- Threat: evidence is "archived" to make it disappear. So a month leaves only when its youngest record is older than the
 -- longest retention among the tenants in it, six years at least, and only when every record in it is sealed: the seals
--- stay, and a month that was altered on the way to the archive does not fit them.
-create function charthold.archive_partition(part text) returns bigint
+-- stay, and a month that was altered on the way to the archive does not fit them. Which seals are signed only the caller
+-- can tell: it gives the horizon of each tenant's last one, below which every record is sealed.
+create function charthold.archive_partition(part text, tenants uuid[], horizons bigint[]) returns bigint
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
@@ -101,17 +102,14 @@ begin
         raise exception using errcode = 'CH020', message = format('%I is not a month of the audit log', part);
     end if;
 
-    -- The owner is bound by the policies too; it looks past them here, while nobody else can use the two tables.
+    -- The owner is bound by the policies too; it looks past them here, while nobody else can use the table.
     execute format('alter table public.%I no force row level security', part);
-    alter table public.audit_seal no force row level security;
     execute format(
         'select count(*), max(l.occurred_at), max(d.retention_years), count(*) filter ('
-        '    where l.transaction_id >= coalesce(('
-        '        select s.horizon from public.audit_seal as s where s.tenant_id = l.tenant_id'
-        '        order by s.tree_size desc limit 1), 0))'
-        ' from public.%I as l left join charthold.tenant_directory as d on d.tenant_id = l.tenant_id', part
-    ) into kept, youngest, longest, unsealed;
-    alter table public.audit_seal force row level security;
+        '    where l.transaction_id >= coalesce(s.horizon, 0))'
+        ' from public.%I as l left join charthold.tenant_directory as d on d.tenant_id = l.tenant_id'
+        ' left join unnest($1, $2) as s (tenant_id, horizon) on s.tenant_id = l.tenant_id', part
+    ) into kept, youngest, longest, unsealed using tenants, horizons;
     execute format('alter table public.%I force row level security', part);
 
     if youngest > clock_timestamp() - make_interval(years => greatest(coalesce(longest, 6), 6)) then
@@ -316,17 +314,24 @@ $$""",
 --
 -- A trigger and not a foreign key of the log: every record, of a read too, would look the user up and lock the row.
 -- That the user exists when a record is written is known already: charthold.scope() verified it in the same statement.
+--
+-- Threat: the user acts while somebody deletes the user, and neither sees the other. Who never was active never acted, and
+-- the log, which records that a user was made active, is the witness.
 create function charthold.keep_history() returns trigger
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if exists (
+    if old.status = 'active' or exists (
         select from public.user_action_audit_log as l where l.tenant_id = old.tenant_id and l.user_id = old.id
+    ) or exists (
+        select from public.user_action_audit_log as l
+        where l.tenant_id = old.tenant_id and l.record_id = old.id and l.table_name = 'app_user'
+            and l.new_values ->> 'status' = 'active'
     ) then
         raise exception using errcode = 'restrict_violation',
             constraint = 'app_user_keeps_history', table = 'app_user',
-            message = 'a user whose actions are recorded cannot be deleted; deactivate the user';
+            message = 'a user who was active or whose actions are recorded cannot be deleted; deactivate the user';
     end if;
     return old;
 end
@@ -356,13 +361,16 @@ $$""",
 
     manager.add_function(
         name="charthold.provision_tenant",
-        signature="(uuid, text, text, text, integer, boolean, uuid, text, text, uuid, bytea, text)",
+        signature="(text, uuid, text, text, text, integer, boolean, uuid, text, text, uuid, bytea, text)",
         source="""-- Makes a tenant, its first data key and its first admin, who is recorded as the actor of all three.
 --
 -- Threat: it writes before a scope exists, so it does exactly this and only for ids that are new: an id that exists
 -- is refused before anything is signed for it.
+--
+-- Threat: a program with another master key than the application's wraps the tenant's key under it, and the application can
+-- never open the tenant. The key that would sign the program's scopes follows from the same master key, so it must be known.
 create function charthold.provision_tenant(
-    tenant uuid, slug text, name text, time_zone text, retention_years int, trial boolean,
+    signer text, tenant uuid, slug text, name text, time_zone text, retention_years int, trial boolean,
     admin uuid, admin_email text, admin_name text, key_row uuid, wrapped_key bytea, kek text
 ) returns void
     language plpgsql security definer
@@ -372,6 +380,13 @@ begin
     -- The scope of the caller, if there is one, must not be swapped for another in the middle of a transaction.
     if coalesce(current_setting('charthold.scope', true), '') <> '' then
         raise exception using errcode = 'CH013', message = 'a tenant is provisioned outside of every scope';
+    end if;
+
+    if not exists (
+        select from charthold.token_key as k
+        where k.id = signer and (k.retired_at is null or k.retired_at > clock_timestamp())
+    ) then
+        raise exception using errcode = 'CH007', message = 'the master key is not the one that the database knows';
     end if;
 
     -- A new tenant appears in the directory first, because scope() looks there. An id or a slug that is taken fails.
@@ -507,7 +522,8 @@ $$""",
         name="charthold.refuse_scope",
         signature="(text)",
         source="""-- Says why charthold.scope() does not believe a token.
--- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
+-- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active,
+-- CH006 an old snapshot.
 --
 -- Threat: an oracle for the code of a token. So it tells more than that a code is wrong only of a token whose code is right.
 create function charthold.refuse_scope(token text) returns void
@@ -530,6 +546,12 @@ begin
     end if;
     if substr(token, 83, 10) not in ('0000000000', lpad(pg_backend_pid()::text, 10, '0')) then
         raise exception using errcode = 'CH004', message = 'the scope belongs to another connection';
+    end if;
+    if current_setting('transaction_isolation') <> 'read committed' and exists (
+        select from charthold.principal as p
+        where (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
+    ) then
+        raise exception using errcode = 'CH006', message = 'the actor was changed since this transaction began';
     end if;
     raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant';
 end
@@ -621,7 +643,9 @@ begin
         and sha256(substr(token, 1, 64))
             = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, substr(token, 65)), 'UTF8'))
         and encode(substr(token, 73, 10), 'escape') > extract(epoch from clock_timestamp())::text
-        and encode(substr(token, 83, 10), 'escape') in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'));
+        and encode(substr(token, 83, 10), 'escape') in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
+        and case when current_setting('transaction_isolation') = 'read committed' then true
+            else not (charthold.was_replaced(p.xmin, p.xmax) or charthold.was_replaced(k.xmin, k.xmax)) end;
     if granted is null then
         perform charthold.refuse_scope(current_setting('charthold.scope', true));
     end if;
@@ -830,6 +854,25 @@ as $$
         ), 3, '0')
 $$""",
         execute_to=("app_runtime",),
+    )
+
+    manager.add_function(
+        name="charthold.was_replaced",
+        signature="(xid, xid)",
+        source="""-- Whether the version of a row that this transaction looks at has been replaced or deleted since: its xmax committed.
+--
+-- Threat: in REPEATABLE READ a transaction goes on seeing what its first statement saw, and with it a user who was locked
+-- since. The old version of the row says so itself. Its xmax has 32 bits; the nearest 64-bit id is meant. Of a row that an
+-- upsert wrote it is the lock of its own writer, and equal to its xmin; nobody else locks the rows that this is asked of.
+create function charthold.was_replaced(written_by xid, replaced_by xid) returns boolean
+    language sql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select replaced_by <> '0'::xid and replaced_by <> written_by and pg_xact_status((
+        near + ((replaced_by::text::bigint - near % 4294967296 + 2147483648 + 4294967296) % 4294967296) - 2147483648
+    )::text::xid8) = 'committed'
+    from (select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as near) as s
+$$""",
     )
 
     manager.add_statement(

@@ -275,7 +275,7 @@ begin
             offset 0
         ) as who, old_rows as r;
     else
-        if (old."slug", old."name", old."status", old."settings", old."branding") is distinct from (new."slug", new."name", new."status", new."settings", new."branding") then
+        if (old."slug", old."name", old."status", old."settings"::text, old."branding"::text) is distinct from (new."slug", new."name", new."status", new."settings"::text, new."branding"::text) then
             if old."slug" is distinct from new."slug" then
                 before := before || jsonb_build_object('slug', old."slug");
                 after := after || jsonb_build_object('slug', new."slug");
@@ -291,12 +291,12 @@ begin
                 after := after || jsonb_build_object('status', new."status");
                 changed := changed || 'status'::text;
             end if;
-            if old."settings" is distinct from new."settings" then
+            if old."settings"::text is distinct from new."settings"::text then
                 before := before || jsonb_build_object('settings', old."settings");
                 after := after || jsonb_build_object('settings', new."settings");
                 changed := changed || 'settings'::text;
             end if;
-            if old."branding" is distinct from new."branding" then
+            if old."branding"::text is distinct from new."branding"::text then
                 before := before || jsonb_build_object('branding', old."branding");
                 after := after || jsonb_build_object('branding', new."branding");
                 changed := changed || 'branding'::text;
@@ -348,8 +348,8 @@ $$""",
 
     manager.add_check(
         table="tenant",
-        name="tenant_retention_years_least",
-        condition="retention_years >= 6",
+        name="tenant_retention_years_possible",
+        condition="retention_years between 6 and 100",
     )
 
     manager.add_check(
@@ -362,6 +362,10 @@ $$""",
         table="tenant",
         name="tenant_slug_form",
         condition="slug ~ '^[a-z][a-z0-9-]{1,62}$'",
+    )
+
+    manager.add_check(
+        table="tenant", name="tenant_slug_free", condition="slug <> 'all'"
     )
 
     manager.add_check(
@@ -466,6 +470,8 @@ $$""",
         name="planner_does_not_sample_tenant",
         forwards="""alter table "public"."tenant"
     alter column "id" set statistics 0,
+    alter column "created_at" set statistics 0,
+    alter column "updated_at" set statistics 0,
     alter column "slug" set statistics 0,
     alter column "name" set statistics 0,
     alter column "settings" set statistics 0,
@@ -473,6 +479,8 @@ $$""",
     alter column "time_zone" set statistics 0""",
         backwards="""alter table "public"."tenant"
     alter column "id" set statistics -1,
+    alter column "created_at" set statistics -1,
+    alter column "updated_at" set statistics -1,
     alter column "slug" set statistics -1,
     alter column "name" set statistics -1,
     alter column "settings" set statistics -1,

@@ -503,7 +503,10 @@ async def forwards():
         forwards="""alter table "public"."audit_seal"
     alter column "id" set statistics 0,
     alter column "tenant_id" set statistics 0,
+    alter column "created_at" set statistics 0,
+    alter column "updated_at" set statistics 0,
     alter column "root_hash" set statistics 0,
+    alter column "sealed_at" set statistics 0,
     alter column "leaf_list" set statistics 0,
     alter column "previous" set statistics 0,
     alter column "key_id" set statistics 0,
@@ -514,7 +517,10 @@ async def forwards():
         backwards="""alter table "public"."audit_seal"
     alter column "id" set statistics -1,
     alter column "tenant_id" set statistics -1,
+    alter column "created_at" set statistics -1,
+    alter column "updated_at" set statistics -1,
     alter column "root_hash" set statistics -1,
+    alter column "sealed_at" set statistics -1,
     alter column "leaf_list" set statistics -1,
     alter column "previous" set statistics -1,
     alter column "key_id" set statistics -1,

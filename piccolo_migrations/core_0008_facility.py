@@ -360,7 +360,7 @@ begin
             offset 0
         ) as who, old_rows as r;
     else
-        if (old."name", old."kind", old."npi", old."address", old."phone") is distinct from (new."name", new."kind", new."npi", new."address", new."phone") then
+        if (old."name", old."kind", old."npi", old."address"::text, old."phone") is distinct from (new."name", new."kind", new."npi", new."address"::text, new."phone") then
             if old."name" is distinct from new."name" then
                 before := before || jsonb_build_object('name', old."name");
                 after := after || jsonb_build_object('name', new."name");
@@ -376,7 +376,7 @@ begin
                 after := after || jsonb_build_object('npi', new."npi");
                 changed := changed || 'npi'::text;
             end if;
-            if old."address" is distinct from new."address" then
+            if old."address"::text is distinct from new."address"::text then
                 before := before || jsonb_build_object('address', old."address");
                 after := after || jsonb_build_object('address', new."address");
                 changed := changed || 'address'::text;
@@ -387,7 +387,7 @@ begin
                 changed := changed || 'phone'::text;
             end if;
         end if;
-        if (old."time_zone", old."license_number", old."capacity", old."settings", old."status") is distinct from (new."time_zone", new."license_number", new."capacity", new."settings", new."status") then
+        if (old."time_zone", old."license_number", old."capacity", old."settings"::text, old."status") is distinct from (new."time_zone", new."license_number", new."capacity", new."settings"::text, new."status") then
             if old."time_zone" is distinct from new."time_zone" then
                 before := before || jsonb_build_object('time_zone', old."time_zone");
                 after := after || jsonb_build_object('time_zone', new."time_zone");
@@ -403,7 +403,7 @@ begin
                 after := after || jsonb_build_object('capacity', new."capacity");
                 changed := changed || 'capacity'::text;
             end if;
-            if old."settings" is distinct from new."settings" then
+            if old."settings"::text is distinct from new."settings"::text then
                 before := before || jsonb_build_object('settings', old."settings");
                 after := after || jsonb_build_object('settings', new."settings");
                 changed := changed || 'settings'::text;
@@ -596,6 +596,8 @@ $$""",
         forwards="""alter table "public"."facility"
     alter column "id" set statistics 0,
     alter column "tenant_id" set statistics 0,
+    alter column "created_at" set statistics 0,
+    alter column "updated_at" set statistics 0,
     alter column "name" set statistics 0,
     alter column "npi" set statistics 0,
     alter column "address" set statistics 0,
@@ -606,6 +608,8 @@ $$""",
         backwards="""alter table "public"."facility"
     alter column "id" set statistics -1,
     alter column "tenant_id" set statistics -1,
+    alter column "created_at" set statistics -1,
+    alter column "updated_at" set statistics -1,
     alter column "name" set statistics -1,
     alter column "npi" set statistics -1,
     alter column "address" set statistics -1,

@@ -835,6 +835,9 @@ begin
                 changed := changed || 'discharged_on'::text;
             end if;
         end if;
+        if (old."last_name_folded", old."last_name_prefix", old."date_of_birth_exact", old."ssn_exact", old."ssn_last_four", old."mrn_exact", old."email_folded", old."phone_last_four") is distinct from (new."last_name_folded", new."last_name_prefix", new."date_of_birth_exact", new."ssn_exact", new."ssn_last_four", new."mrn_exact", new."email_folded", new."phone_last_four") and ((old."last_name_folded") is distinct from (new."last_name_folded") and (old."last_name") is not distinct from (new."last_name") or (old."last_name_prefix") is distinct from (new."last_name_prefix") and (old."last_name") is not distinct from (new."last_name") or (old."date_of_birth_exact") is distinct from (new."date_of_birth_exact") and (old."date_of_birth") is not distinct from (new."date_of_birth") or (old."ssn_exact") is distinct from (new."ssn_exact") and (old."ssn") is not distinct from (new."ssn") or (old."ssn_last_four") is distinct from (new."ssn_last_four") and (old."ssn") is not distinct from (new."ssn") or (old."mrn_exact") is distinct from (new."mrn_exact") and (old."mrn") is not distinct from (new."mrn") or (old."email_folded") is distinct from (new."email_folded") and (old."email") is not distinct from (new."email") or (old."phone_last_four") is distinct from (new."phone_last_four") and (old."phone") is not distinct from (new."phone")) then
+            raise exception using errcode = 'CH016', message = 'a blind index changes with its value only';
+        end if;
         if changed = '{}' then
             return null;
         end if;
@@ -1066,6 +1069,8 @@ $$""",
         forwards="""alter table "public"."client"
     alter column "id" set statistics 0,
     alter column "tenant_id" set statistics 0,
+    alter column "created_at" set statistics 0,
+    alter column "updated_at" set statistics 0,
     alter column "facility_id" set statistics 0,
     alter column "user_id" set statistics 0,
     alter column "first_name" set statistics 0,
@@ -1079,6 +1084,8 @@ $$""",
     alter column "insurance_member_id" set statistics 0,
     alter column "emergency_contact" set statistics 0,
     alter column "notes" set statistics 0,
+    alter column "admitted_on" set statistics 0,
+    alter column "discharged_on" set statistics 0,
     alter column "last_name_folded" set statistics 0,
     alter column "last_name_prefix" set statistics 0,
     alter column "date_of_birth_exact" set statistics 0,
@@ -1090,6 +1097,8 @@ $$""",
         backwards="""alter table "public"."client"
     alter column "id" set statistics -1,
     alter column "tenant_id" set statistics -1,
+    alter column "created_at" set statistics -1,
+    alter column "updated_at" set statistics -1,
     alter column "facility_id" set statistics -1,
     alter column "user_id" set statistics -1,
     alter column "first_name" set statistics -1,
@@ -1103,6 +1112,8 @@ $$""",
     alter column "insurance_member_id" set statistics -1,
     alter column "emergency_contact" set statistics -1,
     alter column "notes" set statistics -1,
+    alter column "admitted_on" set statistics -1,
+    alter column "discharged_on" set statistics -1,
     alter column "last_name_folded" set statistics -1,
     alter column "last_name_prefix" set statistics -1,
     alter column "date_of_birth_exact" set statistics -1,

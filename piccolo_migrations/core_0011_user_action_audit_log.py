@@ -443,6 +443,7 @@ async def forwards():
         forwards="""alter table "public"."user_action_audit_log"
     alter column "id" set statistics 0,
     alter column "tenant_id" set statistics 0,
+    alter column "occurred_at" set statistics 0,
     alter column "user_id" set statistics 0,
     alter column "record_id" set statistics 0,
     alter column "old_values" set statistics 0,
@@ -454,6 +455,7 @@ async def forwards():
         backwards="""alter table "public"."user_action_audit_log"
     alter column "id" set statistics -1,
     alter column "tenant_id" set statistics -1,
+    alter column "occurred_at" set statistics -1,
     alter column "user_id" set statistics -1,
     alter column "record_id" set statistics -1,
     alter column "old_values" set statistics -1,

@@ -389,7 +389,7 @@ async def test_a_commit_ends_the_context_in_the_middle_of_a_statement(attacker: 
 
 PROVISION = """
 perform set_config('charthold.scope', '', true);
-perform charthold.provision_tenant('NEW_TENANT', 'NEW_SLUG', 'x', 'UTC', 6, false, 'NEW_ADMIN', 'a@b.example', 'x',
+perform charthold.provision_tenant('KEY_ID', 'NEW_TENANT', 'NEW_SLUG', 'x', 'UTC', 6, false, 'NEW_ADMIN', 'a@b.example', 'x',
     charthold.uuid7(), 'x', 'x');
 answer := current_setting('charthold.granted', true);
 """

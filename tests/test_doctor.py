@@ -169,8 +169,8 @@ BROKEN = (
         "actors", "constraint app_user_email_key on public.app_user",
     ),
     Broken(
-        "alter table tenant drop constraint tenant_retention_years_least",
-        "retention", "constraint tenant_retention_years_least on public.tenant",
+        "alter table tenant drop constraint tenant_retention_years_possible",
+        "retention", "constraint tenant_retention_years_possible on public.tenant",
     ),
     # PHI
     *(

@@ -541,7 +541,7 @@ async def copy_in(a: Attacker) -> None:
 
 async def provision_over_a_tenant(a: Attacker) -> None:
     call = (
-        "select charthold.provision_tenant('{tenant}', '{slug}', 'x', 'UTC', 6, false, '{admin}', 'a@b.example', 'x',"
+        "select charthold.provision_tenant('KEY_ID', '{tenant}', '{slug}', 'x', 'UTC', 6, false, '{admin}', 'a@b.example', 'x',"
         " charthold.uuid7(), 'x', 'x')"
     )
     for scoped in (True, False):
@@ -560,7 +560,7 @@ async def context_left_by_a_definer(a: Attacker) -> None:
     # A function that signs a context for itself must not leave it, whether it ends well or not.
     tenant = uuid4()
     call = (
-        f"perform charthold.provision_tenant('{tenant}', '%s', 'x', 'UTC', %s, false, 'B_USER', 'a@b.example', 'x',"
+        f"perform charthold.provision_tenant('KEY_ID', '{tenant}', '%s', 'x', 'UTC', %s, false, 'B_USER', 'a@b.example', 'x',"
         " charthold.uuid7(), 'x', 'x')"
     )
     await a.set_scope("")
@@ -775,6 +775,7 @@ async def run_attempt(engine: ChartholdEngine, judge: Judge, attempt: Attempt, s
         {
             "B_TENANT": str(judge.theirs.tenant),
             "B_CLIENT": str(judge.theirs.client),
+            "KEY_ID": engine.token_key.id,
             "B_USER": str(judge.theirs.admin),
             "B_FACILITY": str(judge.theirs.facility),
             "B_SECRET_NAME": secret_name,
@@ -878,6 +879,7 @@ async def test_a_guess_is_answered_alike_whether_it_is_right_or_wrong(
             statement.replace("GUESS", f"'{guess}'")
             .replace("A_TENANT", str(mine.tenant))
             .replace("B_TENANT", str(theirs.tenant))
+            .replace("KEY_ID", database.token_key.id)
         )
         async with mine.as_admin("guess") as scope:
             try:
@@ -909,7 +911,7 @@ CANNOT_BE_CLOSED: dict[str, tuple[str, ...]] = {
     "advisory locks": ("select pg_advisory_lock(1)",),
     "notifications": ("notify anything",),
     "large objects of one's own": ("select lo_from_bytea(0, 'x')",),
-    "a tenant of one's own": ("select set_config('charthold.scope', '', true)", "select charthold.provision_tenant(charthold.uuid7(), 'of-my-own', 'x', 'UTC', 6, false, charthold.uuid7(), 'a@b.example', 'x', charthold.uuid7(), 'x', 'x')"),
+    "a tenant of one's own": ("select set_config('charthold.scope', '', true)", "select charthold.provision_tenant('KEY_ID', charthold.uuid7(), 'of-my-own', 'x', 'UTC', 6, false, charthold.uuid7(), 'a@b.example', 'x', charthold.uuid7(), 'x', 'x')"),
     "query texts of the login's other sessions": ("set local role none", "select query from pg_stat_activity where pid <> pg_backend_pid()"),
     "the login's own password": ("set local role none", "alter role charthold_app password 'x'"),
     "the login's own settings": ("set local role none", "alter role charthold_app set statement_timeout = '1ms'"),
@@ -933,7 +935,8 @@ async def test_what_cannot_be_closed_is_known(
                 scope.token(database.token_key, connection.get_server_pid()),
             )
             for statement in CANNOT_BE_CLOSED[name]:
-                seen += [tuple(r) for r in await connection.fetch(statement.replace("charthold_app", login))]
+                known = statement.replace("charthold_app", login).replace("KEY_ID", database.token_key.id)
+                seen += [tuple(r) for r in await connection.fetch(known)]
             await connection.execute("rollback")
     finally:
         connection.terminate()

@@ -11,7 +11,8 @@ change of another tenant's row than the scope's is refused. Tenants themselves a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from core.schema import Function, Trigger
 from core.schema.quoting import quote_ident
@@ -37,10 +38,24 @@ TOGETHER = 5  # columns that are compared at once, before one by one: few change
 CHUNK = 40  # a function call takes at most 100 arguments
 
 
-def capture_function(table: str, columns: Sequence[str], *, tenant: str = "tenant_id") -> Function:
-    """The function ``charthold.capture_<table>``; ``columns`` are those whose values are recorded."""
+def capture_function(
+    table: str,
+    columns: Sequence[str],
+    *,
+    tenant: str = "tenant_id",
+    documents: Collection[str] = (),
+    indexes: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Function:
+    """The function ``charthold.capture_<table>``; ``columns`` are those whose values are recorded.
+
+    ``documents``: which of them are JSON, whose equality knows no difference between 1 and 1.0.
+    ``indexes``: the blind indexes, and what each is made of. They are not recorded, so none changes by itself.
+    """
     name = f"charthold.capture_{table}"
-    changes = "\n".join(_changed(columns[start : start + TOGETHER]) for start in range(0, len(columns), TOGETHER))
+    chunks = [columns[start : start + TOGETHER] for start in range(0, len(columns), TOGETHER)]
+    changes = "\n".join(_changed(chunk, documents) for chunk in chunks)
+    if indexes:
+        changes += "\n" + _by_itself(indexes)
 
     def pinned(row: str, scoped: str) -> str:
         key = f"{row}.{quote_ident(tenant)}"
@@ -94,11 +109,33 @@ $$
     return Function(name=name, signature="()", source=source)
 
 
-def _changed(columns: Sequence[str]) -> str:
+def _by_itself(indexes: Mapping[str, Sequence[str]]) -> str:
+    """Refuses a blind index that changes while what it is made of does not.
+
+    Threat: whoever writes SQL moves a patient's hashes to another row. Searches then find the wrong patient, and the
+    log, which does not hold hashes, says nothing.
+    """
+    each = " or ".join(
+        f"({_row('old', [index])}) is distinct from ({_row('new', [index])})"
+        f" and ({_row('old', of)}) is not distinct from ({_row('new', of)})"
+        for index, of in indexes.items()
+    )
+    return (
+        f"        if ({_row('old', indexes)}) is distinct from ({_row('new', indexes)}) and ({each}) then\n"
+        "            raise exception using errcode = 'CH016', message = 'a blind index changes with its value only';\n"
+        "        end if;"
+    )
+
+
+def _row(row: str, columns: Iterable[str], documents: Collection[str] = ()) -> str:
+    return ", ".join(f"{row}.{quote_ident(c)}{'::text' if c in documents else ''}" for c in columns)
+
+
+def _changed(columns: Sequence[str], documents: Collection[str] = ()) -> str:
     """The statements that look for changes among a few columns."""
-    rows = [", ".join(f"{row}.{quote_ident(c)}" for c in columns) for row in ("old", "new")]
+    rows = [_row(row, columns, documents) for row in ("old", "new")]
     each = "\n".join(
-        f"            if old.{quote_ident(c)} is distinct from new.{quote_ident(c)} then\n"
+        f"            if {_row('old', [c], documents)} is distinct from {_row('new', [c], documents)} then\n"
         f"                before := before || jsonb_build_object('{c}', old.{quote_ident(c)});\n"
         f"                after := after || jsonb_build_object('{c}', new.{quote_ident(c)});\n"
         f"                changed := changed || '{c}'::text;\n"

@@ -50,6 +50,11 @@ class TreeHead:
     key_id: str
     signature: bytes
 
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """The head in a row of ``audit_seal``."""
+        return cls(**{name: row[name] for name in HEAD_COLUMNS.split(", ")})
+
     def signed_bytes(self) -> bytes:
         """What the signature is over."""
         return length_prefixed(

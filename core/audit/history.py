@@ -297,16 +297,17 @@ class _Opener:
 def _plain(column: Column, value: Any) -> Any:
     """One value out of ``to_jsonb``: uuid, timestamp, date, number and bytes were written as text or as a number."""
     if isinstance(column, Array):
-        return [_plain(column.base_column, item) for item in value]
+        return [None if item is None else _plain(column.base_column, item) for item in value]
     # As the row itself has it, which is text: of any depth, with each digit.
     if isinstance(column, JSON) or isinstance(value, dict | list):
         return write_jsonb(value)
     if isinstance(column, ForeignKey) or column.value_type is UUID:
         return UUID(value)
-    if column.value_type is datetime:
-        return datetime.fromisoformat(value)
-    if column.value_type is date:
-        return date.fromisoformat(value)
+    if column.value_type in (datetime, date):
+        try:
+            return column.value_type.fromisoformat(value)
+        except ValueError:
+            return value  # "infinity", and what is no time for Python: before the year 1 and after 9999
     if column.value_type is Decimal:
         return Decimal(value)  # of a text too: NaN and the infinities are none of JSON's numbers
     if isinstance(value, Decimal):

@@ -8,10 +8,9 @@ from uuid import UUID
 import asyncpg
 
 from core.audit.canonical import decode
-from core.audit.head import HEAD_COLUMNS, public_keys
+from core.audit.head import HEAD_COLUMNS, TreeHead, public_keys
 from core.audit.merkle import HASH_BYTES, Frontier, inclusion_ranges, leaf_hash, verify_inclusion
 from core.audit.stream import in_scope, records
-from core.audit.verify import head_of
 from core.errors import ChartholdError
 from core.explain import explain
 from core.scope import current_scope
@@ -47,7 +46,7 @@ async def prove(record: UUID) -> dict[str, Any]:
                 raise ChartholdError(f"The log of this tenant has no record {record}.")
             if row is None or index is None:
                 raise ChartholdError(f"Record {record} is not sealed yet. Run: piccolo core seal_audit")
-            head, keys = head_of(row), public_keys(settings())
+            head, keys = TreeHead.from_row(row), public_keys(settings())
             ranges = inclusion_ranges(index, head.tree_size)
             parts = {part: Frontier() for part in ranges}
             at = 0

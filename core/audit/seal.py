@@ -154,7 +154,7 @@ async def _unsealed(
 
 def _believed(row: Any) -> TreeHead:
     """The last head, if it is signed and its right edge is that of the signed tree."""
-    head = TreeHead(**{name: row[name] for name in HEAD_COLUMNS.split(", ")})
+    head = TreeHead.from_row(row)
     if not head.is_signed_by(public_keys(settings())) or not head.fits(row["frontier"]):
         raise ChartholdError(
             f"The head of size {head.tree_size} does not verify, so nothing is built upon it. Run: piccolo core "

@@ -24,7 +24,7 @@ from core.explain import explain
 from core.scope import current_scope
 from core.settings import settings
 
-__all__ = ["head_of", "verify"]
+__all__ = ["verify"]
 
 HEADS = f"select id, {HEAD_COLUMNS}, frontier from public.audit_seal where tenant_id = $1 order by tree_size"
 LISTS = f"""select id, {HEAD_COLUMNS}, frontier, record_ids, leaf_hashes
@@ -56,11 +56,6 @@ async def verify(exported: Sequence[TreeHead] = ()) -> Report:
         raise explain(error) from None
 
 
-def head_of(row: Any) -> TreeHead:
-    """The head in a row of ``audit_seal``."""
-    return TreeHead(**{name: row[name] for name in HEAD_COLUMNS.split(", ")})
-
-
 class _Verification:
     def __init__(self, connection: Connection, tenant: UUID, exported: Sequence[TreeHead]) -> None:
         self.connection = connection
@@ -87,7 +82,7 @@ class _Verification:
         """Each head is signed, and names the one before it."""
         report, doubted = self.report, False
         async for row in self.connection.cursor(HEADS, report.tenant):
-            head = head_of(row)
+            head = TreeHead.from_row(row)
             report.heads += 1
             if head.tenant_id != report.tenant or not head.is_signed_by(self.keys):
                 self.forged.add(row["id"])
@@ -119,7 +114,7 @@ class _Verification:
         log = Log(records(self.connection, *bounds))
         comparison = Comparison(log, await self._archived_before())
         async for row in self.connection.cursor(LISTS, report.tenant, prefetch=1):
-            await self._check_list(head_of(row), row, log, comparison)
+            await self._check_list(TreeHead.from_row(row), row, log, comparison)
         await comparison.finish()
 
         for leaf, record, moved in comparison.changed():

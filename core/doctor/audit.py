@@ -222,7 +222,7 @@ async def activity_review(live: Live, notes: Notes) -> None:
 @check("164.316(b)(2)(i)")
 async def retention(live: Live, notes: Notes) -> None:
     """Six years, whatever a tenant asks for."""
-    name = "tenant_retention_years_least on public.tenant"
+    name = "tenant_retention_years_possible on public.tenant"
     rule = live.catalog["constraint"].get(name)
     if rule is None or not rule["validated"] or "retention_years >= 6" not in rule["definition"]:
         notes.fail("A tenant may ask for less than six years.", subject=f"constraint {name}")

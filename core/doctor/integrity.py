@@ -51,7 +51,7 @@ async def seals(live: Live, notes: Notes) -> None:
         row, wait, check_ = heads.get(tenant.id), waiting.get(tenant.id), verified.get(tenant.id)
         good = None
         if row is not None:
-            head = TreeHead(**{name: row[name] for name in HEAD_COLUMNS.split(", ")})
+            head = TreeHead.from_row(row)
             good = head.tenant_id == tenant.id and head.is_signed_by(keys) and head.fits(row["frontier"])
         late = (now - wait["since"]).total_seconds() / 3600 if wait else 0.0
         shown.append(

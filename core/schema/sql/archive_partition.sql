@@ -2,8 +2,9 @@
 --
 -- Threat: evidence is "archived" to make it disappear. So a month leaves only when its youngest record is older than the
 -- longest retention among the tenants in it, six years at least, and only when every record in it is sealed: the seals
--- stay, and a month that was altered on the way to the archive does not fit them.
-create function charthold.archive_partition(part text) returns bigint
+-- stay, and a month that was altered on the way to the archive does not fit them. Which seals are signed only the caller
+-- can tell: it gives the horizon of each tenant's last one, below which every record is sealed.
+create function charthold.archive_partition(part text, tenants uuid[], horizons bigint[]) returns bigint
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
@@ -21,17 +22,14 @@ begin
         raise exception using errcode = 'CH020', message = format('%I is not a month of the audit log', part);
     end if;
 
-    -- The owner is bound by the policies too; it looks past them here, while nobody else can use the two tables.
+    -- The owner is bound by the policies too; it looks past them here, while nobody else can use the table.
     execute format('alter table public.%I no force row level security', part);
-    alter table public.audit_seal no force row level security;
     execute format(
         'select count(*), max(l.occurred_at), max(d.retention_years), count(*) filter ('
-        '    where l.transaction_id >= coalesce(('
-        '        select s.horizon from public.audit_seal as s where s.tenant_id = l.tenant_id'
-        '        order by s.tree_size desc limit 1), 0))'
-        ' from public.%I as l left join charthold.tenant_directory as d on d.tenant_id = l.tenant_id', part
-    ) into kept, youngest, longest, unsealed;
-    alter table public.audit_seal force row level security;
+        '    where l.transaction_id >= coalesce(s.horizon, 0))'
+        ' from public.%I as l left join charthold.tenant_directory as d on d.tenant_id = l.tenant_id'
+        ' left join unnest($1, $2) as s (tenant_id, horizon) on s.tenant_id = l.tenant_id', part
+    ) into kept, youngest, longest, unsealed using tenants, horizons;
     execute format('alter table public.%I force row level security', part);
 
     if youngest > clock_timestamp() - make_interval(years => greatest(coalesce(longest, 6), 6)) then

@@ -2,8 +2,11 @@
 --
 -- Threat: it writes before a scope exists, so it does exactly this and only for ids that are new: an id that exists
 -- is refused before anything is signed for it.
+--
+-- Threat: a program with another master key than the application's wraps the tenant's key under it, and the application can
+-- never open the tenant. The key that would sign the program's scopes follows from the same master key, so it must be known.
 create function charthold.provision_tenant(
-    tenant uuid, slug text, name text, time_zone text, retention_years int, trial boolean,
+    signer text, tenant uuid, slug text, name text, time_zone text, retention_years int, trial boolean,
     admin uuid, admin_email text, admin_name text, key_row uuid, wrapped_key bytea, kek text
 ) returns void
     language plpgsql security definer
@@ -13,6 +16,13 @@ begin
     -- The scope of the caller, if there is one, must not be swapped for another in the middle of a transaction.
     if coalesce(current_setting('charthold.scope', true), '') <> '' then
         raise exception using errcode = 'CH013', message = 'a tenant is provisioned outside of every scope';
+    end if;
+
+    if not exists (
+        select from charthold.token_key as k
+        where k.id = signer and (k.retired_at is null or k.retired_at > clock_timestamp())
+    ) then
+        raise exception using errcode = 'CH007', message = 'the master key is not the one that the database knows';
     end if;
 
     -- A new tenant appears in the directory first, because scope() looks there. An id or a slug that is taken fails.

@@ -1,5 +1,6 @@
 -- Says why charthold.scope() does not believe a token.
--- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active.
+-- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active,
+-- CH006 an old snapshot.
 --
 -- Threat: an oracle for the code of a token. So it tells more than that a code is wrong only of a token whose code is right.
 create function charthold.refuse_scope(token text) returns void
@@ -22,6 +23,12 @@ begin
     end if;
     if substr(token, 83, 10) not in ('0000000000', lpad(pg_backend_pid()::text, 10, '0')) then
         raise exception using errcode = 'CH004', message = 'the scope belongs to another connection';
+    end if;
+    if current_setting('transaction_isolation') <> 'read committed' and exists (
+        select from charthold.principal as p
+        where (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
+    ) then
+        raise exception using errcode = 'CH006', message = 'the actor was changed since this transaction began';
     end if;
     raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant';
 end

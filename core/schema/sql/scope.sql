@@ -54,7 +54,9 @@ begin
         and sha256(substr(token, 1, 64))
             = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, substr(token, 65)), 'UTF8'))
         and encode(substr(token, 73, 10), 'escape') > extract(epoch from clock_timestamp())::text
-        and encode(substr(token, 83, 10), 'escape') in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'));
+        and encode(substr(token, 83, 10), 'escape') in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
+        and case when current_setting('transaction_isolation') = 'read committed' then true
+            else not (charthold.was_replaced(p.xmin, p.xmax) or charthold.was_replaced(k.xmin, k.xmax)) end;
     if granted is null then
         perform charthold.refuse_scope(current_setting('charthold.scope', true));
     end if;

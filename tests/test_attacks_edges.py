@@ -1,0 +1,383 @@
+"""Holes that a reviewer found at the edges of what is promised, each closed. The attacker has a genuine token and any SQL."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, date, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from core import ChartholdError, ProtectedQueryError, provision_tenant, transaction
+from core.audit.history import history
+from core.audit.partitions import archive_partition
+from core.audit.seal import seal
+from core.engine import ChartholdEngine
+from core.tables import Client, Tenant, User
+from core.token import TokenKey
+from tests.conftest import Clinic
+
+LOG = "user_action_audit_log"
+
+Attack = Callable[..., Awaitable[asyncpg.Connection]]
+
+
+@pytest.fixture
+async def attack(database: ChartholdEngine) -> AsyncIterator[Attack]:
+    """Makes a connection of the application's role, in the scope of a tenant's user, for any SQL."""
+    opened: list[asyncpg.Connection] = []
+
+    async def connect(tenant: UUID, actor: UUID, **more: Any) -> asyncpg.Connection:
+        connection = await database.connect(owner=False)
+        opened.append(connection)
+        given = {
+            "tenant": tenant, "actor": actor, "expires": int(time.time()) + 600,
+            "backend": connection.get_server_pid(), "reason": "attack",
+        }  # fmt: skip
+        token = database.token_key.sign(**given | more)
+        await connection.fetchval("select set_config('charthold.scope', $1, false)", token)
+        return connection
+
+    yield connect
+    for connection in opened:
+        connection.terminate()
+
+
+async def person(clinic: Clinic, role: str = "clinician", status: str = "active") -> User:
+    made = User(email=f"{uuid4()}@x.example", full_name="Somebody", role=role, status=status)
+    async with clinic.as_admin():
+        await made.save()
+    return made
+
+
+async def patient(clinic: Clinic, **more: Any) -> Client:
+    given = {"facility_id": clinic.facility, "first_name": "Zed", "date_of_birth": date(1950, 1, 1)}
+    made = Client(**given | {"last_name": f"Z{uuid4().hex}"} | more)
+    async with clinic.as_admin():
+        await made.save()
+    return made
+
+
+# -- an old snapshot -----------------------------------------------------------------------------------------------------
+
+LATER: dict[str, Callable[[Clinic, UUID], Awaitable[Any]]] = {
+    "locked": lambda c, u: User.update({User.status: "locked"}).where(User.id == u).run(),
+    "demoted": lambda c, u: User.update({User.role: "billing"}).where(User.id == u).run(),
+    "bound to a facility": lambda c, u: User.update({User.facility_scope: [c.facility]}).where(User.id == u).run(),
+}
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable", "repeatable read, read only"])
+@pytest.mark.parametrize("what", LATER)
+async def test_whoever_is_changed_is_refused_though_the_transaction_looks_at_the_past(
+    what: str, isolation: str, lakeside: Clinic, attack: Attack
+) -> None:
+    somebody = await person(lakeside, "admin")
+    theirs = await attack(lakeside.tenant, somebody.id)
+    await theirs.execute(f"begin isolation level {isolation}")
+    assert await theirs.fetchval("select count(*) from facility") > 0
+    async with lakeside.as_admin():
+        await LATER[what](lakeside, somebody.id)
+    statements = ["select count(*) from facility", "select wrapped from tenant_key"]
+    if "read only" not in isolation:
+        statements.append("update facility set phone = 'attacked'")
+    for statement in statements:
+        await theirs.execute("savepoint s")
+        with pytest.raises(asyncpg.PostgresError) as refused:
+            await theirs.fetch(statement)
+        assert refused.value.sqlstate == "CH006"
+        await theirs.execute("rollback to s")
+
+
+async def test_a_transaction_that_looks_at_the_past_works_while_nobody_is_changed(
+    lakeside: Clinic, attack: Attack, owner: asyncpg.Connection
+) -> None:
+    somebody = await person(lakeside, "admin")
+    theirs = await attack(lakeside.tenant, somebody.id)
+    # A change that was rolled back, and one before the transaction began, leave their mark on the row too.
+    await owner.execute("begin")
+    await owner.execute("update charthold.principal set role = 'auditor' where user_id = $1", somebody.id)
+    await owner.execute("rollback")
+    async with lakeside.as_admin():
+        await User.update({User.role: "system"}).where(User.id == somebody.id)
+    for _ in range(2):
+        await theirs.execute("begin isolation level repeatable read")
+        await theirs.execute("update facility set phone = '1'")
+        assert await theirs.fetchval("select count(*) from facility where phone = '1'") > 0
+        await theirs.execute("commit")
+
+
+# -- blind indexes -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_blind_index_changes_with_its_value_only(lakeside: Clinic, attack: Attack) -> None:
+    one, two = await patient(lakeside), await patient(lakeside)
+    theirs = await attack(lakeside.tenant, lakeside.clinician)
+    for statement in (
+        f"update client set last_name_folded = (select last_name_folded from client where id = '{one.id}') where id = '{two.id}'",
+        f"update client set last_name_folded = null, mrn_exact = null where id = '{one.id}'",
+        f"update client set mrn_exact = '\\x00', notes = null where id = '{one.id}'",
+        f"update client set last_name_prefix = null, first_name = first_name where id = '{one.id}'",
+    ):
+        with pytest.raises(asyncpg.PostgresError) as refused:
+            await theirs.execute(statement)
+        assert refused.value.sqlstate == "CH016"
+    async with lakeside.as_clinician():
+        assert await Client.select(Client.id).where(Client.last_name == one.last_name) == [{"id": one.id}]
+        one.last_name = "Changed"
+        await one.save()
+        assert await Client.exists().where(Client.last_name == "changed", Client.id == one.id)
+        with pytest.raises(ProtectedQueryError, match="not its index"):
+            await Client.raw("update client set mrn_exact = null, last_name_folded = null where id = {}", one.id)
+
+
+# -- what is shown while a transaction ends --------------------------------------------------------------------------------
+
+
+async def seen(owner: asyncpg.Connection, reason: str) -> int:
+    return await owner.fetchval(f"select count(*) from {LOG} where reason = $1 and action_type = 'read'", reason)
+
+
+@pytest.mark.parametrize("steps", range(12))
+@pytest.mark.parametrize("nested", [False, True], ids=["block", "nested block"])
+async def test_what_was_shown_is_recorded_when_the_task_is_cancelled_while_it_is_rolled_back(
+    steps: int,
+    nested: bool,  # noqa: FBT001
+    lakeside: Clinic,
+    owner: asyncpg.Connection,
+) -> None:
+    reason, shown, failing = f"cancelled {uuid4()}", [], asyncio.Event()
+
+    async def look() -> None:
+        shown.extend(await Client.select(Client.notes).where(Client.id == lakeside.client))
+        failing.set()
+        raise ZeroDivisionError
+
+    async def work() -> None:
+        async with lakeside.as_admin(reason), transaction():
+            if not nested:
+                await look()
+            with contextlib.suppress(ZeroDivisionError, asyncio.CancelledError):
+                async with transaction():
+                    await look()
+
+    task = asyncio.create_task(work())
+    await failing.wait()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert shown[0]["notes"] == "afraid of needles"
+    assert await seen(owner, reason) >= 1
+
+
+async def test_what_siblings_were_shown_is_recorded_when_both_fail(lakeside: Clinic, owner: asyncpg.Connection) -> None:
+    reasons = [f"sibling {uuid4()}" for _ in range(4)]
+
+    async def work(reason: str) -> None:
+        async with lakeside.as_admin(reason), transaction():
+            await Client.select(Client.notes).where(Client.id == lakeside.client)
+            raise ZeroDivisionError
+
+    with contextlib.suppress(BaseExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            for reason in reasons:
+                group.create_task(work(reason))
+    numbers = [await seen(owner, reason) for reason in reasons]
+    assert numbers[0] >= 1
+    assert all(number <= 2 for number in numbers)
+
+
+# -- estimates -----------------------------------------------------------------------------------------------------------
+
+
+async def test_no_date_of_another_tenant_is_told_by_estimates(
+    lakeside: Clinic, hillside: Clinic, owner: asyncpg.Connection, attack: Attack
+) -> None:
+    days = [date(2031, 3, 7)] * 40 + [date(2031, 5, 19)] * 3
+    async with hillside.as_admin():
+        given = {
+            "facility_id": hillside.facility,
+            "first_name": "x",
+            "last_name": "y",
+            "date_of_birth": date(1990, 1, 1),
+        }
+        await Client.insert(*[Client(**given, admitted_on=day) for day in days])
+    await owner.execute("analyze client, app_user")
+    theirs = await attack(lakeside.tenant, lakeside.admin)
+
+    async def estimate(condition: str, table: str) -> Any:
+        plan = await theirs.fetchval(
+            f"explain (format json) select from generate_series(1, 100000000) as g join {table} as t on {condition} or g = -1"
+        )
+        return json.loads(plan)[0]["Plan"]["Plan Rows"]
+
+    for column in ("admitted_on", "discharged_on"):
+        told = {await estimate(f"t.{column} = '{day}'", "client") for day in ("2031-03-07", "2031-05-19", "2031-03-08")}
+        assert len(told) == 1
+    assert len({await estimate(f"t.last_login_at < '{day}'", "app_user") for day in ("2020-01-01", "2040-01-01")}) == 1
+
+
+# -- users who acted -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["before it commits", "repeatable read", "sent back to invited"])
+async def test_a_user_who_may_have_acted_is_not_deleted(
+    how: str, hillside: Clinic, owner: asyncpg.Connection, attack: Attack
+) -> None:
+    somebody = await person(hillside, "admin")
+    theirs = await attack(hillside.tenant, somebody.id)
+    admin = await attack(hillside.tenant, hillside.admin)
+    await admin.execute("begin" + (" isolation level repeatable read" if "read" in how else ""))
+    await admin.fetchval("select 1")
+    await theirs.execute(f"begin; update facility set phone = '{uuid4()}'")
+    if "read" in how:
+        await theirs.execute("commit")
+    await admin.execute("set lock_timeout = '2s'")
+    if "invited" in how:
+        await admin.execute(f"update app_user set status = 'invited' where id = '{somebody.id}'")
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await admin.execute(f"delete from app_user where id = '{somebody.id}'")
+    await admin.execute("rollback")
+    await theirs.execute("commit")
+    assert await owner.fetchval(f"select count(*) from {LOG} where user_id = $1", somebody.id) == 1
+
+
+async def test_a_user_who_never_was_active_is_deleted(hillside: Clinic) -> None:
+    nobody = await person(hillside, status="invited")
+    async with hillside.as_admin():
+        await User.delete().where(User.id == nobody.id)
+        assert not await User.exists().where(User.id == nobody.id)
+
+
+# -- values that Python has none for -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["0044-03-15 BC", "infinity", "-infinity", "12026-01-01"])
+async def test_history_tells_a_date_that_python_has_none_for(value: str, lakeside: Clinic, attack: Attack) -> None:
+    one = await patient(lakeside)
+    theirs = await attack(lakeside.tenant, lakeside.clinician)
+    await theirs.execute(f"update client set admitted_on = '{value}' where id = '{one.id}'")
+    await theirs.execute(f"update client set admitted_on = null where id = '{one.id}'")
+    async with lakeside.as_admin():
+        changes = await history(Client, one.id)
+        assert changes[1].new["admitted_on"] == value
+        assert (await one.as_of(datetime.now(UTC)))["admitted_on"] is None
+
+
+async def test_history_tells_a_list_with_nothing_in_it(lakeside: Clinic, attack: Attack) -> None:
+    somebody = await person(lakeside)
+    theirs = await attack(lakeside.tenant, lakeside.admin)
+    await theirs.execute(f"update app_user set facility_scope = array[null]::uuid[] where id = '{somebody.id}'")
+    async with lakeside.as_admin():
+        assert (await history(User, somebody.id))[-1].new["facility_scope"] == [None]
+
+
+async def test_each_change_of_a_document_is_recorded(
+    lakeside: Clinic, owner: asyncpg.Connection, attack: Attack
+) -> None:
+    theirs = await attack(lakeside.tenant, lakeside.admin)
+    for dose in ("1", "1.000"):
+        before = await owner.fetchval(f"select count(*) from {LOG}")
+        await theirs.execute(
+            "update facility set settings = $1::text::jsonb where id = $2", f'{{"dose": {dose}}}', lakeside.facility
+        )
+        assert await owner.fetchval(f"select count(*) from {LOG}") == before + 1
+
+
+# -- archiving -------------------------------------------------------------------------------------------------------------
+
+
+async def month(owner: asyncpg.Connection, database: ChartholdEngine, clinic: Clinic, year: int) -> str:
+    """A month of long ago with one record."""
+    part = f"{LOG}_{year}_01"
+    await owner.execute(
+        f"create table {part} partition of {LOG} for values from ('{year}-01-01 00:00+00') to ('{year}-02-01 00:00+00');"
+        f"alter table {part} enable row level security; alter table {part} force row level security"
+    )
+    async with clinic.as_admin() as here, owner.transaction():
+        token = here.token(database.token_key, owner.get_server_pid())
+        await owner.execute("select set_config('charthold.scope', $1, true)", token)
+        await owner.execute(
+            f"insert into {LOG} (tenant_id, user_id, action_type, reason, occurred_at) values ($1, $2, 'login', 'old', $3)",
+            clinic.tenant, clinic.admin, datetime(year, 1, 5, tzinfo=UTC),
+        )  # fmt: skip
+    return part
+
+
+async def test_a_month_is_not_archived_on_the_word_of_a_seal_that_nobody_signed(
+    hillside: Clinic, owner: asyncpg.Connection, database: ChartholdEngine, attack: Attack
+) -> None:
+    part = await month(owner, database, hillside, 2015)
+    theirs = await attack(hillside.tenant, hillside.auditor)
+    await theirs.execute(
+        "insert into audit_seal (id, tenant_id, version, tree_size, root_hash, era, cluster, horizon, sealed_at, leaf_list,"
+        " previous, key_id, signature, frontier, record_ids, leaf_hashes)"
+        f" values (charthold.uuid7(), '{hillside.tenant}', 1, 9000000000000000000, sha256('x'), 1, 1, 9000000000000000000,"
+        " now(), sha256('x'), sha256('x'), 'x', sha512('x'), '', '{}', '')"
+    )
+    with pytest.raises(ChartholdError, match="1 records that are not sealed"):
+        await archive_partition(part)
+
+
+async def test_a_month_that_is_sealed_is_archived(
+    lakeside: Clinic, owner: asyncpg.Connection, database: ChartholdEngine
+) -> None:
+    part = await month(owner, database, lakeside, 2014)
+    async with lakeside.as_admin():
+        await seal()
+    assert await archive_partition(part) == 1
+    assert await owner.fetchval("select relforcerowsecurity from pg_class where relname = 'audit_seal'")
+
+
+@pytest.mark.parametrize("years", [5, 101, 32_767])
+async def test_a_tenant_keeps_its_records_for_a_possible_number_of_years(years: int, hillside: Clinic) -> None:
+    async with hillside.as_admin():
+        with pytest.raises(asyncpg.CheckViolationError, match="tenant_retention_years_possible"):
+            await Tenant.update({Tenant.retention_years: years}).where(Tenant.id == hillside.tenant)
+
+
+async def test_a_slug_that_means_all_tenants_is_refused_by_the_database(hillside: Clinic) -> None:
+    async with hillside.as_admin():
+        with pytest.raises(asyncpg.CheckViolationError, match="tenant_slug_free"):
+            await Tenant.update({Tenant.slug: "all"}).where(Tenant.id == hillside.tenant)
+
+
+# -- defaults and keys of others -----------------------------------------------------------------------------------------
+
+
+async def test_a_logins_own_defaults_decide_nothing_about_the_log(
+    database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    first = await database.connect(owner=False)
+    login = await first.fetchval("select session_user")
+    await owner.execute(
+        f"alter role {login} set synchronous_commit = off; alter role {login} set debug_print_parse = on"
+    )
+    try:
+        fresh = await database.connect(owner=False)
+        assert await fresh.fetchval("show synchronous_commit") == "on"
+        assert await fresh.fetchval("show debug_print_parse") == "off"
+        await fresh.close()
+    finally:
+        await owner.execute(f"alter role {login} reset all")
+        await first.close()
+
+
+async def test_no_tenant_is_made_under_a_master_key_that_the_application_does_not_have(
+    database: ChartholdEngine, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slug = f"s{uuid4().hex[:10]}"
+    monkeypatch.setattr(database, "_token_key", TokenKey.derive(bytes(32)))
+    with pytest.raises(ChartholdError, match="CHARTHOLD_MASTER_KEY is not the one"):
+        await provision_tenant(slug=slug, name="Newone", admin_email="a@b.example")
+    monkeypatch.undo()
+    assert not await owner.fetchval("select exists (select from charthold.tenant_directory where slug = $1)", slug)
+    assert await provision_tenant(slug=slug, name="Newone", admin_email="a@b.example")
