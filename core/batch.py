@@ -87,6 +87,9 @@ class Batch(BaseBatch):
             shown = rows
             if self._plan is not None:
                 # No record, no rows: the record is written in the cursor's transaction, before anything is opened.
+                if not self._plan.opened:
+                    # The cursor asked when it was opened. Who was locked since is told now.
+                    await self._link.connection.fetchval("select charthold.tenant_id()")
                 recorded = [(o.table, [row[o.row] for row in rows], o.names) for o in self._plan.opened]
                 for arguments in recorded:
                     await self._link.connection.fetchval(RECORD_READ, *arguments)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from core.commands.streams import stop_quietly
+
+stop_quietly()  # the rest takes a second
+
+# ruff: noqa: E402
 from piccolo.conf.apps import AppConfig, Command
 
 from core.audit.partitions import make_partitions
 from core.commands.audit import audit_history, audit_search, audit_who_saw
 from core.commands.doctor import doctor
-from core.commands.family import stop_quietly
 from core.commands.import_synthea import import_synthea
 from core.commands.install_token_key import install_token_key
 from core.commands.partitions import partitions
@@ -26,7 +30,6 @@ from core.tokenkeys import install_token_key as install_key
 
 register_shared("core", FOUNDATION)
 install()
-stop_quietly()
 
 
 async def settle() -> None:

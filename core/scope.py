@@ -6,6 +6,7 @@ A scope holds no connection. Each statement inside it is a transaction of its ow
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import time
 from contextvars import ContextVar, Token
@@ -92,7 +93,9 @@ class Scope:
         self._over = True
         self._tokens.clear()
         if self._reset is not None:
-            _current.reset(self._reset)
+            # A generator that is closed by another task leaves here in that task's context, where nothing was set.
+            with contextlib.suppress(ValueError):
+                _current.reset(self._reset)
 
     @property
     def is_over(self) -> bool:
@@ -156,6 +159,8 @@ def scope(
         raise ScopeError('A scope needs a reason, such as reason="treatment"; it stands in each audit record.')
     address = ""
     if source_ip:
+        if not isinstance(source_ip, str):
+            raise ScopeError("source_ip is text, such as an IP address has it.")
         try:
             address = str(ipaddress.ip_address(source_ip))
         except ValueError:
@@ -163,8 +168,8 @@ def scope(
         if "%" in address:
             raise ScopeError("source_ip has a zone, which no log can use. Give the address alone.")
     longest = settings().scope_seconds
-    if seconds is not None and not 0 < seconds <= longest:
-        raise ScopeError(f"A scope lives between 1 and {longest} seconds; CHARTHOLD_SCOPE_SECONDS sets the most.")
+    if seconds is not None and (type(seconds) is not int or not 0 < seconds <= longest):
+        raise ScopeError(f"A scope lives 1 to {longest} whole seconds; CHARTHOLD_SCOPE_SECONDS sets the most.")
     return Scope(tenant, actor, reason, _line("request_id", request_id or ""), address, seconds or longest)
 
 

@@ -82,6 +82,12 @@ async def begin_session(
         connection: asyncpg.Connection[Any] = await asyncpg.connect(
             **arguments, server_settings={**SESSION, **patience, "role": role}, connection_class=Connection
         )
+    except ValueError:
+        # It quotes parts of the URL, such as a piece of the password.
+        raise ConfigurationError(
+            f"{named_by} cannot be read. Write it as postgres://login:password@host:5432/database, and in the password "
+            "%23 for #, %2F for /, %3F for ?, %40 for @, %5B for [."
+        ) from None
     except asyncpg.InvalidParameterValueError:
         raise ConfigurationError(f"The role {role} does not exist yet. Run: piccolo migrations forwards core") from None
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:

@@ -3,6 +3,8 @@
 
 Needs Python 3.11 and the package "cryptography", nothing of Charthold. The formats are those of audit-log.md. Without a
 public key that you got from somewhere else, the proof only shows that it agrees with the key that it brings along.
+
+Exit status: 0 proved, 1 not proved, 2 there is no proof to look at.
 """
 
 import json
@@ -12,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from uuid import UUID
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 FIELDS = ["id", "tenant_id", "occurred_at", "user_id", "action_type", "table_name", "record_id", "old_values"]
@@ -24,8 +27,14 @@ SHOW = {
     3802: lambda b: b[1:].decode(),
 }
 
-proof = json.load(open(sys.argv[1], encoding="utf-8"))  # noqa: SIM115, PTH123
-head, record = proof["head"], bytes.fromhex(proof["record"])
+try:
+    proof = json.load(open(sys.argv[1], encoding="utf-8"))  # noqa: SIM115, PTH123
+    head, record = proof["head"], bytes.fromhex(proof["record"])
+    public_key = bytes.fromhex(sys.argv[2] if len(sys.argv) > 2 else proof["public_key"])
+    key = Ed25519PublicKey.from_public_bytes(public_key)
+except (IndexError, OSError, ValueError, KeyError, TypeError) as error:
+    print(f"There is no proof to look at ({type(error).__name__}): verify_proof.py PROOF.json [PUBLIC_KEY_HEX]")
+    sys.exit(2)
 
 # 1. The head is signed.
 parts = [b"charthold.v1.tree-head", UUID(head["tenant_id"]).bytes]
@@ -35,8 +44,10 @@ sealed_at = datetime.fromisoformat(head["sealed_at"]) - datetime(1970, 1, 1, tzi
 parts += [(sealed_at // timedelta(microseconds=1)).to_bytes(8, "big", signed=True)]
 parts += [bytes.fromhex(head["leaf_list"]), bytes.fromhex(head["previous"]), head["key_id"].encode()]
 signed = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-public_key = bytes.fromhex(sys.argv[2] if len(sys.argv) > 2 else proof["public_key"])
-Ed25519PublicKey.from_public_bytes(public_key).verify(bytes.fromhex(head["signature"]), signed)  # raises if not
+try:
+    key.verify(bytes.fromhex(head["signature"]), signed)
+except InvalidSignature:
+    sys.exit("NOT PROVED: the head is not signed with this key.")
 
 # 2. The record is a leaf of the tree with that root: RFC 9162, section 2.1.3.2.
 node, fn, sn = sha256(b"\0" + record).digest(), proof["leaf"], head["tree_size"] - 1
@@ -50,9 +61,9 @@ if sn or node.hex() != head["root_hash"] or record[36:52] != UUID(head["tenant_i
     sys.exit("NOT PROVED: the record is not in the signed tree.")
 
 # 3. What the record says.
-print(
-    f"PROVED under key {public_key.hex()}: leaf {proof['leaf']} of {head['tree_size']}, sealed at {head['sealed_at']}"
-)
+whose = "the key given," if len(sys.argv) > 2 else "ITS OWN key,"
+print(f"PROVED under {whose} {public_key.hex()}:")
+print(f"leaf {proof['leaf']} of {head['tree_size']}, sealed at {head['sealed_at']}")
 at = 4
 for name in FIELDS:
     kind, length = struct.unpack_from("!Ii", record, at)

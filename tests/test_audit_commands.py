@@ -46,6 +46,22 @@ async def test_csv_has_a_header_and_whole_ids(lakeside: Clinic, capsys: Any) -> 
 
 
 @pytest.mark.parametrize("width", ["80", "200"])
+async def test_a_value_cannot_be_taken_for_another_record(
+    lakeside: Clinic, capsys: Any, monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    forged = "x\n\noccurred_at  2026-01-01\naction       delete\x1b[1A\x1b[2K\u202e"
+    async with lakeside.as_clinician():
+        await Client.update({Client.first_name: forged}).where(Client.id == lakeside.client)
+    await audit_history.__wrapped__(str(lakeside.client), tenant="lakeside")
+    shown = capsys.readouterr().out
+    assert r"x\n\noccurred_at  2026-01-01\naction       delete\x1b[1A\x1b[2K\u202e" in shown
+    assert "\x1b[1A" not in shown
+    await audit_history.__wrapped__(str(lakeside.client), tenant="lakeside", json=True)
+    assert forged in [change["new"] for change in json.loads(capsys.readouterr().out)]
+
+
+@pytest.mark.parametrize("width", ["80", "200"])
 async def test_no_width_cuts_an_id_in_pieces(
     lakeside: Clinic, capsys: Any, monkeypatch: pytest.MonkeyPatch, width: str
 ) -> None:

@@ -20,7 +20,7 @@ import pexpect
 import pytest
 from targ import CLI, Command
 
-from core.commands import family
+from core.commands import family, streams
 from core.commands.bar import bar
 from core.commands.explore import explore
 from core.commands.family import OPTIONS, STATUSES, Failure
@@ -142,6 +142,9 @@ def test_a_server_that_is_down_and_a_url_that_is_none_are_sentences(environ: dic
     for url, sentence in (
         ("postgres://somebody:secret@127.0.0.1:1/none", "No connection to the server that DATABASE_URL names"),
         ("nonsense", "DATABASE_URL cannot be read. Write it as postgres://"),
+        ("postgres://somebody:secret#more@127.0.0.1:1/none", "DATABASE_URL cannot be read. Write it as postgres://"),
+        ("postgres://somebody:secret/more@127.0.0.1:1/none", "DATABASE_URL cannot be read. Write it as postgres://"),
+        ("postgres://somebody:[secret@127.0.0.1:1/none", "DATABASE_URL cannot be read. Write it as postgres://"),
     ):
         done = piccolo(
             environ | {"DATABASE_URL": url, "DATABASE_OWNER_URL": url, "CHARTHOLD_MASTER_KEY": key},
@@ -150,6 +153,18 @@ def test_a_server_that_is_down_and_a_url_that_is_none_are_sentences(environ: dic
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(sentence)
         assert "secret" not in done.stderr
+
+
+def test_where_no_problem_can_be_told_the_status_still_tells_it(environ: dict[str, str]) -> None:
+    for arguments, stream in (
+        ("verify_audit --tenant=nobody", "2>/dev/full"),
+        ("doctor --only=drift", ">/dev/full 2>&1"),
+    ):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'"$0" core {arguments} {stream}', PICCOLO],
+            env=environ, cwd=REPOSITORY, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == family.TROUBLE
 
 
 async def test_with_the_wrong_master_key_no_key_is_touched(
@@ -289,10 +304,10 @@ def test_ctrl_c_before_a_command_begins_is_a_word(
 ) -> None:
     usual: list[str] = []
     monkeypatch.setattr(sys, "excepthook", lambda *error: usual.append(error[0].__name__))
-    family.stop_quietly()
+    streams.stop_quietly()
     assert sys.excepthook.__name__ == "<lambda>", "an application keeps its own ways"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/piccolo", "core", "doctor"])
-    family.stop_quietly()
+    streams.stop_quietly()
     sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert capsys.readouterr().err == "Stopped.\n"
     sys.excepthook(ValueError, ValueError(), None)

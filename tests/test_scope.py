@@ -86,8 +86,12 @@ async def add_user(clinic: Clinic, role: str, **values: Any) -> UUID:
         ({"source_ip": "not an address"}, "not an IP address"),
         ({"source_ip": "fe80::1%eth0"}, "has a zone"),
         ({"source_ip": "fe80::1%x|forged"}, "has a zone"),
-        ({"seconds": 0}, "lives between"),
-        ({"seconds": 10**9}, "lives between"),
+        ({"source_ip": 5}, "source_ip is text"),
+        ({"seconds": 0}, "lives 1 to 900 whole seconds"),
+        ({"seconds": 10**9}, "whole seconds"),
+        ({"seconds": 0.5}, "whole seconds"),
+        ({"seconds": "5"}, "whole seconds"),
+        ({"seconds": True}, "whole seconds"),
     ],
 )
 def test_a_scope_refuses_what_it_cannot_stand_for(arguments: dict[str, Any], says: str) -> None:
@@ -413,6 +417,18 @@ async def test_an_error_in_a_statement_costs_no_connection(database: ChartholdEn
             with pytest.raises(asyncpg.CheckViolationError):
                 await Client.update({Client.status: "gone"}).where(Client.id == lakeside.client)
     assert {link.backend for link in pool._idle} == backends
+
+
+async def test_a_generator_that_another_task_closes_leaves_its_scope(lakeside: Clinic) -> None:
+    async def patients() -> AsyncIterator[int]:
+        async with lakeside.as_admin():
+            yield await Client.count()
+
+    stream = patients()
+    assert await asyncio.create_task(anext(stream)) > 0  # type: ignore[arg-type]
+    await asyncio.create_task(stream.aclose())  # type: ignore[attr-defined]
+    with pytest.raises(ScopeError, match="No scope is open"):
+        await Client.count()
 
 
 async def test_a_connection_of_an_owner_or_a_superuser_is_refused(

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import core.audit.seal as sealing
 import core.audit.stream as stream
 import core.audit.verify as verifying
+from core import record as record_action
 from core import scope, transaction
 from core.audit.canonical import COLUMNS, PROBE, PROBE_SQL, decode, encode, jsonb_text
 from core.audit.head import public_keys
@@ -333,7 +334,7 @@ async def victim(lakeside, database, tmp_path_factory):
     await connection.close()
     path = tmp_path_factory.mktemp("heads") / "heads.jsonl"
     await seal_audit.__wrapped__(tenant="lakeside", export=str(path), quiet=True)
-    return lakeside, read_heads(path)
+    return lakeside, read_heads(path)[0]
 
 
 async def restore(superuser) -> None:
@@ -533,7 +534,7 @@ def run_script(path: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 async def test_a_script_without_our_package_verifies_a_proof(victim, superuser, tmp_path):
     clinic, exported = victim
-    assert len(VERIFY_PROOF.read_text(encoding="utf-8").splitlines()) <= 60
+    assert len(VERIFY_PROOF.read_text(encoding="utf-8").splitlines()) <= 75
     path = tmp_path / "proof.json"
     ids = [row[0] for row in await superuser.fetch(f"select id from {LOG} where tenant_id = $1", clinic.tenant)]
     key = public_keys(settings())[exported[0].key_id].hex()
@@ -543,7 +544,7 @@ async def test_a_script_without_our_package_verifies_a_proof(victim, superuser, 
         path.write_text(json.dumps(proof), encoding="utf-8")
         done = run_script(path, key)
         assert done.returncode == 0, done.stderr
-        assert f"PROVED under key {key}" in done.stdout
+        assert f"PROVED under the key given, {key}" in done.stdout
         assert f"id: {record}" in done.stdout
     assert run_script(path, "00" * 32).returncode != 0
     for name, value in {
@@ -584,7 +585,7 @@ async def test_the_commands_seal_export_verify_and_say_what_is_wrong(victim, hil
     printed = json.loads(capsys.readouterr().out)
     assert {tenant["slug"] for tenant in printed["tenants"]} == {"hillside", "lakeside"}
     assert await seal_audit.__wrapped__(export=str(path)) == 0
-    assert len(read_heads(path)) == 2  # a head is exported once
+    assert len(read_heads(path)[0]) == 2  # a head is exported once
     assert "lakeside: 0 records sealed" in capsys.readouterr().out
     assert await verify_audit.__wrapped__(heads=str(path), quiet=True) == 0
     assert capsys.readouterr().out == ""
@@ -613,6 +614,43 @@ async def test_a_file_that_holds_no_heads_is_refused_with_a_sentence(tmp_path):
             read_heads(path)
     with pytest.raises(ChartholdError, match="cannot be read"):
         read_heads(tmp_path / "absent")
+
+
+async def test_what_a_crash_left_of_a_line_spoils_no_other_head(victim, hillside, tmp_path, capsys):
+    path = tmp_path / "heads.jsonl"
+    await seal_audit.__wrapped__(export=str(path), quiet=True)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes()[:-30])
+    async with hillside.as_admin():
+        await record_action("login")
+    await seal_audit.__wrapped__(export=str(path), quiet=True)
+    heads, unread = read_heads(path)
+    assert unread == [2]
+    assert {head.tenant_id for head in heads} == {victim[0].tenant, hillside.tenant}
+    assert await verify_audit.__wrapped__(heads=str(path), quiet=True) == 3
+    assert "no head in line 2. The others are compared." in capsys.readouterr().err
+
+
+async def test_a_file_without_a_head_of_the_tenant_is_not_taken_for_evidence(victim, hillside, tmp_path, capsys):
+    path = tmp_path / "heads.jsonl"
+    await seal_audit.__wrapped__(tenant="hillside", export=str(path), quiet=True)
+    assert await verify_audit.__wrapped__(tenant="hillside", heads=str(path), quiet=True) == 0
+    assert await verify_audit.__wrapped__(tenant="lakeside", heads=str(path), quiet=True) == 3
+    assert "has no head of it, so nothing shows whether its past was signed anew" in capsys.readouterr().err
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(ChartholdError, match="holds no exported head"):
+        await verify_audit.__wrapped__(tenant="hillside", heads=str(path))
+
+
+async def test_heads_are_exported_to_what_cannot_be_read_again(victim, hillside):
+    reads, writes = os.pipe()
+    try:
+        await seal_audit.__wrapped__(tenant="hillside", export=f"/dev/fd/{writes}", quiet=True)
+        assert json.loads(os.read(reads, 65_536))["tenant_id"] == str(hillside.tenant)
+    finally:
+        os.close(reads)
+        os.close(writes)
+    with pytest.raises(ChartholdError, match="What was sealed stays sealed"):
+        await seal_audit.__wrapped__(tenant="hillside", export="/dev/full", quiet=True)
 
 
 async def test_the_log_of_a_suspended_tenant_is_sealed_and_verified_too(hillside, capsys):

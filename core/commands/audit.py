@@ -216,7 +216,7 @@ def _print(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, json: bool
         writer.writerow(columns)
         writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
     elif rows:
-        _print_text([{column: _text(row.get(column)) for column in columns} for row in rows])
+        _print_text([{column: _shown(row.get(column)) for column in columns} for row in rows])
     elif not quiet:
         console().print("Nothing found.")
 
@@ -236,6 +236,11 @@ def _print_text(rows: Sequence[dict[str, str]]) -> None:
 
 def _text(value: Any) -> str:
     return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _shown(value: Any) -> str:
+    """Text for a terminal. Threat: a name with line breaks and escape sequences in it looks like another record."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _text(value))
 
 
 def _cell(value: Any) -> str:

@@ -13,30 +13,29 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
+import contextlib
 import functools
 import inspect
 import math
-import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
-from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, get_type_hints
 
 import asyncpg
 from rich.console import Console
 
+from core.commands.streams import nobody_reads
 from core.engine import engine
 from core.errors import ChartholdError
 
-__all__ = ["MIGRATE", "OPTIONS", "STATUSES", "Failure", "command", "console", "errors", "stop_quietly"]
+__all__ = ["MIGRATE", "OPTIONS", "STATUSES", "Failure", "command", "console", "errors"]
 
 FOUND, TROUBLE, SKIPPED, STOPPED, UNREAD = 1, 2, 3, 130, 141
 STATUSES = (
     "Exit status: 0 done, 1 a check found something, 2 a mistake or a failure, 3 part was skipped and reported, "
-    "130 stopped with Ctrl-C."
+    "130 stopped with Ctrl-C, 141 nobody reads the output any more."
 )
 MIGRATE = "piccolo migrations forwards core"
 
@@ -89,11 +88,12 @@ def command(*, stopped: str = "Stopped.") -> Callable[[Callable[..., Any]], Call
             except KeyboardInterrupt:
                 _end(stopped, STOPPED)
             except BrokenPipeError:
-                _nobody_reads()
+                nobody_reads()
                 sys.exit(UNREAD)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # whatever it is, it ends as a sentence and a status
                 if "--trace" in sys.argv and not isinstance(error, ChartholdError):
-                    raise
+                    traceback.print_exc()
+                    sys.exit(TROUBLE)
                 _end(sentence(error), TROUBLE)
             if status:
                 sys.exit(status)
@@ -110,30 +110,6 @@ def command(*, stopped: str = "Stopped.") -> Callable[[Callable[..., Any]], Call
         return wrapper
 
     return decorate
-
-
-def stop_quietly() -> None:
-    """Let Ctrl-C before a command begins be a word too, and ``--help | head`` none; Python itself exits with 130."""
-    if Path(sys.argv[0]).stem != "piccolo":
-        return  # who only imports the tables keeps its own ways
-    usual = sys.excepthook
-
-    @atexit.register  # Python's own last flush would complain
-    def flush() -> None:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _nobody_reads()
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            errors().print("Stopped.")
-        elif issubclass(kind, BrokenPipeError):
-            _nobody_reads()
-        else:
-            usual(kind, error, trace)
-
-    sys.excepthook = hook
 
 
 def described(function: Callable[..., Any]) -> str:
@@ -153,12 +129,12 @@ def sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, asyncpg.UndefinedFunctionError | asyncpg.UndefinedTableError | asyncpg.InvalidSchemaNameError):
         return f"The database has no tables of Charthold yet, or old ones. Run: {MIGRATE}"
-    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
-        return "DATABASE_URL cannot be read. Write it as postgres://login:password@host:5432/database."
     if isinstance(error, asyncpg.PostgresConnectionError | asyncpg.InterfaceError | ConnectionError):
         return "The connection to the database was lost. What was committed stays; run the command again."
     if isinstance(error, asyncpg.QueryCanceledError | asyncpg.LockNotAvailableError):
         return "The database was too busy, or somebody held a lock for too long. Run the command again later."
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return "The login may not do that: it is the owner's work. Set DATABASE_OWNER_URL to the owner of the schema."
     if isinstance(error, asyncpg.PostgresError):
         named = getattr(error, "constraint_name", None) or type(error).__name__
         return f"The database refused: {named} (SQLSTATE {error.sqlstate})."
@@ -219,12 +195,7 @@ def _value(option: str, value: Any, hint: type) -> Any:
     return value
 
 
-def _nobody_reads() -> None:
-    """Python must not complain when it flushes the rest."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _end(message: str, status: int) -> NoReturn:
-    if message:
+    with contextlib.suppress(OSError):  # nobody can be told, and the status is the same
         errors().print(message)
     sys.exit(status)

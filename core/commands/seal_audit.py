@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsonlib
 import os
 from pathlib import Path
@@ -17,7 +18,7 @@ from core.errors import ChartholdError
 from core.scope import scope
 from core.settings import settings
 
-__all__ = ["export_head", "seal_audit"]
+__all__ = ["HeadFile", "seal_audit"]
 
 
 @command(stopped="Stopped. What was sealed stays sealed; run it again to seal the rest.")
@@ -37,6 +38,7 @@ async def seal_audit(
         write: it is what shows later that the past was not rewritten.
 
     """
+    file = HeadFile(Path(export)) if export else None
     status, tenants = 0, await by_slug(tenant, actor)
     printed: list[dict[str, Any]] = []
     with bar("sealing", show=not quiet) as progress:
@@ -52,8 +54,8 @@ async def seal_audit(
                 printed.append({"slug": slug, "problem": str(error)})
                 status = SKIPPED
                 continue
-            if newest and export:
-                export_head(Path(export), newest)
+            if newest and file:
+                file.append(newest)
             printed.append({"slug": slug, "added": added, "head": newest.to_json() if newest else None})
             if not (json or quiet):
                 size = newest.tree_size if newest else 0
@@ -75,18 +77,42 @@ async def _seal_all(tenant: UUID, actor: str) -> tuple[int, TreeHead | None]:
             return added, done.newest
 
 
-def export_head(path: Path, head: TreeHead) -> None:
-    """Append the head to the file, unless it is the last one there."""
-    line = jsonlib.dumps(_with_key(head), sort_keys=True)
-    try:
-        if path.exists() and line in path.read_text(encoding="utf-8").splitlines():
+class HeadFile:
+    """The file that heads are exported to, one a line. Raises ``Failure`` when it cannot be read or written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # The last line of each tenant; not of a pipe or a device, which cannot be read again.
+        self._last: dict[str, bytes] = {}
+        self._torn = False
+        try:
+            if path.is_file():
+                with path.open("rb") as file:
+                    for line in file:
+                        self._torn = not line.endswith(b"\n")
+                        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # a torn line
+                            self._last[jsonlib.loads(line)["tenant_id"]] = line.strip()
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def append(self, head: TreeHead) -> None:
+        """Append the head, unless it is the tenant's last one there. What a crash left of a line stays a line."""
+        line = jsonlib.dumps(_with_key(head), sort_keys=True).encode()
+        if self._last.get(str(head.tenant_id)) == line:
             return
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise Failure(f"The heads were sealed, and not exported: {path}: {error.strerror}.") from None
+        try:
+            with self.path.open("ab") as file:
+                file.write(b"\n" * self._torn + line + b"\n")
+                file.flush()
+                if self.path.is_file():  # a pipe has nothing to sync
+                    os.fsync(file.fileno())
+        except OSError as error:
+            self._torn = True  # who knows how much of it
+            raise self._failure(error) from None
+        self._last[str(head.tenant_id)], self._torn = line, False
+
+    def _failure(self, error: OSError) -> Failure:
+        return Failure(f"The heads are not exported to {self.path}: {error.strerror}. What was sealed stays sealed.")
 
 
 def _with_key(head: TreeHead) -> dict[str, Any]:

@@ -40,7 +40,9 @@ async def verify_audit(
         A file that seal_audit --export wrote: shows whether the past was rewritten since, by whomever.
 
     """
-    exported = read_heads(Path(heads)) if heads else []
+    exported, unread = read_heads(Path(heads)) if heads else ([], [])
+    if unread:
+        errors().print(f"{heads}: no head in line {', '.join(map(str, unread))}. The others are compared.")
     if proof and tenant == ALL:
         raise Failure("A record belongs to a tenant. Name it, as in --tenant=lakeside.")
     tenants = await by_slug(tenant, actor)
@@ -50,6 +52,7 @@ async def verify_audit(
 
     reports: dict[str, Report] = {}
     skipped: dict[str, str] = {}
+    uncompared: list[str] = []
     with bar("verifying", show=not quiet) as progress:
         for number, (slug, tenant_id) in enumerate(tenants.items()):
             progress(f"verifying {slug}", number, len(tenants) if len(tenants) > 1 else None)
@@ -66,6 +69,10 @@ async def verify_audit(
                 skipped[slug] = str(error)
                 errors().print(f"{slug}: not verified. {error}")
                 continue
+            if heads and not reports[slug].exported_heads:
+                # Threat: who empties the file of heads makes every past a good one.
+                uncompared.append(slug)
+                errors().print(f"{slug}: {heads} has no head of it, so nothing shows whether its past was signed anew.")
             if not json:
                 _print_report(slug, reports[slug], quiet=quiet)
     if not tenants and not (quiet or json):
@@ -76,22 +83,31 @@ async def verify_audit(
     if json:
         keys = {key: public.hex() for key, public in public_keys(settings()).items()}
         found = {slug: report.to_json() for slug, report in reports.items()}
-        said = {"tenants": found, "gone": [str(t) for t in sorted(gone)], "not_verified": skipped}
-        print(jsonlib.dumps({"public_keys": keys, **said}, indent=2))
+        said = {"tenants": found, "gone": [str(t) for t in sorted(gone)]}
+        left_out = {"not_verified": skipped, "not_compared": uncompared}
+        print(jsonlib.dumps({"public_keys": keys, **said, **left_out}, indent=2))
     if gone or not all(report.good for report in reports.values()):
         return FOUND
-    return SKIPPED if skipped else 0
+    return SKIPPED if skipped or uncompared or unread else 0
 
 
-def read_heads(path: Path) -> list[TreeHead]:
-    """The heads in an exported file."""
+def read_heads(path: Path) -> tuple[list[TreeHead], list[int]]:
+    """The heads in an exported file, and the numbers of the lines that are none."""
+    heads: list[TreeHead] = []
+    unread: list[int] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [TreeHead.from_json(jsonlib.loads(line)) for line in lines if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         raise Failure(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, AttributeError):
-        raise Failure(f"{path} is not a file of exported heads: one JSON document a line.") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                heads.append(TreeHead.from_json(jsonlib.loads(line)))
+        except (ValueError, AttributeError, RecursionError):
+            unread.append(number)
+    if not heads:
+        raise Failure(f"{path} holds no exported head: one JSON document a line, as seal_audit --export writes them.")
+    return heads, unread
 
 
 async def _print_proof(tenant: UUID, actor: str, record: str) -> None:

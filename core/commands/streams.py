@@ -1,0 +1,44 @@
+"""What a command does to the process before anything else is imported: its standard streams, and Ctrl-C.
+
+Light, because it must come before what takes a second to import.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["nobody_reads", "stop_quietly"]
+
+
+def stop_quietly() -> None:
+    """Let Ctrl-C before a command begins be a word too, and ``--help | head`` none; Python itself exits with 130."""
+    if Path(sys.argv[0]).stem != "piccolo":
+        return  # who only imports the tables keeps its own ways
+    usual = sys.excepthook
+
+    @atexit.register  # Python's own last flush would complain
+    def flush() -> None:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            nobody_reads()
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("Stopped.", file=sys.stderr)
+        elif issubclass(kind, BrokenPipeError):
+            nobody_reads()
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def nobody_reads() -> None:
+    """Python must not complain when it flushes the rest."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
