@@ -61,8 +61,8 @@ class Batch(BaseBatch):
             await self._transaction.start()
             if scope is not None:
                 await self._engine.set_scope(link, scope)
-            if self._plan is not None and self._plan.looked_at:
-                look = (self._plan.looked_at, None, None)
+            if self._plan is not None and self._plan.look is not None:
+                look = self._plan.look.again(None)
                 await link.connection.fetchval(RECORD_LOOK, *look)
                 self._shown.append((RECORD_LOOK, look))
             self._cursor = await link.connection.cursor(sql, *arguments)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextvars import ContextVar
@@ -220,8 +219,8 @@ class ChartholdEngine(PostgresEngine):
             return plan.answer
         if transaction is not None:
             transaction.shown += [(RECORD_READ, (o.table, [row[o.row] for row in rows], o.names)) for o in plan.opened]
-            if plan.looked_at:
-                transaction.shown.append((RECORD_LOOK, (plan.looked_at, None, json.dumps({"rows": len(rows)}))))
+            if plan.look is not None:
+                transaction.shown.append((RECORD_LOOK, plan.look.again(len(rows))))
         try:
             return open_rows(plan, rows, keys)
         except MissingKeyError as missing:

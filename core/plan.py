@@ -6,9 +6,10 @@ never compiled in: ``freeze()`` keeps arguments for ever, and a token or a tenan
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from piccolo.querystring import QueryString
@@ -22,7 +23,19 @@ from core.residue import answers_only, is_one_statement, leaves_nothing
 if TYPE_CHECKING:
     from core.crypto.keyring import TenantKeys
 
-__all__ = ["TENANT", "Deferred", "Opened", "Plan", "RawPlan", "Sealed", "Statement", "bind", "needs_keys", "open_rows"]
+__all__ = [
+    "TENANT",
+    "Deferred",
+    "Look",
+    "Opened",
+    "Plan",
+    "RawPlan",
+    "Sealed",
+    "Statement",
+    "bind",
+    "needs_keys",
+    "open_rows",
+]
 
 
 class _Tenant:
@@ -102,6 +115,34 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """That somebody looked, which is recorded once and not for each row: at the log, or for values that stay closed.
+
+    Threat: who asks often enough whether a row has this value or that knows the value, and was never shown it.
+    """
+
+    action: Literal["audit_read", "search"]
+    table: str
+    columns: tuple[str, ...] = ()
+
+    @property
+    def call(self) -> str:
+        """The condition of a statement over ``r`` that records it."""
+        columns = "".join(f", 'columns', '{json.dumps(self.columns)}'::jsonb" for _ in self.columns[:1])
+        return (
+            f"(select charthold.record('{self.action}', '{self.table}', null, null,"
+            f" jsonb_build_object('rows', (select count(*) from r){columns}))) is not null"
+        )
+
+    def again(self, rows: int | None) -> tuple[Any, ...]:
+        """The arguments of ``core.transactions.RECORD_LOOK``."""
+        said: dict[str, Any] = {} if rows is None else {"rows": rows}
+        if self.columns:
+            said["columns"] = self.columns
+        return self.action, self.table, None, json.dumps(said) if said else None
+
+
+@dataclass(frozen=True, slots=True)
 class Statement:
     """What a plan compiles to, without its arguments: the same for every query of the same shape, so it is kept.
 
@@ -111,7 +152,7 @@ class Statement:
     ``outputs``: how many of the columns that come back are the caller's; the ids behind them are ours.
     ``returns``: False for a statement without rows, such as an update without RETURNING; ``counted``: an INSERT whose
     tag says how many rows it wrote.
-    ``looked_at``: the table whose reading is recorded once, whatever is shown of it; or empty.
+    ``look``: what is recorded once, whatever is shown; or None.
     ``trusted``: False when it could leave something in its session; the connection is then closed after use.
     """
 
@@ -124,7 +165,7 @@ class Statement:
     outputs: int | None
     returns: bool
     counted: bool
-    looked_at: str
+    look: Look | None
     trusted: bool
 
 
@@ -136,7 +177,7 @@ class Plan(QueryString):
         "answer",
         "counted",
         "keep",
-        "looked_at",
+        "look",
         "more",
         "opened",
         "outputs",
@@ -152,11 +193,11 @@ class Plan(QueryString):
         returns: bool = True,
         counted: bool = False,
         keep: Callable[[Sequence[Any]], bool] | None = None,
-        looked_at: str = "",
+        look: Look | None = None,
     ) -> None:
         super().__init__(template, *args)
-        # The table, when to read it is an action of its own to be recorded: the audit log.
-        self.looked_at = looked_at or _looked_at(self)
+        # When to ask is an action of its own to be recorded: of the log, or for a value that is not shown.
+        self.look = look or _look_of(self)
         # Which rows are shown, judged by their opened values; None: all.
         self.keep = keep
         self.opened = tuple(opened)
@@ -188,7 +229,7 @@ class Plan(QueryString):
         plan.keep = None
         plan.answer = []
         plan.more = None
-        plan.looked_at = statement.looked_at
+        plan.look = statement.look
         plan._statement = statement
         return plan
 
@@ -210,12 +251,12 @@ class Plan(QueryString):
                 sql=sql,
                 gated=self._gated(sql, len(arguments), single=single),
                 relaxed=self._gated(sql, len(arguments), single=single, relaxed=True),
-                grouped=self._grouped(sql, len(arguments)) if single and trusted and not self.looked_at else ("", ""),
+                grouped=self._grouped(sql, len(arguments)) if single and trusted and not self.look else ("", ""),
                 opened=self.opened,
                 outputs=self.outputs,
                 returns=self.returns,
-                counted=self.counted and not self.looked_at,
-                looked_at=self.looked_at,
+                counted=self.counted and not self.look,
+                look=self.look,
                 trusted=trusted,
             )
         return self._statement, arguments
@@ -243,8 +284,8 @@ class Plan(QueryString):
         gate = f"(select pg_catalog.set_config('charthold.scope', ${arguments + 1}, true){forget}) is not null"
         if not self.returns:
             # What a write asks of the log it may write down.
-            if self.looked_at:
-                return f"with r as ({sql}\n returning 1) select count(*) from r where {gate} having {self._look()}"
+            if self.look is not None:
+                return f"with r as ({sql}\n returning 1) select count(*) from r where {gate} having {self.look.call}"
             if self.counted:
                 # INSERT .. SELECT: policies look at the rows that the select made, which is when the context is set.
                 return f"{sql}\n where {gate}" + (f" returning {member}" if member else "")
@@ -253,18 +294,12 @@ class Plan(QueryString):
             return f"with r as ({sql}\n) select {member or '1'} where {gate}"
         materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
         records = "".join(f" and {_record(opened, single=single)} is not null" for opened in self.opened)
-        if self.looked_at:
-            records += f" and {self._look()}"
+        if self.look is not None:
+            records += f" and {self.look.call}"
         if relaxed and materialized and records and answers_only(sql):
             records = " and (select pg_catalog.set_config('synchronous_commit', 'off', true)) is not null" + records
         shown = f"*, {member}" if member else "*"
         return f"with r as{materialized} ({sql}\n) select {shown} from r where {gate}{records}"
-
-    def _look(self) -> str:
-        return (
-            f"(select charthold.record('audit_read', '{self.looked_at}', null, null,"
-            " jsonb_build_object('rows', (select count(*) from r)))) is not null"
-        )
 
 
 class RawPlan(QueryString):
@@ -334,14 +369,14 @@ def _record(opened: Opened, *, single: bool) -> str:
     return call if single else f"(select {call})"
 
 
-def _looked_at(query: QueryString) -> str:
+def _look_of(query: QueryString) -> Look | None:
     """What a query inside this one looks at."""
     for argument in query.args:
-        if isinstance(argument, QueryString) and (
-            found := argument.looked_at if isinstance(argument, Plan) else _looked_at(argument)
-        ):
-            return found
-    return ""
+        if isinstance(argument, QueryString):
+            found = argument.look if isinstance(argument, Plan) else _look_of(argument)
+            if found is not None:
+                return found
+    return None
 
 
 def row_alias(position: int) -> str:

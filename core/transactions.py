@@ -26,7 +26,7 @@ Shown = tuple[str, tuple[Any, ...]]
 PATIENCE = 10.0  # seconds for which a task that is cancelled waits for its rollback
 # Rows were shown, with these columns opened; the log was looked at.
 RECORD_READ = "select charthold.record_read($1, $2::uuid[], $3::text[])"
-RECORD_LOOK = "select charthold.record('audit_read', $1, $2, null, $3::jsonb)"
+RECORD_LOOK = "select charthold.record($1, $2, $3, null, $4::jsonb)"
 
 
 class Mark(Savepoint):

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,7 +19,7 @@ from core.audit.history import history
 from core.audit.partitions import archive_partition
 from core.audit.seal import seal
 from core.engine import ChartholdEngine
-from core.tables import Client, Tenant, User
+from core.tables import Client, Facility, Tenant, User
 from core.token import TokenKey
 from tests.conftest import Clinic
 
@@ -381,3 +381,74 @@ async def test_no_tenant_is_made_under_a_master_key_that_the_application_does_no
     monkeypatch.undo()
     assert not await owner.fetchval("select exists (select from charthold.tenant_directory where slug = $1)", slug)
     assert await provision_tenant(slug=slug, name="Newone", admin_email="a@b.example")
+
+
+# -- searching -----------------------------------------------------------------------------------------------------------
+
+
+async def searches(owner: asyncpg.Connection, reason: str) -> list[tuple[str, Any]]:
+    rows = await owner.fetch(
+        f"select table_name, new_values from {LOG} where reason = $1 and action_type = 'search' order by occurred_at",
+        reason,
+    )
+    return [(row["table_name"], json.loads(row["new_values"])) for row in rows]
+
+
+async def test_whoever_finds_a_value_out_by_asking_for_it_is_recorded(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    reason, days = f"bisect {uuid4()}", [date(1980, 2, 25) + timedelta(n) for n in range(8)]
+    async with lakeside.as_clinician(reason):
+        while len(days) > 1:
+            half = days[: len(days) // 2]
+            hit = await Client.exists().where((Client.id == lakeside.client) & Client.date_of_birth.is_in(half))
+            days = half if hit else days[len(days) // 2 :]
+    assert days == [date(1980, 2, 29)]
+    assert await searches(owner, reason) == [("client", {"rows": 1, "columns": ["date_of_birth"]})] * 3
+
+
+async def test_each_way_to_search_without_being_shown_anything_is_recorded(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    who = Client.last_name == "nguyen"
+    both = who & Client.ssn.ends_with("5017")
+    ways: list[tuple[Callable[[], Any], dict[str, Any]]] = [
+        (lambda: Client.count().where(who), {"rows": 1, "columns": ["last_name"]}),
+        (lambda: Client.select(Client.id).where(both), {"rows": 1, "columns": ["last_name", "ssn"]}),
+        (
+            lambda: Client.select(Client.status).where(Client.last_name == "nobody"),
+            {"rows": 0, "columns": ["last_name"]},
+        ),
+        (
+            lambda: Facility.select(Facility.name).where(
+                Facility.id.is_in(Client.select(Client.facility_id).where(Client.mrn == "no such"))
+            ),
+            {"rows": 0, "columns": ["mrn"]},
+        ),
+    ]
+    for build, said in ways:
+        reason = f"search {uuid4()}"
+        async with lakeside.as_clinician(reason):
+            await build()
+        assert [values for _, values in await searches(owner, reason)] == [said]
+    reason = f"undone {uuid4()}"
+    with contextlib.suppress(ZeroDivisionError):
+        async with lakeside.as_clinician(reason), transaction():
+            await Client.count().where(who)
+            raise ZeroDivisionError
+    assert await searches(owner, reason) == [("client", {"rows": 1, "columns": ["last_name"]})]
+    reason = f"batch {uuid4()}"
+    async with lakeside.as_clinician(reason), await Client.select(Client.id).where(who).batch(batch_size=1) as batch:
+        assert [rows async for rows in batch]
+    assert await searches(owner, reason) == [("client", {"columns": ["last_name"]})]
+
+
+async def test_what_is_shown_is_recorded_as_read_and_not_as_a_search_too(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    reason = f"shown {uuid4()}"
+    async with lakeside.as_clinician(reason):
+        await Client.select(Client.notes).where(Client.last_name == "nguyen")
+        await Client.count().where(Client.status == "active")
+    assert await searches(owner, reason) == []
+    assert await seen(owner, reason) == 1

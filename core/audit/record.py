@@ -40,5 +40,5 @@ async def record(
     rows = await engine().run_plan(plan)
     transaction = cast("Transaction | None", engine().current_transaction.get())
     if action == "audit_read" and transaction is not None:
-        transaction.shown.append((RECORD_LOOK, tuple(plan.args[n] for n in (1, 2, 4))))
+        transaction.shown.append((RECORD_LOOK, tuple(plan.args[n] for n in (0, 1, 2, 4))))
     return cast("UUID", rows[0]["id"])

@@ -28,10 +28,19 @@ from piccolo.table import Table
 from core.columns import Encrypted
 from core.crypto.derive import forgetful_later
 from core.errors import ProtectedQueryError
-from core.plan import Opened, Plan, RawPlan, row_alias
+from core.plan import Look, Opened, Plan, RawPlan, row_alias
 from core.queries.quiet import Kept, QuietCreate, QuietGetOrCreate, QuietJSON, QuietList
 from core.queries.shape import SHAPES, NoShapeError, columns_shape, where_shape
-from core.queries.where import Approximate, approximate, exact, finds_one, pin, refuse_computed, refuse_encrypted
+from core.queries.where import (
+    Approximate,
+    approximate,
+    exact,
+    finds_one,
+    pin,
+    refuse_computed,
+    refuse_encrypted,
+    searched,
+)
 from core.schema import Index
 
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
@@ -95,8 +104,12 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
         planned.order_by_delegate = self._ordered_by_tenant()
         statement = Select.default_querystrings.fget(planned)[0]  # type: ignore[attr-defined]
         keep = _judge(found, len(selected)) if found else None
-        looked_at = self.table._meta.tablename if getattr(self.table, "reading_is_recorded", False) else ""
-        return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep, looked_at=looked_at)
+        look = None
+        if getattr(self.table, "reading_is_recorded", False):
+            look = Look("audit_read", self.table._meta.tablename)
+        elif not opened and (columns := searched(where)):
+            look = Look("search", self.table._meta.tablename, columns)
+        return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep, look=look)
 
     def _ordered_by_tenant(self) -> OrderByDelegate:
         """The order, behind the tenant, who is one: so an index that begins with the tenant is read in its order.

@@ -34,7 +34,17 @@ from core.errors import ProtectedQueryError
 from core.plan import TENANT, Deferred, Plan
 from core.queries.shape import is_computed
 
-__all__ = ["Approximate", "approximate", "exact", "finds_one", "pin", "pinned_id", "protect", "refuse_computed"]
+__all__ = [
+    "Approximate",
+    "approximate",
+    "exact",
+    "finds_one",
+    "pin",
+    "pinned_id",
+    "protect",
+    "refuse_computed",
+    "searched",
+]
 
 
 class OfTenant(ComparisonOperator):
@@ -206,6 +216,15 @@ def pinned_id(table: type[Table], where: Combinable | None) -> UUID | None:
     ):
         return where.value
     return None
+
+
+def searched(where: Combinable | None) -> tuple[str, ...]:
+    """The encrypted columns that a protected condition searches by their blind indexes."""
+    if isinstance(where, (And, Or)):
+        return tuple(sorted({*searched(where.first), *searched(where.second)}))
+    if isinstance(where, Where) and isinstance(where.column, BlindIndex):
+        return where.column.of
+    return ()
 
 
 def finds_one(table: type[Table], where: Combinable | None) -> bool:
