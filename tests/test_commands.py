@@ -155,16 +155,29 @@ def test_a_server_that_is_down_and_a_url_that_is_none_are_sentences(environ: dic
         assert "secret" not in done.stderr
 
 
-def test_where_no_problem_can_be_told_the_status_still_tells_it(environ: dict[str, str]) -> None:
-    for arguments, stream in (
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "stream"),
+    [
         ("verify_audit --tenant=nobody", "2>/dev/full"),
+        ("verify_audit --tenant=nobody", ">/dev/full 2>&1"),
+        ("doctor --only=drift", ">/dev/full"),
         ("doctor --only=drift", ">/dev/full 2>&1"),
-    ):
-        done = subprocess.run(
-            ["/bin/sh", "-c", f'"$0" core {arguments} {stream}', PICCOLO],
-            env=environ, cwd=REPOSITORY, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == family.TROUBLE
+    ],
+)
+def test_where_no_problem_can_be_told_the_status_still_tells_it(
+    arguments: str,
+    stream: str,
+    buffered: bool,  # noqa: FBT001
+    environ: dict[str, str],
+) -> None:
+    unbuffered = {} if buffered else {"PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'"$0" core {arguments} {stream}', PICCOLO],
+        env={k: v for k, v in environ.items() if k != "PYTHONUNBUFFERED"} | unbuffered,
+        cwd=REPOSITORY, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == family.TROUBLE
 
 
 async def test_with_the_wrong_master_key_no_key_is_touched(

@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 __all__ = ["nobody_reads", "stop_quietly"]
 
@@ -22,11 +23,12 @@ def stop_quietly() -> None:
 
     @atexit.register  # Python's own last flush would complain
     def flush() -> None:
-        try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except BrokenPipeError:
-            nobody_reads()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                if stream is not None:
+                    stream.flush()
+            except OSError:  # the status says what the output was to say
+                nobody_reads(stream)
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
@@ -39,6 +41,6 @@ def stop_quietly() -> None:
     sys.excepthook = hook
 
 
-def nobody_reads() -> None:
-    """Python must not complain when it flushes the rest."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def nobody_reads(stream: TextIO | None = None) -> None:
+    """Python must not complain, with a status of its own, when it flushes the rest; by default of standard output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
