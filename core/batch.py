@@ -9,11 +9,12 @@ import asyncpg
 from piccolo.engine.base import BaseBatch
 from piccolo.query.base import Query
 
+from core.arguments import bind, needs_keys
 from core.crypto.keyring import MissingKeyError
 from core.explain import explain
-from core.plan import Plan, RawPlan, bind, needs_keys, open_rows
+from core.plan import Plan, RawPlan, open_rows
 from core.scope import Scope, current_scope
-from core.transactions import RECORD_LOOK, RECORD_READ, Shown
+from core.shown import Record
 
 if TYPE_CHECKING:
     from core.crypto.tenantkeys import TenantKeys
@@ -39,7 +40,7 @@ class Batch(BaseBatch):
         self._scope: Scope | None = None
         self._keys: TenantKeys | None = None
         # What recorded that rows were shown, should the server take it back.
-        self._shown: list[Shown] = []
+        self._shown: list[Record] = []
         self._broken = False
 
     async def __aenter__(self) -> Self:
@@ -62,9 +63,7 @@ class Batch(BaseBatch):
             if scope is not None:
                 await self._engine.set_scope(link, scope)
             if self._plan is not None and self._plan.look is not None:
-                look = self._plan.look.again(None)
-                await link.connection.fetchval(RECORD_LOOK, *look)
-                self._shown.append((RECORD_LOOK, look))
+                await self._record(link, [self._plan.look.record(None)])
             self._cursor = await link.connection.cursor(sql, *arguments)
         except BaseException as error:
             await self._end(failed=True)
@@ -90,10 +89,7 @@ class Batch(BaseBatch):
                 if not self._plan.opened:
                     # The cursor asked when it was opened. Who was locked since is told now.
                     await self._link.connection.fetchval("select charthold.tenant_id()")
-                recorded = [(o.table, [row[o.row] for row in rows], o.names) for o in self._plan.opened]
-                for arguments in recorded:
-                    await self._link.connection.fetchval(RECORD_READ, *arguments)
-                self._shown += [(RECORD_READ, arguments) for arguments in recorded]
+                await self._record(self._link, [opened.record(rows) for opened in self._plan.opened])
                 try:
                     shown = open_rows(self._plan, rows, self._keys)
                 except MissingKeyError as missing:
@@ -114,6 +110,11 @@ class Batch(BaseBatch):
     ) -> bool:
         await self._end(failed=exception is not None)
         return False
+
+    async def _record(self, link: Link, records: list[Record]) -> None:
+        for record in records:
+            await record.write(link)
+        self._shown += records
 
     async def _end(self, *, failed: bool) -> None:
         link, self._link = self._link, None

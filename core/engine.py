@@ -23,6 +23,7 @@ from piccolo.query.base import Query
 from piccolo.querystring import QueryString
 
 from core import embedded
+from core.arguments import LATE, bind, needs_keys
 from core.batch import Batch
 from core.connections import Connections
 from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
@@ -30,14 +31,15 @@ from core.crypto.kms import development_key, provider_from_settings
 from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
 from core.explain import explain
 from core.group_commit import RetryError, is_small
-from core.plan import LATE, Plan, RawPlan, Statement, bind, needs_keys, open_rows
+from core.plan import Plan, RawPlan, Statement, open_rows
 from core.pool import Link
 from core.residue import ends_a_transaction, leaves_nothing
 from core.scope import Scope, current_scope
 from core.session import begin_session
 from core.settings import Settings, settings
+from core.shown import Record
 from core.token import TokenKey
-from core.transactions import RECORD_LOOK, RECORD_READ, Shown, Transaction
+from core.transactions import Transaction
 
 __all__ = ["ChartholdEngine", "engine", "owner_mode"]
 
@@ -218,9 +220,9 @@ class ChartholdEngine(PostgresEngine):
                 _all_of(plan, rows)
             return plan.answer
         if transaction is not None:
-            transaction.shown += [(RECORD_READ, (o.table, [row[o.row] for row in rows], o.names)) for o in plan.opened]
+            transaction.shown += [opened.record(rows) for opened in plan.opened]
             if plan.look is not None:
-                transaction.shown.append((RECORD_LOOK, plan.look.again(len(rows))))
+                transaction.shown.append(plan.look.record(len(rows)))
         try:
             return open_rows(plan, rows, keys)
         except MissingKeyError as missing:
@@ -303,26 +305,17 @@ class ChartholdEngine(PostgresEngine):
 
     async def set_scope(self, link: Link, scope: Scope) -> None:
         """Set the context for the rest of the link's transaction."""
-        token = self._token(scope, link)
-        await link.connection.fetchval("select pg_catalog.set_config('charthold.scope', $1, true)", token)
+        await link.carry(self._token(scope, link))
 
-    async def record_again(self, link: Link, scope: Scope, shown: Sequence[Shown]) -> None:
+    async def record_again(self, link: Link, scope: Scope, shown: Sequence[Record]) -> None:
         """Record again, in the link's transaction, what was shown before a rollback took its records away."""
-        token = scope.last_token(self.token_key, link.backend)
-        await link.connection.fetchval("select pg_catalog.set_config('charthold.scope', $1, true)", token)
-        for sql, arguments in shown:
-            await link.connection.fetchval(sql, *arguments)
+        await link.carry(scope.last_token(self.token_key, link.backend))
+        for record in shown:
+            await record.write(link)
         # The token outlives the scope, so it must not outlive this.
-        await self.leave_scope(link)
+        await link.carry_nothing()
 
-    async def leave_scope(self, link: Link) -> None:
-        """Set no context for the rest of the link's transaction."""
-        await link.connection.fetchval(
-            "select pg_catalog.set_config('charthold.scope', '', true),"
-            " pg_catalog.set_config('charthold.granted', '', true)"
-        )
-
-    async def record_after(self, link: Link, scope: Scope | None, shown: Sequence[Shown]) -> None:
+    async def record_after(self, link: Link, scope: Scope | None, shown: Sequence[Record]) -> None:
         """The same when that transaction is over; on another connection when this one is lost."""
         if not shown or scope is None:
             return
@@ -367,7 +360,7 @@ class ChartholdEngine(PostgresEngine):
             _refuse_the_end(transaction, sql)
             link = transaction.link
             if transaction.scope_is_over:
-                await self.leave_scope(link)
+                await link.carry_nothing()
             link.dirty |= not leaves_nothing(sql)
             return await link.connection.fetch(sql, *arguments)
         if owner_mode.get():

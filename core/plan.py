@@ -1,145 +1,27 @@
-"""A planned statement: SQL whose sensitive arguments are bound when it runs, and what to do with its rows.
+"""A planned statement: SQL whose sensitive arguments (``core.arguments``) are bound when it runs, and its rows opened.
 
-Query classes plan, the engine executes. The tenant, the token, ciphertext and blind indexes are bound at execution,
-never compiled in: ``freeze()`` keeps arguments for ever, and a token or a tenant kept so would cross tenants.
+Query classes plan, the engine executes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 from piccolo.querystring import QueryString
 from piccolo.utils.encoding import JSONDict
 
-from core.crypto.derive import Secret, forgetful
+from core.crypto.derive import forgetful
 from core.crypto.values import Kind
 from core.errors import ProtectedQueryError
 from core.residue import answers_only, is_one_statement, leaves_nothing
+from core.shown import Look, Opened
 
 if TYPE_CHECKING:
     from core.crypto.keyring import TenantKeys
 
-__all__ = [
-    "TENANT",
-    "Deferred",
-    "Look",
-    "Opened",
-    "Plan",
-    "RawPlan",
-    "Sealed",
-    "Statement",
-    "bind",
-    "needs_keys",
-    "open_rows",
-]
-
-
-class _Tenant:
-    """The open scope's tenant."""
-
-    def bind(self, tenant: UUID, keys: TenantKeys | None) -> UUID:
-        return tenant
-
-    def __repr__(self) -> str:
-        return "<tenant>"
-
-
-TENANT = _Tenant()
-
-
-class Sealed(Secret):
-    """A value to be sealed for one row. Its repr shows nothing."""
-
-    __slots__ = ("column", "kind", "row_id", "table", "value")
-
-    def __init__(self, table: str, column: str, row_id: UUID, value: Any, kind: Kind) -> None:
-        self.table = table
-        self.column = column
-        self.row_id = row_id
-        self.value = value
-        self.kind = kind
-
-    def bind(self, tenant: UUID, keys: TenantKeys | None) -> bytes | None:
-        assert keys is not None
-        return keys.sealer(self.table, self.column, self.kind).seal(self.row_id, self.value)
-
-    def __repr__(self) -> str:
-        return "<encrypted>"
-
-
-class Deferred(Secret):
-    """An argument made by a function of the tenant's keys: a blind index, a column of sealed values."""
-
-    __slots__ = ("make",)
-
-    def __init__(self, make: Callable[[TenantKeys], Any]) -> None:
-        self.make = make
-
-    def bind(self, tenant: UUID, keys: TenantKeys | None) -> Any:
-        assert keys is not None
-        return self.make(keys)
-
-    def __repr__(self) -> str:
-        return "<encrypted>"
-
-
-LATE = (_Tenant, Sealed, Deferred)
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The output positions that hold envelopes of one row of one table.
-
-    Positions count from 0 in the rows that come back; ``row`` is the position of the id of the row that the envelopes
-    are bound to; ``columns`` are their names and kinds, in the order of ``positions``.
-    """
-
-    table: str
-    row: int
-    positions: tuple[int, ...]
-    columns: tuple[tuple[str, Kind], ...]
-
-    @property
-    def names(self) -> list[str]:
-        """The columns, as the audit log names them."""
-        return sorted({name for name, _ in self.columns})
-
-    @property
-    def row_alias(self) -> str:
-        """The name under which the statement returns the row's id."""
-        return row_alias(self.row)
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """That somebody looked, which is recorded once and not for each row: at the log, or for values that stay closed.
-
-    Threat: who asks often enough whether a row has this value or that knows the value, and was never shown it.
-    """
-
-    action: Literal["audit_read", "search"]
-    table: str
-    columns: tuple[str, ...] = ()
-
-    @property
-    def call(self) -> str:
-        """The condition of a statement over ``r`` that records it."""
-        columns = "".join(f", 'columns', '{json.dumps(self.columns)}'::jsonb" for _ in self.columns[:1])
-        return (
-            f"(select charthold.record('{self.action}', '{self.table}', null, null,"
-            f" jsonb_build_object('rows', (select count(*) from r){columns}))) is not null"
-        )
-
-    def again(self, rows: int | None) -> tuple[Any, ...]:
-        """The arguments of ``core.transactions.RECORD_LOOK``."""
-        said: dict[str, Any] = {} if rows is None else {"rows": rows}
-        if self.columns:
-            said["columns"] = self.columns
-        return self.action, self.table, None, json.dumps(said) if said else None
+__all__ = ["Plan", "RawPlan", "Statement", "open_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +167,8 @@ class Plan(QueryString):
         if not self.returns:
             # What a write asks of the log it may write down.
             if self.look is not None:
-                return f"with r as ({sql}\n returning 1) select count(*) from r where {gate} having {self.look.call}"
+                looked = f"{self.look.call} is not null"
+                return f"with r as ({sql}\n returning 1) select count(*) from r where {gate} having {looked}"
             if self.counted:
                 # INSERT .. SELECT: policies look at the rows that the select made, which is when the context is set.
                 return f"{sql}\n where {gate}" + (f" returning {member}" if member else "")
@@ -293,9 +176,9 @@ class Plan(QueryString):
             # gate were shut too, but set_config() is never null.
             return f"with r as ({sql}\n) select {member or '1'} where {gate}"
         materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
-        records = "".join(f" and {_record(opened, single=single)} is not null" for opened in self.opened)
+        records = "".join(f" and {opened.call(single=single)} is not null" for opened in self.opened)
         if self.look is not None:
-            records += f" and {self.look.call}"
+            records += f" and {self.look.call} is not null"
         if relaxed and materialized and records and answers_only(sql):
             records = " and (select pg_catalog.set_config('synchronous_commit', 'off', true)) is not null" + records
         shown = f"*, {member}" if member else "*"
@@ -304,17 +187,6 @@ class Plan(QueryString):
 
 class RawPlan(QueryString):
     """SQL that a person wrote for a tenant's table."""
-
-
-@forgetful  # what the arguments are made of is plaintext
-def bind(arguments: Sequence[Any], tenant: UUID, keys: TenantKeys | None) -> list[Any]:
-    """The arguments as they go on the wire."""
-    return [a.bind(tenant, keys) if isinstance(a, LATE) else a for a in arguments]
-
-
-def needs_keys(arguments: Sequence[Any]) -> bool:
-    """Whether any argument is made with the tenant's keys."""
-    return any(isinstance(a, (Sealed, Deferred)) for a in arguments)
 
 
 @forgetful
@@ -361,14 +233,6 @@ def _document(value: Any) -> Any:
     return JSONDict(**value) if type(value) is dict else value
 
 
-def _record(opened: Opened, *, single: bool) -> str:
-    """The call that records what is shown: all rows at once, or the one that there is."""
-    row = f'r."{opened.row_alias}"'
-    ids = f"array[{row}]" if single else f"(select array_agg({row}) from r)"
-    call = f"charthold.record_read('{opened.table}', {ids}, '{{{','.join(opened.names)}}}')"
-    return call if single else f"(select {call})"
-
-
 def _look_of(query: QueryString) -> Look | None:
     """What a query inside this one looks at."""
     for argument in query.args:
@@ -377,8 +241,3 @@ def _look_of(query: QueryString) -> Look | None:
             if found is not None:
                 return found
     return None
-
-
-def row_alias(position: int) -> str:
-    """The name under which a statement returns the id that an envelope is bound to."""
-    return f"charthold_row_{position}"

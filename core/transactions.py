@@ -14,19 +14,15 @@ from piccolo.engine.postgres import PostgresTransaction, Savepoint
 from core.errors import ScopeError
 from core.pool import Link
 from core.scope import Scope
+from core.shown import Record
 
 if TYPE_CHECKING:
     from core.engine import ChartholdEngine
     from core.tenant_table import ProtectedTable
 
-__all__ = ["RECORD_LOOK", "RECORD_READ", "Shown", "Transaction"]
-
-Shown = tuple[str, tuple[Any, ...]]
+__all__ = ["Transaction"]
 
 PATIENCE = 10.0  # seconds for which a task that is cancelled waits for its rollback
-# Rows were shown, with these columns opened; the log was looked at.
-RECORD_READ = "select charthold.record_read($1, $2::uuid[], $3::text[])"
-RECORD_LOOK = "select charthold.record($1, $2, $3, null, $4::jsonb)"
 
 
 class Mark(Savepoint):
@@ -82,8 +78,8 @@ class Transaction(PostgresTransaction):
         self._savepoint: Any = None
         self._scope: Scope | None = None
         self._task: asyncio.Task[Any] | None = None
-        # What recorded that something was shown in it: SQL and arguments.
-        self.shown: list[Shown] = []
+        # What recorded that something was shown in it.
+        self.shown: list[Record] = []
         # Instances that were written in it, with what they took for stored before.
         self._written: list[tuple[ProtectedTable, dict[str, Any], bool]] = []
         # How far it was when this block, or each savepoint, began.

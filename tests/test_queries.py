@@ -15,9 +15,9 @@ from piccolo.query.functions import Upper
 from piccolo.table import Table
 
 from core import ProtectedQueryError, ScopeError, SealedValueError, transaction
+from core.arguments import bind
 from core.engine import ChartholdEngine
 from core.ids import uuid7
-from core.plan import bind
 from core.tables import Client, Facility, Tenant, User, UserActionAuditLog
 from tests.conftest import Clinic
 

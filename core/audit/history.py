@@ -24,7 +24,8 @@ from core.engine import engine
 from core.errors import ChartholdError, ProtectedQueryError
 from core.plan import Plan
 from core.scope import Scope, current_scope
-from core.transactions import RECORD_READ, Transaction
+from core.shown import Record
+from core.transactions import Transaction
 
 if TYPE_CHECKING:
     from core.crypto.keyring import TenantKeys
@@ -241,7 +242,7 @@ async def _recorded(table: type[TenantTable], rows: list[UUID]) -> _Opener:
     await engine().run_plan(
         Plan("select charthold.record_read({}, {}::uuid[], {}::text[]) as shown", name, rows, sealed)
     )
-    cast("Transaction", engine().current_transaction.get()).shown.append((RECORD_READ, (name, rows, sealed)))
+    cast("Transaction", engine().current_transaction.get()).shown.append(Record.of_rows(name, rows, sealed))
     try:
         return _Opener(table, scope, await engine().keys_of(scope))
     except MissingKeyError:  # the tenant is shredded; who did what and when remains

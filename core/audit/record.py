@@ -11,7 +11,8 @@ from piccolo.table import Table
 
 from core.engine import engine
 from core.plan import Plan
-from core.transactions import RECORD_LOOK, Transaction
+from core.shown import Record
+from core.transactions import Transaction
 
 __all__ = ["record"]
 
@@ -40,5 +41,6 @@ async def record(
     rows = await engine().run_plan(plan)
     transaction = cast("Transaction | None", engine().current_transaction.get())
     if action == "audit_read" and transaction is not None:
-        transaction.shown.append((RECORD_LOOK, tuple(plan.args[n] for n in (0, 1, 2, 4))))
+        name, row, _, said = plan.args[1:]
+        transaction.shown.append(Record.of_action(action, name, row, said))
     return cast("UUID", rows[0]["id"])

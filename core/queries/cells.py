@@ -13,9 +13,9 @@ from piccolo.columns import JSON, Array, Column
 from piccolo.table import Table
 from piccolo.utils.sql_values import convert_to_sql_value
 
+from core.arguments import TENANT, Deferred
 from core.columns import BlindIndex, CreatedAt, Encrypted, TenantId
 from core.crypto.keyring import TenantKeys
-from core.plan import TENANT, Deferred
 
 __all__ = ["PLAIN", "Cells", "index_argument", "indexes_of", "placeholder", "source"]
 

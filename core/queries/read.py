@@ -28,7 +28,7 @@ from piccolo.table import Table
 from core.columns import Encrypted
 from core.crypto.derive import forgetful_later
 from core.errors import ProtectedQueryError
-from core.plan import Look, Opened, Plan, RawPlan, row_alias
+from core.plan import Plan, RawPlan
 from core.queries.quiet import Kept, QuietCreate, QuietGetOrCreate, QuietJSON, QuietList
 from core.queries.shape import SHAPES, NoShapeError, columns_shape, where_shape
 from core.queries.where import (
@@ -42,6 +42,7 @@ from core.queries.where import (
     searched,
 )
 from core.schema import Index
+from core.shown import Look, Opened, row_alias
 
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
 

@@ -27,11 +27,12 @@ from piccolo.query.functions.aggregate import Count
 from piccolo.querystring import QueryString
 from piccolo.table import Table
 
+from core.arguments import TENANT, Deferred
 from core.columns import BlindIndex, Encrypted, EndsWith, InMonth, InYear, StartsWith
 from core.crypto.derive import forgetful
 from core.crypto.keyring import TenantKeys
 from core.errors import ProtectedQueryError
-from core.plan import TENANT, Deferred, Plan
+from core.plan import Plan
 from core.queries.shape import is_computed
 
 __all__ = [

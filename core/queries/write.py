@@ -17,11 +17,12 @@ from piccolo.querystring import QueryString
 from piccolo.table import Table
 from piccolo.utils.sql_values import convert_to_sql_value
 
+from core.arguments import Deferred, Sealed
 from core.columns import BlindIndex, CreatedAt, Encrypted, RowId, TenantId
 from core.crypto.derive import forgetful, forgetful_later
 from core.crypto.values import Kind
 from core.errors import ProtectedQueryError, ScopeError
-from core.plan import Deferred, Plan, Sealed
+from core.plan import Plan
 from core.queries.cells import PLAIN, Cells, index_argument, indexes_of, placeholder, plain, source
 from core.queries.quiet import Kept, QuietValues
 from core.queries.read import opened_columns

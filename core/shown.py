@@ -1,0 +1,100 @@
+"""What is shown, and the records of it: written by the statement that shows it, and again when a rollback took them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from uuid import UUID
+
+from core.crypto.values import Kind
+
+if TYPE_CHECKING:
+    from core.pool import Link
+
+__all__ = ["Look", "Opened", "Record", "row_alias"]
+
+
+class Record(NamedTuple):
+    """A call that writes one kind of record, to be made once more."""
+
+    sql: str
+    arguments: tuple[Any, ...]
+
+    @classmethod
+    def of_rows(cls, table: str, rows: Sequence[UUID], columns: Sequence[str]) -> Record:
+        """That these columns of these rows were opened."""
+        return cls("select charthold.record_read($1, $2::uuid[], $3::text[])", (table, rows, columns))
+
+    @classmethod
+    def of_action(cls, action: str, table: str | None, row: UUID | None, said: str | None) -> Record:
+        """That somebody did something; ``said`` is a JSON document."""
+        return cls("select charthold.record($1, $2, $3, null, $4::jsonb)", (action, table, row, said))
+
+    async def write(self, link: Link) -> None:
+        """Write it, in the link's transaction and the scope that this is in."""
+        await link.connection.fetchval(self.sql, *self.arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The output positions that hold envelopes of one row of one table.
+
+    Positions count from 0 in the rows that come back; ``row`` is the position of the id of the row that the envelopes
+    are bound to; ``columns`` are their names and kinds, in the order of ``positions``.
+    """
+
+    table: str
+    row: int
+    positions: tuple[int, ...]
+    columns: tuple[tuple[str, Kind], ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The columns, as the audit log names them."""
+        return sorted({name for name, _ in self.columns})
+
+    def call(self, *, single: bool) -> str:
+        """What records, in a statement over ``r``, that its rows are shown: all at once, or the one that there is."""
+        row = f'r."{row_alias(self.row)}"'
+        ids = f"array[{row}]" if single else f"(select array_agg({row}) from r)"
+        call = f"charthold.record_read('{self.table}', {ids}, '{{{','.join(self.names)}}}')"
+        return call if single else f"(select {call})"
+
+    def record(self, rows: Sequence[Any]) -> Record:
+        """What was recorded when these rows came back."""
+        return Record.of_rows(self.table, [row[self.row] for row in rows], self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """That somebody looked, which is recorded once and not for each row: at the log, or for values that stay closed.
+
+    Threat: who asks often enough whether a row has this value or that knows the value, and was never shown it.
+    """
+
+    action: Literal["audit_read", "search"]
+    table: str
+    columns: tuple[str, ...] = ()
+
+    @property
+    def call(self) -> str:
+        """What records it, in a statement over ``r``."""
+        columns = "".join(f", 'columns', '{json.dumps(self.columns)}'::jsonb" for _ in self.columns[:1])
+        return (
+            f"(select charthold.record('{self.action}', '{self.table}', null, null,"
+            f" jsonb_build_object('rows', (select count(*) from r){columns})))"
+        )
+
+    def record(self, rows: int | None) -> Record:
+        """What was recorded; ``rows`` is how many came back, or None when nobody knows yet."""
+        said: dict[str, Any] = {} if rows is None else {"rows": rows}
+        if self.columns:
+            said["columns"] = self.columns
+        return Record.of_action(self.action, self.table, None, json.dumps(said) if said else None)
+
+
+def row_alias(position: int) -> str:
+    """The name under which a statement returns the id that an envelope is bound to."""
+    return f"charthold_row_{position}"
