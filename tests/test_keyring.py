@@ -439,8 +439,8 @@ async def test_rows_stay_readable_and_findable_through_a_rotation(world):
                 continue  # before the last step all digests were made again under the current version
             assert writer.blind(label, spec, "Nguyen") in reader.blind_all(label, spec, "NGUYEN")
             if 2 in reader.versions or writer.current_version == 1:
-                envelope = writer.sealer("client", "x").seal(ROW, "Nguyen")
-                assert reader.sealer("client", "x").open(ROW, envelope) == "Nguyen"
+                envelope = writer.sealer("client", "x", Kind.TEXT).seal(ROW, "Nguyen")
+                assert reader.sealer("client", "x", Kind.TEXT).open(ROW, envelope) == "Nguyen"
     assert [view.current_version for view in views] == [1, 1, 2, 2]
     assert [view.search_versions for view in views] == [(1,), (2, 1), (2, 1), (2,)]
 
@@ -448,7 +448,7 @@ async def test_rows_stay_readable_and_findable_through_a_rotation(world):
 async def test_keys_of_an_uncommitted_tenant_open_without_the_cache(world):
     key = await world.keyring.make_key(OTHER)
     keys = await world.keyring.open_keys(OTHER, [key])
-    assert keys.sealer("client", "x").open(ROW, keys.sealer("client", "x").seal(ROW, "a")) == "a"
+    assert keys.sealer("client", "x", Kind.TEXT).open(ROW, keys.sealer("client", "x", Kind.TEXT).seal(ROW, "a")) == "a"
     assert world.keyring.cached(OTHER) is None
 
 
@@ -469,9 +469,9 @@ async def test_wrapped_keys_move_to_a_new_master_key():
     moved = await new.rewrap(TENANT, key)
     assert (moved.version, moved.status) == (key.version, key.status)
     assert moved.kek == both.describe()["kek"] != key.kek == both.describe()["retired"]
-    envelope = (await old.open_keys(TENANT, [key])).sealer("t", "c").seal(ROW, "x")
+    envelope = (await old.open_keys(TENANT, [key])).sealer("t", "c", Kind.TEXT).seal(ROW, "x")
     alone = Keyring(LocalProvider(b"n" * 32), lambda _: None)
-    assert (await alone.open_keys(TENANT, [moved])).sealer("t", "c").open(ROW, envelope) == "x"
+    assert (await alone.open_keys(TENANT, [moved])).sealer("t", "c", Kind.TEXT).open(ROW, envelope) == "x"
     with pytest.raises(KeyProviderError, match=f"{key.kek}.*CHARTHOLD_RETIRED_MASTER_KEYS"):
         await alone.open_keys(TENANT, [key])
 

@@ -66,7 +66,7 @@ class Sealer(Secret):
         tenant_id: UUID,
         table: str,
         column: str,
-        kind: Kind | None,
+        kind: Kind,
     ) -> None:
         self.tenant_id = tenant_id
         self.table = table

@@ -73,8 +73,8 @@ class TenantKeys(Secret):
         self._versions = MappingProxyType({key.version: key for _, key in rows})
         self.current_version = max((row.version for row, _ in rows if row.status == "current"), default=None)
         self.search_versions = tuple(row.version for row, _ in reversed(rows) if row.status in SEARCHED)
-        self._sealers: dict[tuple[str, str, Kind | None], Sealer] = {}
-        self._rows: dict[tuple[str, tuple[tuple[str, Kind | None], ...]], RowSealer] = {}
+        self._sealers: dict[tuple[str, str, Kind], Sealer] = {}
+        self._rows: dict[tuple[str, tuple[tuple[str, Kind], ...]], RowSealer] = {}
 
     def __setattr__(self, name: str, value: object) -> None:
         if hasattr(self, name):
@@ -118,8 +118,8 @@ class TenantKeys(Secret):
         digests = [spec.digest(self._key(version).index(label), value) for version in self.search_versions]
         return [digest for digest in digests if digest is not None]
 
-    def sealer(self, table: str, column: str, kind: Kind | None = None) -> Sealer:
-        """Seals and opens one column. ``kind`` fixes the type; without it the value's own type decides."""
+    def sealer(self, table: str, column: str, kind: Kind) -> Sealer:
+        """Seals and opens one column, whose values are of that kind."""
         place = table, column, kind
         sealer = self._sealers.get(place)
         if sealer is None:
@@ -127,7 +127,7 @@ class TenantKeys(Secret):
             self._sealers[place] = sealer
         return sealer
 
-    def row(self, table: str, columns: tuple[tuple[str, Kind | None], ...]) -> RowSealer:
+    def row(self, table: str, columns: tuple[tuple[str, Kind], ...]) -> RowSealer:
         """Seals and opens these columns of a table together, in this order."""
         place = table, columns
         row = self._rows.get(place)

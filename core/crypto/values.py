@@ -14,14 +14,13 @@ from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from enum import Enum, IntEnum
-from functools import partial
 from typing import Any, NoReturn
 
 from core.crypto.derive import forgetful
 from core.crypto.envelope import pad, unpad
 from core.errors import SealedValueError
 
-__all__ = ["Kind", "decode", "decoder", "encode", "encoder", "kind_of"]
+__all__ = ["Kind", "decode", "decoder", "encode", "encoder"]
 
 
 class Kind(IntEnum):
@@ -53,42 +52,19 @@ _dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, se
 _load = json.JSONDecoder(parse_constant=_no_constant).raw_decode
 
 
-def kind_of(value: object) -> Kind:
-    """The kind that a Python value has when no column says otherwise."""
-    if isinstance(value, str):
-        return Kind.TEXT
-    if isinstance(value, datetime):
-        return _refuse(None, value)
-    if isinstance(value, date):
-        return Kind.DATE
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Kind.INTEGER
-    if isinstance(value, Decimal):
-        return Kind.DECIMAL
-    if isinstance(value, (dict, list, tuple, bool, float)):
-        return Kind.JSON
-    return _refuse(None, value)
-
-
 @forgetful
-def encode(value: object, kind: Kind | None = None) -> bytes:
+def encode(value: object, kind: Kind) -> bytes:
     """The padded plaintext of a value. None is not a value: a NULL stays NULL."""
-    return _encode(value) if kind is None else _ENCODERS[kind](value)
+    return _ENCODERS[kind](value)
 
 
-def _encode(value: object) -> bytes:
-    return _ENCODERS[kind_of(value)](value)
-
-
-def encoder(kind: Kind | None) -> Callable[[Any], bytes]:
+def encoder(kind: Kind) -> Callable[[Any], bytes]:
     """What ``encode`` does for one kind, for callers that are ``forgetful`` themselves."""
-    return _encode if kind is None else _ENCODERS[kind]
+    return _ENCODERS[kind]
 
 
-def decoder(kind: Kind | None) -> Callable[[bytes], Any]:
+def decoder(kind: Kind) -> Callable[[bytes], Any]:
     """What ``decode`` does for one kind, for callers that are ``forgetful`` themselves."""
-    if kind is None:
-        return partial(_decode, None)
     tag, read = int(kind), _DECODERS[kind]
 
     def typed(plaintext: bytes) -> Any:
@@ -105,29 +81,26 @@ def decoder(kind: Kind | None) -> Callable[[bytes], Any]:
 
 
 @forgetful
-def decode(plaintext: bytes, kind: Kind | None = None) -> Any:
+def decode(plaintext: bytes, kind: Kind) -> Any:
     """The value of a padded plaintext; ``SealedValueError`` unless it is of this ``kind``."""
     return _decode(kind, plaintext)
 
 
-def _decode(kind: Kind | None, plaintext: bytes) -> Any:
+def _decode(kind: Kind, plaintext: bytes) -> Any:
     content = unpad(plaintext)
-    tag = content[0] if content else 0
-    if kind is not None and tag != kind:
+    if content[:1] != bytes((kind,)):
         raise SealedValueError(f"A sealed value is not of the kind {kind.name.lower()} that its column declares.")
-    read = _DECODERS.get(tag)
-    if read is not None:
-        try:
-            return read(content[1:])
-        except _REFUSALS:
-            pass
-    raise SealedValueError("A sealed value has an unknown tag or content that does not fit its tag.")
+    try:
+        return _DECODERS[kind](content[1:])
+    except _REFUSALS:
+        pass
+    raise SealedValueError(f"A sealed value has content that does not fit its kind {kind.name.lower()}.")
 
 
-def _refuse(kind: Kind | None, value: object) -> NoReturn:
-    what = "value" if kind is None else kind.name.lower()
+def _refuse(kind: Kind, value: object) -> NoReturn:
+    of = type(value).__name__
     raise SealedValueError(
-        f"A sealed {what} cannot be made of this {type(value).__name__}: see the kinds in docs/envelope.md."
+        f"A sealed {kind.name.lower()} cannot be made of this {of}: see the kinds in docs/envelope.md."
     )
 
 
@@ -216,7 +189,7 @@ _ENCODERS: dict[Kind, Callable[[Any], bytes]] = {
     Kind.DECIMAL: _encode_decimal,
     Kind.JSON: _encode_json,
 }
-_DECODERS: dict[int, Callable[[bytes], Any]] = {
+_DECODERS: dict[Kind, Callable[[bytes], Any]] = {
     Kind.TEXT: bytes.decode,
     Kind.DATE: _decode_date,
     Kind.INTEGER: _decode_integer,

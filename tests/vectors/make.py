@@ -177,7 +177,7 @@ def refused(good: dict[str, Any]) -> list[dict[str, Any]]:
         case("padding only", sealed(b"\x80".ljust(16, b"\0"))),
         case("unknown type", sealed(b"\x06a\x80".ljust(16, b"\0"))),
         case("text that is not UTF-8", sealed(b"\x01\xff\x80".ljust(16, b"\0"))),
-        case("a date in a text column", sealed(encode(date(1980, 2, 29)))),
+        case("a date in a text column", sealed(encode(date(1980, 2, 29), Kind.DATE))),
         case("a day that does not exist", sealed(b"\x021981-02-29\x80".ljust(16, b"\0")), kind="date"),
         case("a week date", sealed(b"\x021981-W09-1\x80".ljust(16, b"\0")), kind="date"),
         case("an integer with a leading zero", sealed(b"\x0307\x80".ljust(16, b"\0")), kind="integer"),
