@@ -1,8 +1,7 @@
 # ruff: noqa: INP001
 """Verify that a record stands in a signed audit log: python verify_proof.py PROOF.json [PUBLIC_KEY_HEX]
 
-Needs Python 3.11 and the package "cryptography", nothing of Charthold. The formats are those of audit-log.md. Without a
-public key that you got from somewhere else, the proof only shows that it agrees with the key that it brings along.
+Needs Python 3.11 and "cryptography", nothing of Charthold; see audit-log.md. Without a key a proof only proves itself.
 
 Exit status: 0 proved, 1 not proved, 2 there is no proof to look at.
 """
@@ -57,7 +56,12 @@ for sibling in map(bytes.fromhex, proof["path"]):
     while left and not fn & 1 and fn:
         fn, sn = fn >> 1, sn >> 1
     fn, sn = fn >> 1, sn >> 1
-if sn or node.hex() != head["root_hash"] or record[36:52] != UUID(head["tenant_id"]).bytes:
+if (
+    sn
+    or not 0 <= proof["leaf"] < head["tree_size"]
+    or node.hex() != head["root_hash"]
+    or record[36:52] != UUID(head["tenant_id"]).bytes
+):
     sys.exit("NOT PROVED: the record is not in the signed tree.")
 
 # 3. What the record says.

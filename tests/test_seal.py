@@ -24,8 +24,9 @@ import core.audit.verify as verifying
 from core import record as record_action
 from core import scope, transaction
 from core.audit.canonical import COLUMNS, PROBE, PROBE_SQL, decode, encode, jsonb_text
-from core.audit.head import public_keys
-from core.audit.proof import prove
+from core.audit.head import HEAD_COLUMNS, SealKey, TreeHead, public_keys
+from core.audit.merkle import leaf_hash, node_hash
+from core.audit.proof import prove, prove_growth
 from core.audit.seal import seal
 from core.audit.verify import verify
 from core.commands.seal_audit import seal_audit
@@ -36,7 +37,8 @@ from core.ids import uuid7
 from core.settings import settings
 from core.tables import Facility, Tenant
 
-VERIFY_PROOF = Path(__file__).parent.parent / "docs" / "verify_proof.py"
+DOCS = Path(__file__).parent.parent / "docs"
+VERIFY_PROOF, VERIFY_GROWTH = DOCS / "verify_proof.py", DOCS / "verify_growth.py"
 LOG = "public.user_action_audit_log"
 COPIED = f"insert into {LOG} select * from spare_log; insert into public.audit_seal select * from spare_seal"
 
@@ -526,9 +528,9 @@ async def test_the_tree_goes_on_when_a_dump_is_restored_on_a_new_server(victim, 
 # --- proofs and commands --------------------------------------------------------------------------------------------
 
 
-def run_script(path: Path, *arguments: str) -> subprocess.CompletedProcess:
+def run_script(path: Path, *arguments: str, script: Path = VERIFY_PROOF) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-I", str(VERIFY_PROOF), str(path), *arguments], capture_output=True, text=True, cwd="/"
+        [sys.executable, "-I", str(script), str(path), *arguments], capture_output=True, text=True, cwd="/"
     )
 
 
@@ -546,6 +548,9 @@ async def test_a_script_without_our_package_verifies_a_proof(victim, superuser, 
         assert done.returncode == 0, done.stderr
         assert f"PROVED under the key given, {key}" in done.stdout
         assert f"id: {record}" in done.stdout
+    # Who took a record out of the log is in the log.
+    taken = f"select count(*) from {LOG} where tenant_id = $1 and new_values ->> 'proved' = $2"
+    assert await superuser.fetchval(taken, clinic.tenant, str(record)) == 1
     assert run_script(path, "00" * 32).returncode != 0
     for name, value in {
         "record": proof["record"][:-1] + ("1" if proof["record"][-1] == "0" else "0"),
@@ -555,6 +560,19 @@ async def test_a_script_without_our_package_verifies_a_proof(victim, superuser, 
     }.items():
         path.write_text(json.dumps(proof | {name: value}), encoding="utf-8")
         assert run_script(path, key).returncode != 0, name
+    # The path of a last leaf goes to the left only, as that of a leaf before the first would.
+    size, root, whole = 8, [leaf_hash(bytes.fromhex(proof["record"]))], SealKey(master_key(settings()))
+    siblings = [bytes([n]) * 32 for n in range(3)]
+    for sibling in siblings:
+        root.append(node_hash(sibling, root[-1]))
+    said = {
+        name: getattr(exported[0], name) for name in HEAD_COLUMNS.split(", ") if name not in ("key_id", "signature")
+    }
+    head = whole.sign(**said | {"tree_size": size, "root_hash": root[-1]}).to_json()
+    forged = proof | {"head": head, "path": [sibling.hex() for sibling in siblings]}
+    for leaf, status in ((7, 0), (-1, 1), (8, 1), (15, 1)):
+        path.write_text(json.dumps(forged | {"leaf": leaf}), encoding="utf-8")
+        assert run_script(path, key).returncode == status, leaf
 
 
 async def test_a_changed_record_and_an_unsealed_one_have_no_proof(victim, superuser):
@@ -578,6 +596,74 @@ async def test_a_changed_record_and_an_unsealed_one_have_no_proof(victim, superu
     await restore(superuser)
 
 
+async def test_a_script_without_our_package_verifies_that_a_log_only_grew(victim, superuser, tmp_path):
+    clinic, _ = victim
+    await write(clinic, 1)
+    await sealed(clinic)
+    rows = await superuser.fetch(f"select {HEAD_COLUMNS} from audit_seal where tenant_id = $1", clinic.tenant)
+    heads = sorted(map(TreeHead.from_row, rows), key=lambda head: head.tree_size)
+    assert len(heads) > 6
+    kept, path, key = tmp_path / "heads.jsonl", tmp_path / "growth.json", public_keys(settings())[heads[0].key_id].hex()
+    lines = [json.dumps(head.to_json() | {"public_key": key}) for head in heads]
+
+    def judge(proof, kept_lines=lines):
+        path.write_text(json.dumps(proof), encoding="utf-8")
+        kept.write_text("\n".join(kept_lines), encoding="utf-8")
+        return run_script(path, str(kept), script=VERIFY_GROWTH)
+
+    for head in heads:
+        async with clinic.as_admin():
+            proof = await prove_growth(head)
+        done = judge(proof)
+        assert done.returncode == 0, done.stderr
+        assert f"the {head.tree_size} records sealed at" in done.stdout
+        assert f"the first of the {heads[-1].tree_size} sealed at" in done.stdout
+    async with clinic.as_admin():
+        proof = await prove_growth(heads[2])
+    assert judge(proof, [lines[2][:40], *lines]).returncode == 0  # a crash tore a line
+    refused = {
+        "none of those that were kept": [
+            judge(proof, lines[3:]),
+            judge(proof | {"first": heads[3].to_json()}, lines[:3]),
+            judge(proof, [line.replace(key, "00" * 32) for line in lines]),
+        ],
+        "the second head is not signed": [judge(proof | {"second": proof["second"] | {"tree_size": 10**6}})],
+        "does not begin with the first": [
+            judge(proof | {"path": proof["path"][::-1]}),
+            judge(proof | {"path": proof["path"][:-1]}),
+            judge(proof | {"path": [*proof["path"], proof["path"][0]]}),
+            judge(proof | {"first": heads[3].to_json()}),
+            judge(proof | {"first": proof["second"], "second": proof["first"]}),
+            judge(proof | {"second": heads[3].to_json()}),
+        ],
+    }
+    for why, judged in refused.items():
+        for done in judged:
+            assert (done.returncode, why in done.stderr) == (1, True), done.stderr
+    assert run_script(tmp_path / "absent", str(kept), script=VERIFY_GROWTH).returncode == 2
+    await restore(superuser)
+
+
+async def test_a_head_of_another_past_has_no_proof_that_the_log_only_grew(victim, hillside, superuser):
+    clinic, exported = victim
+    said = {
+        name: getattr(exported[0], name) for name in HEAD_COLUMNS.split(", ") if name not in ("key_id", "signature")
+    }
+    signer = SealKey(master_key(settings()))
+    async with clinic.as_admin():
+        for other in ({"root_hash": bytes(32)}, {"tree_size": 10**6}, {"tree_size": 0}):
+            with pytest.raises(ChartholdError, match="the past was rewritten, or taken back"):
+                await prove_growth(signer.sign(**said | other))
+        with pytest.raises(ChartholdError, match="not signed for this tenant by a master key"):
+            await prove_growth(SealKey(os.urandom(32)).sign(**said))
+        with pytest.raises(ChartholdError, match="not signed for this tenant"):
+            await prove_growth(signer.sign(**said | {"tenant_id": hillside.tenant}))
+        await superuser.execute("delete from audit_seal where tenant_id = $1", clinic.tenant)
+        with pytest.raises(ChartholdError, match="Nothing of this tenant's log is sealed"):
+            await prove_growth(exported[0])
+    await restore(superuser)
+
+
 async def test_the_commands_seal_export_verify_and_say_what_is_wrong(victim, hillside, superuser, tmp_path, capsys):
     clinic, _ = victim
     path = tmp_path / "heads.jsonl"
@@ -593,6 +679,13 @@ async def test_the_commands_seal_export_verify_and_say_what_is_wrong(victim, hil
     record = await superuser.fetchval(f"select id from {LOG} where reason = 'turn 2' limit 1")
     await verify_audit.__wrapped__(tenant="lakeside", proof=str(record))
     assert json.loads(capsys.readouterr().out)["says"]["id"] == str(record)
+    assert await verify_audit.__wrapped__(tenant="lakeside", growth=str(path)) == 0
+    grown = json.loads(capsys.readouterr().out)
+    assert grown["first"]["tree_size"] <= grown["second"]["tree_size"]
+    with pytest.raises(ChartholdError, match="A proof is about one tenant"):
+        await verify_audit.__wrapped__(growth=str(path))
+    with pytest.raises(ChartholdError, match="One of --proof, --growth and --heads"):
+        await verify_audit.__wrapped__(tenant="lakeside", growth=str(path), heads=str(path))
 
     await superuser.execute(f"delete from {LOG} where id = $1", record)
     assert await verify_audit.__wrapped__(heads=str(path)) == 1

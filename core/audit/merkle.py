@@ -14,13 +14,12 @@ from typing import Self
 __all__ = [
     "HASH_BYTES",
     "Frontier",
-    "consistency_proof",
+    "Range",
+    "Ranges",
     "consistency_ranges",
-    "inclusion_proof",
     "inclusion_ranges",
     "leaf_hash",
     "node_hash",
-    "range_hashes",
     "tree_hash",
     "verify_consistency",
     "verify_inclusion",
@@ -138,29 +137,22 @@ def consistency_ranges(first: int, second: int) -> list[Range]:
     return found[::-1]
 
 
-def range_hashes(ranges: Sequence[Range], leaves: Iterable[bytes]) -> list[bytes]:
-    """The hash of each range of leaves. The ranges do not overlap, so the leaves pass by once, in order."""
-    order = sorted(range(len(ranges)), key=ranges.__getitem__)
-    trees = [Frontier() for _ in ranges]
-    turn = 0
-    for position, leaf in enumerate(leaves):
-        while turn < len(order) and position >= ranges[order[turn]][1]:
-            turn += 1
-        if turn == len(order):
-            break
-        if position >= ranges[order[turn]][0]:
-            trees[order[turn]].append(leaf)
-    return [tree.root() for tree in trees]
+class Ranges:
+    """The hashes of ranges of leaves, which do not overlap, while all leaves pass by in order."""
 
+    def __init__(self, ranges: Sequence[Range]) -> None:
+        self._trees = {part: Frontier() for part in ranges}
+        self._passed = 0
 
-def inclusion_proof(index: int, leaves: Sequence[bytes]) -> list[bytes]:
-    """The proof that the leaf at ``index`` is in the tree over ``leaves``."""
-    return range_hashes(inclusion_ranges(index, len(leaves)), leaves)
+    def extend(self, leaves: Sequence[bytes]) -> None:
+        """The next leaves."""
+        for (start, end), tree in self._trees.items():
+            tree.extend(leaves[max(start - self._passed, 0) : max(end - self._passed, 0)])
+        self._passed += len(leaves)
 
-
-def consistency_proof(first: int, leaves: Sequence[bytes]) -> list[bytes]:
-    """The proof that the tree over the first ``first`` leaves grew into the tree over all of them."""
-    return range_hashes(consistency_ranges(first, len(leaves)), leaves)
+    def hashes(self) -> list[bytes]:
+        """The hash of each range."""
+        return [tree.root() for tree in self._trees.values()]
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:

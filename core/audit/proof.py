@@ -1,7 +1,10 @@
-"""Inclusion proofs: one record's place in a signed tree, for somebody who has neither our database nor our package."""
+"""Proofs for somebody who has neither our database nor our package: that a record is in the signed tree, and that the
+tree which was signed once is the beginning of the one that is signed now.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -9,16 +12,27 @@ import asyncpg
 
 from core.audit.canonical import decode
 from core.audit.head import HEAD_COLUMNS, TreeHead, public_keys
-from core.audit.merkle import HASH_BYTES, Frontier, inclusion_ranges, leaf_hash, verify_inclusion
-from core.audit.stream import in_scope, records
+from core.audit.merkle import (
+    HASH_BYTES,
+    Range,
+    Ranges,
+    consistency_ranges,
+    inclusion_ranges,
+    leaf_hash,
+    verify_consistency,
+    verify_inclusion,
+)
+from core.audit.record import record as record_action
+from core.audit.stream import Connection, in_scope, records
 from core.errors import ChartholdError
 from core.explain import explain
 from core.scope import current_scope
 from core.settings import settings
 
-__all__ = ["prove"]
+__all__ = ["prove", "prove_growth"]
 
-FORMAT = "charthold.inclusion-proof.v1"
+INCLUSION = "charthold.inclusion-proof.v1"
+CONSISTENCY = "charthold.consistency-proof.v1"
 
 NEWEST = f"select {HEAD_COLUMNS} from public.audit_seal where tenant_id = $1 order by tree_size desc limit 1"
 PLACE = """select tree_size - cardinality(record_ids) + array_position(record_ids, $2) - 1
@@ -29,10 +43,11 @@ LEAVES = "select leaf_hashes from public.audit_seal where tenant_id = $1 order b
 async def prove(record: UUID) -> dict[str, Any]:
     """The proof that the record is in the tree of the newest head, as JSON data; ``docs/verify_proof.py`` verifies it.
 
-    It holds the record itself, with PHI as the ciphertext that the log holds. Raises ``ChartholdError`` when the record
-    is not sealed, or is not what was sealed.
+    It holds the record itself, with PHI as the ciphertext that the log holds; that it was taken out is recorded. Raises
+    ``ChartholdError`` when the record is not sealed, or is not what was sealed.
     """
     tenant = current_scope().tenant
+    await record_action("audit_read", new={"proved": str(record)})
     try:
         async with in_scope(snapshot=True) as connection:
             found = [
@@ -47,23 +62,15 @@ async def prove(record: UUID) -> dict[str, Any]:
             if row is None or index is None:
                 raise ChartholdError(f"Record {record} is not sealed yet. Run: piccolo core seal_audit")
             head, keys = TreeHead.from_row(row), public_keys(settings())
-            ranges = inclusion_ranges(index, head.tree_size)
-            parts = {part: Frontier() for part in ranges}
-            at = 0
-            async for (hashes,) in connection.cursor(LEAVES, tenant, prefetch=1):
-                leaves = [hashes[place : place + HASH_BYTES] for place in range(0, len(hashes), HASH_BYTES)]
-                for (start, end), tree in parts.items():
-                    tree.extend(leaves[max(start - at, 0) : max(end - at, 0)])
-                at += len(leaves)
+            path = await _hashes(connection, tenant, inclusion_ranges(index, head.tree_size))
     except asyncpg.PostgresError as error:
         raise explain(error) from None
-    path = [parts[part].root() for part in ranges]
     if not head.is_signed_by(keys) or not verify_inclusion(
         leaf_hash(found[0]), index, head.tree_size, path, head.root_hash
     ):
         raise ChartholdError(f"Record {record} or its tree is not what was sealed. Run: piccolo core verify_audit")
     return {
-        "format": FORMAT,
+        "format": INCLUSION,
         "says": decode(found[0]),
         "record": found[0].hex(),
         "leaf": index,
@@ -71,3 +78,49 @@ async def prove(record: UUID) -> dict[str, Any]:
         "head": head.to_json(),
         "public_key": keys[head.key_id].hex(),
     }
+
+
+async def prove_growth(first: TreeHead) -> dict[str, Any]:
+    """The proof that the tree of the newest head begins with the tree of ``first``, a head that was exported before.
+
+    JSON data; ``docs/verify_growth.py`` verifies it. Raises ``ChartholdError`` when it does not, or when one of the
+    heads is not signed by a key of ours.
+    """
+    tenant = current_scope().tenant
+    try:
+        async with in_scope(snapshot=True) as connection:
+            row = await connection.fetchrow(NEWEST, tenant)
+            if row is None:
+                raise ChartholdError("Nothing of this tenant's log is sealed. Run: piccolo core seal_audit")
+            newest, keys = TreeHead.from_row(row), public_keys(settings())
+            for head, whose in ((first, "exported"), (newest, "newest")):
+                if head.tenant_id != tenant or not head.is_signed_by(keys):
+                    raise ChartholdError(
+                        f"The {whose} head is not signed for this tenant by a master key that is configured. "
+                        "Set CHARTHOLD_RETIRED_MASTER_KEYS to those before, or run: piccolo core verify_audit"
+                    )
+            path: list[bytes] = []
+            if 0 < first.tree_size <= newest.tree_size:
+                path = await _hashes(connection, tenant, consistency_ranges(first.tree_size, newest.tree_size))
+    except asyncpg.PostgresError as error:
+        raise explain(error) from None
+    if not verify_consistency(first.tree_size, newest.tree_size, first.root_hash, newest.root_hash, path):
+        raise ChartholdError(
+            f"The tree did not grow out of the exported head of {first.tree_size} records: the past was rewritten, or "
+            "taken back. Run: piccolo core verify_audit --heads=FILE"
+        )
+    return {
+        "format": CONSISTENCY,
+        "first": first.to_json(),
+        "second": newest.to_json(),
+        "path": [node.hex() for node in path],
+        "public_keys": {head.key_id: keys[head.key_id].hex() for head in (first, newest)},
+    }
+
+
+async def _hashes(connection: Connection, tenant: UUID, ranges: Sequence[Range]) -> list[bytes]:
+    """The hashes of these ranges of the tenant's leaves, as the lists beside the heads have them."""
+    found = Ranges(ranges)
+    async for (hashes,) in connection.cursor(LEAVES, tenant, prefetch=1):
+        found.extend([hashes[place : place + HASH_BYTES] for place in range(0, len(hashes), HASH_BYTES)])
+    return found.hashes()

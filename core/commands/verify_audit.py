@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import UUID
 
 from core.audit.head import TreeHead, public_keys
-from core.audit.proof import prove
+from core.audit.proof import prove, prove_growth
 from core.audit.record import record as record_action
 from core.audit.report import Report
 from core.audit.verify import verify
@@ -23,7 +23,14 @@ __all__ = ["read_heads", "verify_audit"]
 
 @command()
 async def verify_audit(
-    *, tenant: str = ALL, proof: str = "", heads: str = "", actor: str = "", json: bool = False, quiet: bool = False
+    *,
+    tenant: str = ALL,
+    proof: str = "",
+    growth: str = "",
+    heads: str = "",
+    actor: str = "",
+    json: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Compute each tenant's tree again from the log itself, and name what is not as it was sealed.
 
@@ -36,18 +43,26 @@ async def verify_audit(
     :param proof:
         Print a proof, as JSON, that this record (its id in the log) stands in the signed tree; docs/verify_proof.py
         verifies it anywhere.
+    :param growth:
+        Print a proof, as JSON, that the log only grew since the tenant's newest head in this file, which seal_audit
+        --export wrote; docs/verify_growth.py verifies it anywhere.
     :param heads:
         A file that seal_audit --export wrote: shows whether the past was rewritten since, by whomever.
 
     """
-    exported, unread = read_heads(Path(heads)) if heads else ([], [])
+    if sum(map(bool, (proof, growth, heads))) > 1:
+        raise Failure("One of --proof, --growth and --heads at a time.")
+    exported, unread = read_heads(Path(heads or growth)) if heads or growth else ([], [])
     if unread:
-        errors().print(f"{heads}: no head in line {', '.join(map(str, unread))}. The others are compared.")
-    if proof and tenant == ALL:
-        raise Failure("A record belongs to a tenant. Name it, as in --tenant=lakeside.")
+        errors().print(f"{heads or growth}: no head in line {', '.join(map(str, unread))}. The others are compared.")
+    if (proof or growth) and tenant == ALL:
+        raise Failure("A proof is about one tenant. Name it, as in --tenant=lakeside.")
     tenants = await by_slug(tenant, actor)
     if proof:
         await _print_proof(tenants[tenant], actor, proof)
+        return 0
+    if growth:
+        await _print_growth(tenants[tenant], actor, exported, growth)
         return 0
 
     reports: dict[str, Report] = {}
@@ -117,6 +132,15 @@ async def _print_proof(tenant: UUID, actor: str, record: str) -> None:
         raise Failure("--proof takes the id of a record of the log, a UUID.") from None
     async with scope(tenant=tenant, actor=await resolve_actor(tenant, actor), reason="prove an audit record"):
         print(jsonlib.dumps(await prove(record_id), indent=2, ensure_ascii=False))
+
+
+async def _print_growth(tenant: UUID, actor: str, exported: list[TreeHead], file: str) -> None:
+    kept = [head for head in exported if head.tenant_id == tenant]
+    if not kept:
+        raise Failure(f"{file} has no head of this tenant.")
+    async with scope(tenant=tenant, actor=await resolve_actor(tenant, actor), reason="prove that the log only grew"):
+        proved = await prove_growth(max(kept, key=lambda head: head.tree_size))
+        print(jsonlib.dumps(proved, indent=2))
 
 
 def _print_report(slug: str, report: Report, *, quiet: bool) -> None:
