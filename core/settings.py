@@ -28,6 +28,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,6 +36,23 @@ from core.errors import ConfigurationError
 
 __all__ = ["Settings", "settings"]
 
+# What begins with CHARTHOLD_ and is none of these is a mistake: a setting that nobody reads protects nobody.
+VARIABLES = (
+    "CHARTHOLD_HOME",
+    "CHARTHOLD_MASTER_KEY",
+    "CHARTHOLD_RETIRED_MASTER_KEYS",
+    "CHARTHOLD_ROLE_PREFIX",
+    "CHARTHOLD_SCOPE_SECONDS",
+    "CHARTHOLD_BIND_BACKEND",
+    "CHARTHOLD_POOL_SIZE",
+    "CHARTHOLD_POOL_SECONDS",
+    "CHARTHOLD_KEY_CACHE_SECONDS",
+    "CHARTHOLD_READ_RECORDS",
+    "CHARTHOLD_SHRED_DAYS",
+    "CHARTHOLD_LOCK_TIMEOUT",
+    "CHARTHOLD_STATEMENT_TIMEOUT",
+    "CHARTHOLD_ALLOW_UNSAFE",
+)
 # Eleven days, which is for ever to a connection, a key or a lock, and fits wherever PostgreSQL counts milliseconds.
 MOST_SECONDS = 1_000_000
 MAKE_A_KEY = "python3 -c 'import base64, os; print(base64.b64encode(os.urandom(32)).decode())'"
@@ -79,6 +97,7 @@ class Settings:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read and check every variable; raises ``ConfigurationError`` naming the first that is wrong."""
+        _refuse_the_unknown(environ)
         database_url = environ.get("DATABASE_URL") or None
         master_key = environ.get("CHARTHOLD_MASTER_KEY") or None
         if database_url and not master_key:
@@ -92,7 +111,7 @@ class Settings:
         return cls(
             database_url=database_url,
             owner_url=environ.get("DATABASE_OWNER_URL") or database_url,
-            home=Path(environ.get("CHARTHOLD_HOME") or Path.home() / ".charthold").expanduser().absolute(),
+            home=_home(environ.get("CHARTHOLD_HOME") or "~/.charthold"),
             master_key=_key("CHARTHOLD_MASTER_KEY", master_key) if master_key else None,
             retired_master_keys=tuple(
                 _key("CHARTHOLD_RETIRED_MASTER_KEYS", key.strip())
@@ -119,6 +138,24 @@ class Settings:
 def settings() -> Settings:
     """The process's settings, read once. Tests call ``settings.cache_clear()``."""
     return Settings.from_environ(os.environ)
+
+
+def _refuse_the_unknown(environ: Mapping[str, str]) -> None:
+    for name in environ:
+        if name.startswith("CHARTHOLD_") and name not in VARIABLES:
+            words = [known.removeprefix("CHARTHOLD_") for known in VARIABLES]
+            meant = get_close_matches(name.removeprefix("CHARTHOLD_"), words, n=1)
+            advice = f"Did you mean CHARTHOLD_{meant[0]}?" if meant else f"There are {', '.join(VARIABLES)}."
+            raise ConfigurationError(f"{name} is set, and there is no such setting. {advice}")
+
+
+def _home(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"CHARTHOLD_HOME is {text}, and this machine knows no such home. Set CHARTHOLD_HOME to a folder's full path."
+        ) from None
 
 
 def _key(name: str, value: str) -> bytes:

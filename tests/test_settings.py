@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import pytest
 
+import core.settings
 from core import ConfigurationError
-from core.settings import Settings
+from core.settings import VARIABLES, Settings
 
 KEY = base64.b64encode(bytes(32)).decode()
 SERVER = {"DATABASE_URL": "postgres://app@db/clinic", "CHARTHOLD_MASTER_KEY": KEY}
@@ -44,6 +46,9 @@ def test_an_error_names_the_variable_by_which_somebody_connects() -> None:
         ("CHARTHOLD_ROLE_PREFIX", "Clinic-", "must match"),
         ("CHARTHOLD_MASTER_KEY", "c2hvcnQ=", "must be 32 bytes in base64"),
         ("CHARTHOLD_RETIRED_MASTER_KEYS", f"{KEY},short", "must be 32 bytes in base64"),
+        ("CHARTHOLD_HOME", "~no-such-user/x", "this machine knows no such home"),
+        ("CHARTHOLD_SCOPE_SECOND", "60", "there is no such setting. Did you mean CHARTHOLD_SCOPE_SECONDS?"),
+        ("CHARTHOLD_COLOUR", "blue", "there is no such setting. There are CHARTHOLD_HOME, CHARTHOLD_MASTER_KEY"),
         ("DATABASE_URL", "postgres://app@db/clinic", "CHARTHOLD_MASTER_KEY is not set"),
     ],
 )
@@ -59,3 +64,8 @@ def test_keys_and_urls_are_not_shown() -> None:
     assert KEY not in shown
     assert "postgres://" not in shown
     assert repr(bytes(32)) not in shown
+
+
+def test_what_is_written_above_the_settings_is_what_is_read() -> None:
+    described = re.findall(r"^\| ``(CHARTHOLD_\w+)``", core.settings.__doc__ or "", re.MULTILINE)
+    assert described == list(VARIABLES)
