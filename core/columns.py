@@ -70,10 +70,6 @@ class LogId(RowId):
     """The UUIDv7 of a row that the database makes itself."""
 
     @property
-    def column_type(self) -> str:
-        return "UUID"
-
-    @property
     def ddl(self) -> str:
         return super().ddl + " DEFAULT charthold.uuid7()"
 
@@ -128,10 +124,6 @@ class CreatedAt(Timestamptz):
 
 class UpdatedAt(CreatedAt):
     """When the row last changed; moved by a trigger."""
-
-    @property
-    def column_type(self) -> str:
-        return "TIMESTAMPTZ"
 
 
 class Inet(Column):
