@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,6 +16,7 @@ from core.explain import explain
 from core.plan import Plan, RawPlan, open_rows
 from core.scope import Scope, current_scope
 from core.shown import Record
+from core.transactions import to_the_end
 
 if TYPE_CHECKING:
     from core.crypto.tenantkeys import TenantKeys
@@ -100,6 +102,9 @@ class Batch(BaseBatch):
         except asyncpg.PostgresError as error:
             self._broken = True
             raise explain(error) from None
+        except asyncio.CancelledError:
+            self._broken = True  # what was sent was cancelled, and PostgreSQL took that for an error
+            raise
         return await self._query._process_results(shown)
 
     async def __aexit__(
@@ -116,6 +121,19 @@ class Batch(BaseBatch):
             await record.write(link)
         self._shown += records
 
+    async def _commit(self, link: Link) -> None:
+        try:
+            await self._transaction.commit()
+        except BaseException:
+            await to_the_end(self._engine.record_after(link, self._scope, self._shown))
+            raise
+
+    async def _undo(self, link: Link) -> None:
+        try:
+            await self._transaction.rollback()
+        finally:
+            await self._engine.record_after(link, self._scope, self._shown)
+
     async def _end(self, *, failed: bool) -> None:
         link, self._link = self._link, None
         if link is None:
@@ -124,15 +142,10 @@ class Batch(BaseBatch):
             if self._transaction is not None:
                 # What was shown stays shown when the caller fails, so its records are committed; SQL that a person
                 # wrote may have changed something, and is not.
-                undone = self._broken or (failed and self._plan is None)
-                try:
-                    await (self._transaction.rollback() if undone else self._transaction.commit())
-                except BaseException:
-                    undone = True
-                    raise
-                finally:
-                    if undone:
-                        await self._engine.record_after(link, self._scope, self._shown)
+                if self._broken or (failed and self._plan is None):
+                    await to_the_end(self._undo(link))
+                else:
+                    await self._commit(link)
         except BaseException:
             link.dirty = True
             raise

@@ -15,8 +15,10 @@ from core.scope import Scope
 
 __all__ = ["Connections"]
 
-# Whether a trigger of somebody's waits for the commit, where a group has the scope of its last member.
-DEFERRED = "select exists (select from pg_catalog.pg_trigger where tginitdeferred and not tgisinternal)"
+# Whether a trigger of somebody's runs where a group has the scope of another member: it waits for the commit, or it
+# comes before a whole statement (1: for each row, 2: before, 28: insert, delete or update), and so before its gate.
+MISPLACED = """select exists (select from pg_catalog.pg_trigger
+where not tgisinternal and (tginitdeferred or tgtype & 1 = 0 and tgtype & 2 > 0 and tgtype & 28 > 0))"""
 
 
 class Connect(Protocol):
@@ -48,11 +50,13 @@ class Connections:
 async def _connect_lane(connect: Connect) -> asyncpg.Connection[Any]:
     connection = await connect(owner=False, lock_timeout=LOCK_TIMEOUT)
     try:
-        deferred = await connection.fetchval(DEFERRED)
+        misplaced = await connection.fetchval(MISPLACED)
     except BaseException:
         connection.terminate()  # cancelled half-way, nobody else would close it
         raise
-    if deferred:
+    if misplaced:
         await connection.close()
-        raise ConfigurationError("A trigger waits for the commit, so statements of several requests cannot share one.")
+        raise ConfigurationError(
+            "A trigger waits for the commit, or comes before a whole statement, so several requests cannot share one."
+        )
     return connection

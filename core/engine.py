@@ -112,6 +112,9 @@ class ChartholdEngine(PostgresEngine):
         loop = asyncio.get_running_loop()
         found = self._connections.get(loop)
         if found is None:
+            # A connection keeps its loop alive, so nothing else would let go of those whose loop is closed.
+            for past in [known for known in self._connections if known.is_closed()]:
+                del self._connections[past]
             found = self._connections[loop] = Connections(
                 self.connect, self._token, size=self.settings.pool_size, seconds=self.settings.pool_seconds
             )
@@ -161,8 +164,7 @@ class ChartholdEngine(PostgresEngine):
     async def _load_keys(self, tenant: UUID) -> Sequence[WrappedKey]:
         """A tenant's wrapped data keys, read in the scope of whoever asks: no scope, no keys."""
         pool = self._here().pool
-        link = await pool.spare()
-        try:
+        async with pool.lease(pool.spare) as link:
             rows = await self._send(
                 link,
                 _asker.get(),
@@ -172,8 +174,6 @@ class ChartholdEngine(PostgresEngine):
                 ") select * from r where (select pg_catalog.set_config('charthold.scope', $2, true)) is not null",
                 [tenant],
             )
-        finally:
-            await pool.release(link)
         return [WrappedKey(**row) for row in rows]
 
     async def keys_of(self, scope: Scope, version: int | None = None) -> TenantKeys:
@@ -320,11 +320,9 @@ class ChartholdEngine(PostgresEngine):
         if not shown or scope is None:
             return
         if link.connection.is_closed():
-            link = await self._here().pool.spare()
-            try:
-                await self.record_after(link, scope, shown)
-            finally:
-                await self.release(link)
+            pool = self._here().pool
+            async with pool.lease(pool.spare) as other:
+                await self.record_after(other, scope, shown)
         else:
             async with link.connection.transaction():
                 await self.record_again(link, scope, shown)
@@ -387,11 +385,9 @@ class ChartholdEngine(PostgresEngine):
 
 
 def _all_of(plan: Plan, written: int) -> None:
-    """Raise when not all of the rows were written that the plan answers for."""
-    if plan.answer and written != len(plan.answer):
-        raise ProtectedQueryError(
-            "Not every row was inserted: a trigger of the table left some out, so none was kept. Insert the others."
-        )
+    """Raise when not all of the rows were written that the plan is to write."""
+    if plan.expected is not None and written != plan.expected[0]:
+        raise ProtectedQueryError(plan.expected[1])
 
 
 def _refuse_the_end(transaction: Transaction, sql: str) -> None:

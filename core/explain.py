@@ -29,7 +29,7 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
     ),
     "CH005": (
         ScopeError,
-        "The actor is not an active user of this tenant, or the tenant is suspended or closed (set_tenant_status).",
+        "The actor is not an active user of this tenant, or is locked (locked_until), or the tenant is not open.",
     ),
     "CH006": (
         ScopeError,
@@ -62,7 +62,7 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
         "The row belongs to another tenant than the scope. Change each tenant's rows in a scope of its own.",
     ),
 }
-DENIED = "42501"
+DENIED, SYNTAX = "42501", "42601"
 # Messages of these classes name objects, never values.
 NAMES_ONLY = ("23", "40", "42", "25", "53", "55", "57", "08", "0A", "28", "3D", "3F")
 
@@ -82,6 +82,10 @@ def explain(error: asyncpg.PostgresError) -> Exception:
         if hasattr(error, attribute):
             setattr(error, attribute, None)
     # A client-side DataError carries the class's SQLSTATE but no severity: it was never sent.
-    if not state.startswith(NAMES_ONLY) or state.startswith("22"):
+    if state == SYNTAX:
+        # It quotes the place: a name with an apostrophe that somebody put into the text, and did not bind.
+        error.args = (f"PostgreSQL cannot read the SQL (SQLSTATE {state}). Values belong into its arguments, {{}}.",)
+    elif not state.startswith(NAMES_ONLY):
         error.args = (f"A value does not fit its column or its operation (SQLSTATE {state or '22000'}).",)
+    error.message = error.args[0] if error.args else state  # another copy of the text
     return error

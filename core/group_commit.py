@@ -18,8 +18,9 @@ Threat: an error carries the frames that it passed through, and those here hold 
 member gets an error of its own, made for it.
 
 Threat: the context of one request serves another's statement. Each statement sets its token, and clears what was found
-out about the last one, before it does anything. A trigger that waits for the commit would find the last member's
-context: where there is one, there are no lanes.
+out about the last one, before it does anything. A trigger that waits for the commit, or that comes before a whole
+statement, would find another member's context: where there is one, there are no lanes. A lane looks for them when it is
+opened, and is not kept for long.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ MOST = 16  # statements of a group
 SMALL = 7_000  # bytes of a statement's arguments: with it, the driver sends a group in one go
 LOCK_TIMEOUT = "10ms"  # for the sessions of the lanes: longer than a group holds the locks of its rows
 PATIENCE = 0.05  # seconds after which who waits may go by itself
+LIFETIME = 300.0  # seconds that a lane is kept
 REST = 10.0  # seconds without lanes after one could not be opened
 
 
@@ -145,7 +147,12 @@ class GroupCommit:
         """A lane. Raises ``RetryError`` when none can be opened: an ordinary one may be, or says what is the matter."""
         if not self._resting:
             try:
-                return await self._pool.acquire()
+                link = await self._pool.acquire()
+                while link.born + LIFETIME < asyncio.get_running_loop().time():
+                    link.dirty = True
+                    await self._pool.release(link)
+                    link = await self._pool.acquire()
+                return link  # noqa: TRY300  # the loop is part of the attempt
             except Exception:  # noqa: BLE001  # whatever it is, who is run again meets it too, if it lasts
                 self._rests_until = asyncio.get_running_loop().time() + REST
         raise RetryError
@@ -234,6 +241,9 @@ class GroupCommit:
                 self._in_flight += len(sent)
                 try:
                     rows = await link.connection.fetchmany(grouped, arguments)
+                except asyncpg.DataError:
+                    link.dirty = True  # the others' were written already, and perhaps sent
+                    raise
                 finally:
                     self._in_flight -= len(sent)
         except BaseException as error:

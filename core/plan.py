@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from piccolo.querystring import QueryString
 from piccolo.utils.encoding import JSONDict
@@ -32,8 +32,8 @@ class Statement:
     ``relaxed`` is the same for a read by itself whose records need not be on disk before it is answered; ``grouped``
     are these two as they are sent with those of other requests, or empty (``core.group_commit``).
     ``outputs``: how many of the columns that come back are the caller's; the ids behind them are ours.
-    ``returns``: False for a statement without rows, such as an update without RETURNING; ``counted``: an INSERT whose
-    tag says how many rows it wrote.
+    ``returns``: False for a statement without rows, such as an update without RETURNING; ``counted``: its tag says how
+    many rows it wrote.
     ``look``: what is recorded once, whatever is shown; or None.
     ``trusted``: False when it could leave something in its session; the connection is then closed after use.
     """
@@ -57,7 +57,8 @@ class Plan(QueryString):
     __slots__ = (
         "_statement",
         "answer",
-        "counted",
+        "expected",
+        "joined",
         "keep",
         "look",
         "more",
@@ -73,7 +74,7 @@ class Plan(QueryString):
         opened: Sequence[Opened] = (),
         outputs: int | None = None,
         returns: bool = True,
-        counted: bool = False,
+        joined: Literal["", "where", "and"] = "",
         keep: Callable[[Sequence[Any]], bool] | None = None,
         look: Look | None = None,
     ) -> None:
@@ -85,8 +86,11 @@ class Plan(QueryString):
         self.opened = tuple(opened)
         self.outputs = outputs
         self.returns = returns
-        # Whether it is an INSERT .. SELECT whose rows are counted.
-        self.counted = counted
+        # By which word the gate is joined to a statement without rows, whose tag then says how many it wrote: "where"
+        # for an INSERT .. SELECT, which has no condition yet. Empty: it stands around it.
+        self.joined = joined
+        # How many rows it must write, and what to say when it does not.
+        self.expected: tuple[int, str] | None = None
         # What a statement without rows answers.
         self.answer: list[dict[str, Any]] = []
         # What belongs to it and is made when it is its turn: all of it is run, or none.
@@ -107,7 +111,8 @@ class Plan(QueryString):
         plan.opened = statement.opened
         plan.outputs = statement.outputs
         plan.returns = statement.returns
-        plan.counted = statement.counted
+        plan.joined = ""  # it is compiled
+        plan.expected = None
         plan.keep = None
         plan.answer = []
         plan.more = None
@@ -137,7 +142,7 @@ class Plan(QueryString):
                 opened=self.opened,
                 outputs=self.outputs,
                 returns=self.returns,
-                counted=self.counted and not self.look,
+                counted=bool(self.joined) and not self.look,
                 look=self.look,
                 trusted=trusted,
             )
@@ -169,9 +174,10 @@ class Plan(QueryString):
             if self.look is not None:
                 looked = f"{self.look.call} is not null"
                 return f"with r as ({sql}\n returning 1) select count(*) from r where {gate} having {looked}"
-            if self.counted:
-                # INSERT .. SELECT: policies look at the rows that the select made, which is when the context is set.
-                return f"{sql}\n where {gate}" + (f" returning {member}" if member else "")
+            if self.joined:
+                # Policies look at the rows that an INSERT's select made, or that were found for an update or delete,
+                # which is when the context is set: a filter that no row can change is asked first.
+                return f"{sql}\n {self.joined} {gate}" + (f" returning {member}" if member else "")
             # Nobody refers to r, so it runs behind the outer statement, when the context is set; it would run if the
             # gate were shut too, but set_config() is never null.
             return f"with r as ({sql}\n) select {member or '1'} where {gate}"

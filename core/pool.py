@@ -24,7 +24,7 @@ __all__ = ["Lease", "Link", "Pool"]
 class Link:
     """One connection of the pool and what we know of its session."""
 
-    __slots__ = ("backend", "connection", "dirty", "pool")
+    __slots__ = ("backend", "born", "connection", "dirty", "pool")
 
     def __init__(self, connection: asyncpg.Connection[Any], pool: Pool | None = None) -> None:
         self.connection = connection
@@ -32,6 +32,7 @@ class Link:
         self.pool = pool
         self.backend: int = connection.get_server_pid()
         self.dirty = False
+        self.born = asyncio.get_running_loop().time()
 
     async def carry(self, token: str) -> None:
         """Set the context for the rest of the transaction."""
@@ -63,8 +64,10 @@ class Lease:
     ) -> None:
         if error is not None:
             # When the server calls it an ERROR, the statement failed by itself and its transaction with it: the session
-            # is clean. Whatever else happened, a lost connection or a cancelled task, nobody knows what it is.
-            failed = isinstance(error, ChartholdError) or getattr(error, "severity_en", None) == "ERROR"
+            # is clean. A driver's DataError is an argument that it cannot encode: nothing was sent. Whatever else
+            # happened, a lost connection or a cancelled task, nobody knows what it is.
+            failed = isinstance(error, (ChartholdError, asyncpg.DataError))
+            failed = failed or getattr(error, "severity_en", None) == "ERROR"
             self._link.dirty = self._link.dirty or not failed
         await self._pool.release(self._link)
 
@@ -75,7 +78,7 @@ class Pool:
     def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection[Any]]], *, size: int, seconds: float) -> None:
         self._connect = connect
         self._idle: list[Link] = []
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[Link | None]] = deque()
         self._open = 0
         self.size = size
         self.seconds = seconds
@@ -88,12 +91,13 @@ class Pool:
 
     async def acquire(self) -> Link:
         """A connection in no transaction. Raises ``PoolExhaustedError`` after the time-out."""
-        deadline = asyncio.get_running_loop().time() + self.seconds
-        while (link := self._warm()) is None:
+        link = self._warm()
+        if link is None:
             if self._open < self.size:
-                return await self._new()
-            await self._wait(deadline)
-        return link
+                self._open += 1
+            else:
+                link = await self._wait()
+        return await self._new() if link is None or link.connection.is_closed() else link
 
     def lease(self, acquire: Callable[[], Awaitable[Link]] | None = None) -> Lease:
         """``acquire``, or one of the caller's, and ``release`` around one statement."""
@@ -106,7 +110,8 @@ class Pool:
         """
         link = self._warm()
         if link is None:
-            over = self._open >= self.size
+            self._open += 1
+            over = self._open > self.size
             link = await self._new()
             link.dirty = over
         return link
@@ -120,41 +125,48 @@ class Pool:
         return None
 
     async def _new(self) -> Link:
-        self._open += 1
+        """A connection for a place that is counted already."""
         try:
             return Link(await self._connect(), self)
         except BaseException:
-            self._open -= 1
-            self._wake()
+            self._leave()
             raise
 
     async def release(self, link: Link) -> None:
         """Give a connection back. One that is dirty, or still in a transaction, is closed instead."""
         connection = link.connection
         if link.dirty or self._closed or connection.is_closed() or connection.is_in_transaction():
-            self._open -= 1
             # Not awaited politely: a poisoned or cancelled session has nothing to say that we want to hear.
             connection.terminate()
-        else:
+            self._leave()
+        elif not self._give(link):
             self._idle.append(link)
-        self._wake()
 
     async def close(self) -> None:
         """Close what is idle now, and the rest as it comes back."""
         self._closed = True
         while self._idle:
             self._open -= 1
-            await self._idle.pop().connection.close(timeout=5)
+            connection = self._idle.pop().connection
+            try:
+                await connection.close(timeout=5)
+            except (TimeoutError, OSError):
+                connection.terminate()  # the others are closed all the same
 
-    async def _wait(self, deadline: float) -> None:
-        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def _wait(self) -> Link | None:
+        """A connection that somebody gave back; None: the place of one that was closed."""
+        ready: asyncio.Future[Link | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(ready)
         try:
-            async with asyncio.timeout_at(deadline):
-                await ready
+            async with asyncio.timeout(self.seconds):
+                return await ready
         except BaseException as error:
             if ready.done() and not ready.cancelled():
-                self._wake()  # woken and given up at once: the turn goes to the next in line
+                # It was given and the wait given up at once: it is the next one's.
+                if (link := ready.result()) is None:
+                    self._leave()
+                else:
+                    await self.release(link)
             if isinstance(error, TimeoutError):
                 raise PoolExhaustedError(
                     f"All {self.size} connections were busy for {self.seconds:g} seconds. Raise "
@@ -162,9 +174,16 @@ class Pool:
                 ) from None
             raise
 
-    def _wake(self) -> None:
+    def _give(self, link: Link | None) -> bool:
+        """Hand a connection, or its place, to whoever waits longest: were it laid down, others would be faster."""
         while self._waiting:
             ready = self._waiting.popleft()
             if not ready.done():
-                ready.set_result(None)
-                return
+                ready.set_result(link)
+                return True
+        return False
+
+    def _leave(self) -> None:
+        """Give up the place of a connection that is no more."""
+        if self._open > self.size or not self._give(None):
+            self._open -= 1

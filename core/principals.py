@@ -69,6 +69,8 @@ class Principal(Table, tablename="principal", schema="charthold"):
     tenant_id = UUID(default=None)
     role = Text(default=None)
     facility_scope = Array(base_column=UUID(default=None), default=None, null=True)
+    # Until when the user is locked, as after too many failed logins.
+    locked_until = Timestamptz(default=None, null=True)
     # A copy of the tenant's state, so that scope() looks in one place.
     tenant_open = Boolean(default=None)
     # What scope() answers about the user; null for one who may do nothing now.

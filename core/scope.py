@@ -173,6 +173,13 @@ def scope(
     return Scope(tenant, actor, reason, _line("request_id", request_id or ""), address, seconds or longest)
 
 
+def open_scope() -> Scope:
+    """The scope that was entered last, also when it has expired."""
+    scope = _current.get()
+    assert scope is not None
+    return scope
+
+
 def current_scope() -> Scope:
     """The open scope; raises ``ScopeError`` with what to write when there is none."""
     scope = _current.get()

@@ -156,6 +156,7 @@ class User(TenantTable, tablename="app_user"):
     mfa_enrolled = Boolean(default=False)
     last_login_at = Timestamptz(default=None, null=True)
     failed_logins = Integer(default=0)
+    # The application counts failed logins, and says until when. No scope of the user is believed before.
     locked_until = Timestamptz(default=None, null=True)
     password_changed_at = Timestamptz(default=None, null=True)
     # The facilities whose clients the user sees; null means all of the tenant's.

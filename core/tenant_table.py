@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from piccolo.columns import JSON, BigInt, Boolean, Column, ForeignKey, Integer, SmallInt
@@ -144,13 +144,18 @@ class ProtectedTable(Table):
             if columns is None
             else [cls._meta.get_column_by_name(c) if isinstance(c, str) else c for c in columns]
         )
-        values = {column: self.__dict__.get(column._meta.name) for column in chosen}
-        query: Any = cls.update(values).where(cls._meta.primary_key == self.__dict__["id"])
+        values = self._layout.snapshot({c._meta.name: self.__dict__.get(c._meta.name) for c in chosen})
+        written = {column: values[column._meta.name] for column in chosen}
+        query: Any = cls.update(written).where(cls._meta.primary_key == self.__dict__["id"])
         query.saves = self
         return query
 
-    def remember(self, columns: Iterable[Column] | None = None) -> None:
-        """Take the present values for those in the database, so that ``save()`` writes only what changes from now on.
+    def _held(self) -> dict[str, Any]:
+        """What the row holds now: a copy that stays as it is when a document is edited in place."""
+        return self._layout.snapshot({field.name: self.__dict__[field.name] for field in self._layout.fields})
+
+    def remember(self, values: dict[str, Any] | None = None) -> None:
+        """Take these values, or all that it holds, for those in the database: ``save()`` writes what differs from them.
 
         Without that each save would seal every field anew, and the log would call all of them changed. A transaction
         that is rolled back takes it back.
@@ -158,12 +163,7 @@ class ProtectedTable(Table):
         transaction = type(self)._meta.db.current_transaction.get()
         if transaction is not None:
             transaction.writes(self)
-        values = self.__dict__
-        if columns is None:
-            self._stored = self._layout.snapshot({field.name: values[field.name] for field in self._layout.fields})
-        else:
-            names = [column._meta.name for column in columns]
-            self._stored = self._stored | self._layout.snapshot({name: values[name] for name in names})
+        self._stored = self._stored | (self._held() if values is None else values)
 
     def _changed(self, column: Column) -> bool:
         name = column._meta.name

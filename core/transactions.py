@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from core.engine import ChartholdEngine
     from core.tenant_table import ProtectedTable
 
-__all__ = ["Transaction"]
+__all__ = ["Transaction", "to_the_end"]
 
 PATIENCE = 10.0  # seconds for which a task that is cancelled waits for its rollback
 
@@ -195,7 +195,9 @@ class Transaction(PostgresTransaction):
         finally:
             # In this order whatever happened: Piccolo's own leaks the connection when the rollback fails.
             self._link = None
-            self.engine_.current_transaction.reset(self.context)
+            # A generator that is closed by another task leaves here in that task's context, where nothing was set.
+            with contextlib.suppress(ValueError):
+                self.engine_.current_transaction.reset(self.context)
             await self.engine_.release(link)
         return False
 

@@ -210,6 +210,7 @@ begin
     return (
         select p.user_id from charthold.principal as p
         where p.tenant_id = tenant and p.role = wanted
+            and (p.locked_until is null or p.locked_until <= clock_timestamp())
         order by p.facility_scope is not null, p.user_id limit 1
     );
 end
@@ -264,15 +265,22 @@ create function charthold.follow_user() returns trigger
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    -- Most changes of a user, such as a login, leave what the user may do as it is.
+    if tg_op = 'UPDATE' and (new.tenant_id, new.id, new.status, new.role, new.facility_scope, new.locked_until)
+        is not distinct from (old.tenant_id, old.id, old.status, old.role, old.facility_scope, old.locked_until)
+    then
+        return null;
+    end if;
     if tg_op <> 'INSERT' then
         delete from charthold.principal where tenant_id = old.tenant_id and user_id = old.id;
     end if;
     if tg_op <> 'DELETE' and new.status = 'active' then
-        insert into charthold.principal (tenant_id, user_id, role, facility_scope, tenant_open)
-        select new.tenant_id, new.id, new.role, new.facility_scope, d.status in ('trial', 'active')
+        insert into charthold.principal (tenant_id, user_id, role, facility_scope, locked_until, tenant_open)
+        select new.tenant_id, new.id, new.role, new.facility_scope, new.locked_until, d.status in ('trial', 'active')
         from charthold.tenant_directory as d where d.tenant_id = new.tenant_id
         on conflict (tenant_id, user_id) do update
-        set role = excluded.role, facility_scope = excluded.facility_scope, tenant_open = excluded.tenant_open;
+        set role = excluded.role, facility_scope = excluded.facility_scope, locked_until = excluded.locked_until,
+            tenant_open = excluded.tenant_open;
     end if;
     return null;
 end
@@ -553,7 +561,7 @@ begin
     ) then
         raise exception using errcode = 'CH006', message = 'the actor was changed since this transaction began';
     end if;
-    raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant';
+    raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant, or is locked';
 end
 $$""",
     )
@@ -644,6 +652,7 @@ begin
             = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, substr(token, 65)), 'UTF8'))
         and encode(substr(token, 73, 10), 'escape') > extract(epoch from clock_timestamp())::text
         and encode(substr(token, 83, 10), 'escape') in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
+        and (p.locked_until is null or p.locked_until <= clock_timestamp())
         and case when current_setting('transaction_isolation') = 'read committed' then true
             else not (charthold.was_replaced(p.xmin, p.xmax) or charthold.was_replaced(k.xmin, k.xmax)) end;
     if granted is null then
@@ -833,20 +842,16 @@ $$""",
     manager.add_function(
         name="charthold.uuid7_start",
         source="""-- The first 26 of the 32 hexadecimal digits of UUIDv7s (RFC 9562, section 5.7) that one statement makes; the rest numbers
--- its rows. An id must be unique, not secret: the millisecond and its microseconds (section 6.2, method 3), the backend,
+-- its rows. An id must be unique, not secret: the millisecond and 1/4096ths of it (section 6.2, method 3), the backend,
 -- which no other is at that moment, and twelve random bits, instead of the kernel's random bytes: a system call a record
--- costs as much as an index. Every name is qualified instead of pinning search_path, so that the planner inlines it.
+-- costs as much as an index. One reading of the clock, so that later ids are greater. Every name is qualified instead of
+-- pinning search_path, so that the planner inlines it.
 create function charthold.uuid7_start() returns text
     language sql volatile parallel restricted
 as $$
-    select pg_catalog.lpad(pg_catalog.to_hex(
-            (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) operator(pg_catalog.*) 1000)::pg_catalog.int8
-        ), 12, '0')
-        operator(pg_catalog.||) pg_catalog.lpad(pg_catalog.to_hex(
-            28672 operator(pg_catalog.+) (
-                pg_catalog.date_part('microseconds', pg_catalog.clock_timestamp())::pg_catalog.int4 operator(pg_catalog.%) 1000
-            )
-        ), 4, '0')
+    select pg_catalog.overlay(pg_catalog.lpad(pg_catalog.to_hex(pg_catalog.floor(
+            pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) operator(pg_catalog.*) 4096000
+        )::pg_catalog.int8), 15, '0'), '7', 13, 0)
         operator(pg_catalog.||) 'a'
         operator(pg_catalog.||) pg_catalog.lpad(pg_catalog.to_hex(pg_catalog.pg_backend_pid()), 6, '0')
         operator(pg_catalog.||) pg_catalog.lpad(pg_catalog.to_hex(

@@ -3,6 +3,7 @@ from core.ids import uuid7
 from piccolo.columns.column_types import Array
 from piccolo.columns.column_types import Boolean
 from piccolo.columns.column_types import Text
+from piccolo.columns.column_types import Timestamptz
 from piccolo.columns.column_types import UUID
 from piccolo.columns.indexes import IndexMethod
 from core.schema.migration import MigrationManager
@@ -107,6 +108,27 @@ async def forwards():
                 db_column_name=None,
                 secret=False,
             ),
+            "null": True,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema="charthold",
+    )
+
+    manager.add_column(
+        table_class_name="Principal",
+        tablename="principal",
+        column_name="locked_until",
+        db_column_name="locked_until",
+        column_class_name="Timestamptz",
+        column_class=Timestamptz,
+        params={
+            "default": None,
             "null": True,
             "primary_key": False,
             "unique": False,

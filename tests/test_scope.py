@@ -292,7 +292,8 @@ async def test_an_object_of_another_tenant_is_not_saved_here(lakeside: Clinic, h
         fresh.tenant_id = hillside.tenant
     async with lakeside.as_admin():
         theirs.name = "Taken over"
-        await theirs.save()
+        with pytest.raises(ProtectedQueryError, match="Nothing was saved"):
+            await theirs.save()
         with pytest.raises(ScopeError, match="another tenant"):
             await fresh.save()
         with pytest.raises(ProtectedQueryError, match="UUIDv7"):

@@ -118,7 +118,7 @@ def read_heads(path: Path) -> tuple[list[TreeHead], list[int]]:
         try:
             if line.strip():
                 heads.append(TreeHead.from_json(jsonlib.loads(line)))
-        except (ValueError, AttributeError, RecursionError):
+        except (ChartholdError, ValueError, AttributeError, RecursionError):
             unread.append(number)
     if not heads:
         raise Failure(f"{path} holds no exported head: one JSON document a line, as seal_audit --export writes them.")

@@ -83,6 +83,11 @@ class Keyring(Secret):
     def __repr__(self) -> str:
         return f"<Keyring provider={self._provider.describe().get('provider')} tenants={len(self._entries)}>"
 
+    @property
+    def kek(self) -> str:
+        """The name of the key-encrypting key that wraps new keys."""
+        return self._provider.describe().get("kek", "")
+
     def cached(self, tenant_id: UUID) -> TenantKeys | None:
         """The tenant's keys if they are here and their time is not up: the hot path."""
         entry = self._entry(tenant_id)
@@ -184,7 +189,7 @@ class Keyring(Secret):
 
     async def _wrap(self, tenant_id: UUID, key: WrappedKey, material: bytes) -> WrappedKey:
         try:
-            kek = self._provider.describe().get("kek", "")
+            kek = self.kek
             async with asyncio.timeout(self._unwrap_seconds):
                 wrapped = await self._provider.wrap(tenant_id, material, version=key.version)
             return replace(key, wrapped=wrapped, kek=kek)

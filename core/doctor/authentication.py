@@ -23,6 +23,7 @@ where ($1::uuid is null or coalesce(p.tenant_id, u.tenant_id) = $1) and (
     p.user_id is null and u.status = 'active'
     or p.user_id is not null and (
         u.id is null or u.status <> 'active' or u.role <> p.role or u.facility_scope is distinct from p.facility_scope
+        or u.locked_until is distinct from p.locked_until
         or p.standing is distinct from
             charthold.standing(p.tenant_id, p.user_id, p.role, p.facility_scope, p.tenant_open))
 )"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
@@ -17,12 +18,16 @@ from core.arguments import TENANT, Deferred
 from core.columns import BlindIndex, CreatedAt, Encrypted, TenantId
 from core.crypto.keyring import TenantKeys
 
-__all__ = ["PLAIN", "Cells", "index_argument", "indexes_of", "placeholder", "source"]
+__all__ = ["PLAIN", "Cells", "Values", "index_argument", "indexes_of", "placeholder", "source"]
 
 # Types that go on the wire as they are; Piccolo converts the others.
 PLAIN = frozenset({type(None), str, int, bool, float, bytes, UUID, date, datetime, Decimal})
 
-Cell = Callable[[dict[str, Any]], Any]
+# What a row holds, by the names of its columns.
+Values = dict[str, Any]
+# Types that without a length have length one.
+UNBOUNDED = {"char": "bpchar", "character": "bpchar", "bit": "varbit"}
+Cell = Callable[[Values], Any]
 
 
 class Cells:
@@ -55,14 +60,13 @@ class Cells:
         aliases = ", ".join(f'"{c._meta.db_column_name}"' for c in self.listed)
         self.many = into + f"SELECT {values} FROM unnest({arrays}) AS u({aliases})"
 
-    def of_one(self, row: Table) -> list[Any]:
+    def of_one(self, values: Values) -> list[Any]:
         """The arguments of ``one``."""
-        values = row.__dict__
-        late = iter([*self._sealed_cells(row), *self._hashed_cells(values)])
+        late = iter([*self._sealed_cells(values), *self._hashed_cells(values)])
         made = {column: next(late) for column in self._late}
         return [made[name] if cell is None else cell(values) for name, cell in self._cells]
 
-    def _hashed_cells(self, values: dict[str, Any]) -> list[Any]:
+    def _hashed_cells(self, values: Values) -> list[Any]:
         """Hashes all blind indexes when the first of them is bound."""
         wanted = [(index.label, index.spec, source(index, values)) for index in self._indexes]
         done: list[tuple[TenantKeys, list[bytes | None]]] = []
@@ -78,19 +82,19 @@ class Cells:
             for at, (_, _, value) in enumerate(wanted)
         ]
 
-    def _sealed_cells(self, row: Table) -> list[Any]:
-        together = self._seal_together((row,))
+    def _sealed_cells(self, values: Values) -> list[Any]:
+        together = self._seal_together((values,))
         return [
-            None if row.__dict__[name] is None else Deferred(lambda keys, at=at: together(keys)[at][0])  # type: ignore[misc]
+            None if values[name] is None else Deferred(lambda keys, at=at: together(keys)[at][0])  # type: ignore[misc]
             for at, name in enumerate(self._sealed_names)
         ]
 
-    def of_many(self, rows: Sequence[Table]) -> list[Any]:
+    def of_many(self, rows: Sequence[Values]) -> list[Any]:
         """The arguments of ``many``: the tenant, and an array a column."""
         sealed = self._seal_together(rows)
         return [TENANT, *(self._array(column, rows, sealed) for column in self.listed)]
 
-    def _seal_together(self, rows: Sequence[Table]) -> Callable[[TenantKeys], list[list[bytes | None]]]:
+    def _seal_together(self, rows: Sequence[Values]) -> Callable[[TenantKeys], list[list[bytes | None]]]:
         """Seals all encrypted columns, row by row, when the first of them is bound: one ``urandom`` a row."""
         table, place, names = self.table._meta.tablename, self._sealed_place, self._sealed_names
         done: list[tuple[TenantKeys, list[list[bytes | None]]]] = []
@@ -98,7 +102,7 @@ class Cells:
         def columns(keys: TenantKeys) -> list[list[bytes | None]]:
             # A query that is run again may meet other keys; digests and envelopes of a row are of one version.
             if not done or done[0][0] is not keys:
-                pairs = [(row.__dict__["id"], [row.__dict__[name] for name in names]) for row in rows]
+                pairs = [(row["id"], [row[name] for name in names]) for row in rows]
                 sealed = [list(column) for column in zip(*keys.row(table, place).seal_many(pairs), strict=True)]
                 done[:] = [(keys, sealed)]
             return done[0][1]
@@ -106,7 +110,7 @@ class Cells:
         return columns
 
     def _array(
-        self, column: Column, rows: Sequence[Table], sealed: Callable[[TenantKeys], list[list[bytes | None]]]
+        self, column: Column, rows: Sequence[Values], sealed: Callable[[TenantKeys], list[list[bytes | None]]]
     ) -> Any:
         name = column._meta.name
         if isinstance(column, Encrypted):
@@ -114,8 +118,8 @@ class Cells:
             return Deferred(lambda keys: sealed(keys)[at])
         if isinstance(column, BlindIndex):
             label, spec = column.label, column.spec
-            return Deferred(lambda keys: keys.blind_column(label, spec, [source(column, row.__dict__) for row in rows]))
-        values = [plain(row.__dict__[name], column) for row in rows]
+            return Deferred(lambda keys: keys.blind_column(label, spec, [source(column, row) for row in rows]))
+        values = [plain(row[name], column) for row in rows]
         return [_array_literal(value) for value in values] if isinstance(column, Array) else values
 
 
@@ -129,7 +133,7 @@ def _holds_json(kind: type[Column]) -> bool:
     return issubclass(kind, JSON)
 
 
-def source(index: BlindIndex, values: dict[str, Any]) -> Any:
+def source(index: BlindIndex, values: Values) -> Any:
     """What the index hashes: one value, or for a compound index all of them; None when any is missing."""
     if len(index.of) == 1:
         return values.get(index.of[0])
@@ -137,7 +141,7 @@ def source(index: BlindIndex, values: dict[str, Any]) -> Any:
     return None if any(part is None for part in parts) else parts
 
 
-def index_argument(index: BlindIndex, values: dict[str, Any]) -> Any:
+def index_argument(index: BlindIndex, values: Values) -> Any:
     """The hash to store: under the index key that is current."""
     value = source(index, values)
     if value is None:
@@ -172,11 +176,17 @@ def _array_type(column: Column) -> str:
     if isinstance(column, (Encrypted, BlindIndex)):
         return "bytea[]"
     # unnest() would flatten an array of arrays, so each travels as its literal.
-    return "text[]" if isinstance(column, Array) else f"{column.column_type.lower()}[]"
+    return "text[]" if isinstance(column, Array) else f"{_without_length(column)}[]"
+
+
+def _without_length(column: Column) -> str:
+    """The column's type for a cast. A cast to varchar(3) cuts; what is assigned to such a column and too long fails."""
+    name = re.sub(r"\([^)]*\)", "", column.column_type.lower())
+    return re.sub(r"^(char|character|bit)\b(?! varying)", lambda kind: UNBOUNDED[kind[1]], name)
 
 
 def _element_cast(column: Column) -> str:
-    return f"::{column.column_type.lower()}" if isinstance(column, Array) else ""
+    return f"::{_without_length(column)}" if isinstance(column, Array) else ""
 
 
 def _array_literal(values: Sequence[Any] | None) -> str | None:

@@ -19,7 +19,9 @@ class TenantRefresh(Refresh):
 
     async def run(self, in_pool: bool = True, node: str | None = None) -> Table:
         row = await super().run(in_pool=in_pool, node=node)
-        cast("ProtectedTable", row).remember(self._columns)
+        kept = cast("ProtectedTable", row)
+        values = kept._held()
+        kept.remember({column._meta.name: values[column._meta.name] for column in self._columns})
         return row
 
 
@@ -29,4 +31,6 @@ class TenantUpdateSelf(UpdateSelf):
     async def run(self, node: str | None = None, in_pool: bool = True) -> None:
         await super().run(node=node, in_pool=in_pool)
         row: Any = self.row
-        row.remember(row._meta.get_column_by_name(c) if isinstance(c, str) else c for c in self.values)
+        values = row._held()
+        names = (c if isinstance(c, str) else c._meta.name for c in self.values)
+        row.remember({name: values[name] for name in names})

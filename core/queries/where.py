@@ -29,6 +29,7 @@ from piccolo.table import Table
 
 from core.arguments import TENANT, Deferred
 from core.columns import BlindIndex, Encrypted, EndsWith, InMonth, InYear, StartsWith
+from core.crypto.blind import fold
 from core.crypto.derive import forgetful
 from core.crypto.keyring import TenantKeys
 from core.errors import ProtectedQueryError
@@ -250,25 +251,31 @@ def _leaves(where: Combinable) -> Iterator[Combinable]:
 def _conjunction(where: And) -> Combinable:
     """An AND-chain, in which equalities on all columns of a compound index become one."""
     leaves = list(_leaves(where))
-    equal = {
-        leaf.column._meta.name: leaf
-        for leaf in leaves
-        if isinstance(leaf, Where) and leaf.operator is Equal and isinstance(leaf.column, Encrypted)
-    }
-    if len(equal) > 1:
-        some = next(iter(equal.values())).column
-        for index in _indexes(some):
-            parts = [equal.get(name) for name in index.of]
-            if index.spec.kind == "compound" and all(parts):
-                values = tuple(part.value for part in parts if part is not None)
-                leaves = [leaf for leaf in leaves if leaf not in parts]
-                leaves.append(_ask(index, [values], AnyOf))
-                break
+    # What one row is asked for: a row that is reached by another join is another row.
+    of_rows: dict[Any, dict[str, Where]] = {}
+    for leaf in leaves:
+        if isinstance(leaf, Where) and leaf.operator is Equal and isinstance(leaf.column, Encrypted):
+            meta = leaf.column._meta
+            if not is_computed(leaf.value):
+                of_rows.setdefault((meta.table, tuple(k._meta.name for k in meta.call_chain)), {})[meta.name] = leaf
+    for equal in of_rows.values():
+        if len(equal) > 1:
+            leaves = _compounded(equal, leaves)
     protected = [protect(leaf) for leaf in leaves]
     chain = protected[0]
     for leaf in protected[1:]:
         chain = And(chain, leaf)
     return chain
+
+
+def _compounded(equal: dict[str, Where], leaves: list[Combinable]) -> list[Combinable]:
+    """The conditions, of which those on a compound index's columns have become one."""
+    for index in _indexes(next(iter(equal.values())).column):
+        parts = [equal.get(name) for name in index.of]
+        if index.spec.kind == "compound" and all(parts):
+            values = tuple(part.value for part in parts if part is not None)
+            return [*(leaf for leaf in leaves if leaf not in parts), _ask(index, [values], AnyOf)]
+    return leaves
 
 
 def _leaf(where: Where) -> Where:
@@ -298,7 +305,7 @@ def _leaf(where: Where) -> Where:
             if index.spec.kind == kind and _fits(index, values, operator):
                 return _ask(index, list(values), NoneOf if operator in (NotEqual, NotIn) else AnyOf)
     name = column._meta.name
-    length = f", length={len(str(values[0]))}" if operator in (StartsWith, EndsWith) else ""
+    length = f", length={_letters(values[0], operator)}" if operator in (StartsWith, EndsWith) else ""
     raise ProtectedQueryError(
         f"{column._meta.table.__name__}.{name} is encrypted and no blind index answers that condition. Declare one: "
         f'{name}_{kinds[-1]} = BlindIndex("{name}", kind="{kinds[-1]}"{length})'
@@ -307,8 +314,13 @@ def _leaf(where: Where) -> Where:
 
 def _fits(index: BlindIndex, values: Any, operator: type[ComparisonOperator]) -> bool:
     return operator not in (StartsWith, EndsWith) or all(
-        isinstance(value, str) and len(value) == index.spec.length for value in values
+        isinstance(value, str) and _letters(value, operator) == index.spec.length for value in values
     )
+
+
+def _letters(value: Any, operator: type[ComparisonOperator]) -> int:
+    """How long what is searched is, as its index counts: "Weiß" has five letters when case is folded."""
+    return len(fold(str(value)) if operator is StartsWith else str(value))
 
 
 def _indexes(column: Column) -> Sequence[BlindIndex]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from piccolo.columns import Column
@@ -23,12 +23,12 @@ from core.crypto.derive import forgetful, forgetful_later
 from core.crypto.values import Kind
 from core.errors import ProtectedQueryError, ScopeError
 from core.plan import Plan
-from core.queries.cells import PLAIN, Cells, index_argument, indexes_of, placeholder, plain, source
+from core.queries.cells import PLAIN, Cells, Values, index_argument, indexes_of, placeholder, plain, source
 from core.queries.quiet import Kept, QuietValues
 from core.queries.read import opened_columns
 from core.queries.shape import SHAPES, NoShapeError, columns_shape, is_computed, where_shape
 from core.queries.where import exact, finds_one, pin, pinned_id, protect
-from core.scope import current_scope
+from core.scope import current_scope, open_scope
 
 if TYPE_CHECKING:
     from core.tenant_table import ProtectedTable
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["TenantDelete", "TenantInsert", "TenantUpdate"]
 
 UUID7 = 7
+LEFT_OUT = "Not every row was inserted: a trigger of the table left some out, so none was kept. Insert the others."
+GONE = "Nothing was saved: the row is gone, or not yours to see or change. Fetch it again."
 CHUNK = 100  # rows: enough to make a statement cheap, few enough to go into a socket at once
 
 _cells: dict[type[Table], Cells] = {}
@@ -48,14 +50,18 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
     When a trigger leaves one row out, all are rolled back.
     """
 
+    # What the rows held when the statement was made.
+    _values: Sequence[Values] = ()
+
     @property
     @forgetful
     def default_querystrings(self) -> Sequence[QueryString]:
-        rows = self.add_delegate._add
-        if not rows:
+        if not self.add_delegate._add:
             raise ProtectedQueryError("There is nothing to insert. Give insert() at least one row.")
-        for row in rows:
+        for row in self.add_delegate._add:
             check_identity(row)
+        # What is written is what the rows hold now, whatever is set while it is on its way.
+        rows = self._values = [row._held() for row in self.add_delegate._add]  # type: ignore[attr-defined]
         returning, conflict = self.returning_delegate._returning, self._conflict()
         if conflict is not None:
             template, arguments = _values(self.table, rows)
@@ -67,20 +73,21 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         size = len(rows) if cells_of(self.table).refers_to_itself else CHUNK
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
         plan = self._plan(chunks[0], None)
-        plan.answer = [{"id": row.__dict__["id"]} for row in rows]
+        plan.answer = [{"id": row["id"]} for row in rows]
+        plan.expected = len(rows), LEFT_OUT
         if len(rows) > 1:
             plan.more = lambda: (self._plan(chunk, None) for chunk in chunks[1:])
         return [plan]
 
-    def _plan(self, rows: Sequence[Table], returning: Returning | None) -> Plan:
+    def _plan(self, rows: Sequence[Values], returning: Returning | None) -> Plan:
         template, arguments = _values(self.table, rows)
         try:
             shape = (self.table, "insert", len(rows) == 1, returning_shape(returning))
         except NoShapeError:
-            return returning_plan(QueryString(template, *arguments), returning, counted=True)
+            return returning_plan(QueryString(template, *arguments), returning, joined="where")
         plan = SHAPES.find(shape, arguments)
         if plan is None:
-            plan = returning_plan(QueryString(template, *arguments), returning, counted=True)
+            plan = returning_plan(QueryString(template, *arguments), returning, joined="where")
             SHAPES.keep(shape, plan, arguments, single=len(rows) == 1 and not plan.returns)
         return plan
 
@@ -119,12 +126,13 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         return chosen
 
     def _raw_response_callback(self, results: list[Any]) -> None:
-        tenant = current_scope().tenant
         conflicts = bool(self.on_conflict_delegate._on_conflict.on_conflict_items)
         inserted = {row["id"] for row in results if "id" in row} if conflicts else ()
-        for row in self.add_delegate._add:
-            if not conflicts or row.id in inserted:  # type: ignore[attr-defined]
-                row.remember()  # type: ignore[attr-defined]
+        # It is done, so the scope that it was done in is not asked whether it has expired since.
+        tenant = open_scope().tenant
+        for row, values in zip(self.add_delegate._add, self._values, strict=True):
+            if not conflicts or values["id"] in inserted:
+                row.remember(values)  # type: ignore[attr-defined]
                 row._exists_in_db = True
                 row.tenant_id = tenant  # type: ignore[attr-defined]
 
@@ -200,22 +208,32 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             return [self._plan(written.assignments, arguments)]
         plan = SHAPES.find(shape, bound)
         if plan is None:
-            plan = self._plan(written.assignments, arguments)
+            plan = self._plan(written.assignments, arguments, joined="and")
             SHAPES.keep(shape, plan, bound, single=finds_one(self.table, where) and not plan.returns)
+        if self.saves is not None:
+            plan.expected = 1, GONE
         return [plan]
 
     @property
     def _returning_shape(self) -> Hashable:
         return returning_shape(self.returning_delegate._returning)
 
-    def _plan(self, assignments: str, arguments: list[Any], source: str = "", joined: str = "") -> Plan:
+    def _plan(
+        self,
+        assignments: str,
+        arguments: list[Any],
+        *,
+        source: str = "",
+        of_source: str = "",
+        joined: Literal["", "and"] = "",
+    ) -> Plan:
         where = exact(pin(self.table, self.where_delegate._where), "UPDATE").querystring_for_update_and_delete
         statement = QueryString(
-            f"UPDATE {self.table._meta.get_formatted_tablename()} SET {assignments}{source} WHERE {joined}{{}}",
+            f"UPDATE {self.table._meta.get_formatted_tablename()} SET {assignments}{source} WHERE {of_source}{{}}",
             *arguments,
             where,
         )
-        return returning_plan(statement, self.returning_delegate._returning)
+        return returning_plan(statement, self.returning_delegate._returning, joined=joined)
 
     def _written(self) -> Written:
         table: type[Table] = self.table
@@ -241,7 +259,8 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             return []
         outcome = await self._run_update(node, in_pool=in_pool)
         if self.saves is not None:
-            self.saves.remember(self.values_delegate._values)
+            # What was written: somebody may have set another value since.
+            self.saves.remember({c._meta.name: value for c, value in self.values_delegate._values.items()})
         return outcome
 
     async def _run_update(self, node: str | None, *, in_pool: bool) -> Any:
@@ -264,6 +283,8 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             chosen.where_delegate._where = self.where_delegate._where
             rows = await chosen
             if not rows:
+                if self.saves is not None:
+                    raise ProtectedQueryError(GONE)
                 return []
             ids = [row["id"] for row in rows]
             # The table's own names would be ambiguous in RETURNING.
@@ -291,7 +312,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
                 ", ".join(assignments),
                 [*arguments, *arrays],
                 source=f" FROM unnest({unnested}) AS u({', '.join(aliases)})",
-                joined=f'"{self.table._meta.tablename}"."id" = u.charthold_row AND ',
+                of_source=f'"{self.table._meta.tablename}"."id" = u.charthold_row AND ',
             )
             return await self._process_results(await engine.run_querystring(plan))
 
@@ -321,18 +342,21 @@ class TenantDelete(Kept, Delete):
             shape = (self.table, "delete", where_shape(where, arguments), returning)
         except NoShapeError:
             return [self._compile(where)]
-        return [SHAPES.find(shape, arguments) or SHAPES.keep(shape, self._compile(where), arguments)]
+        plan = SHAPES.find(shape, arguments)
+        return [plan or SHAPES.keep(shape, self._compile(where, joined="and"), arguments)]
 
-    def _compile(self, where: Combinable) -> Plan:
+    def _compile(self, where: Combinable, *, joined: Literal["", "and"] = "") -> Plan:
         table = self.table._meta.get_formatted_tablename()
         statement = QueryString(f"DELETE FROM {table} WHERE {{}}", where.querystring_for_update_and_delete)
-        return returning_plan(statement, self.returning_delegate._returning)
+        return returning_plan(statement, self.returning_delegate._returning, joined=joined)
 
 
-def returning_plan(statement: QueryString, returning: Returning | None, *, counted: bool = False) -> Plan:
+def returning_plan(
+    statement: QueryString, returning: Returning | None, *, joined: Literal["", "where", "and"] = ""
+) -> Plan:
     """The statement with its RETURNING clause; what it returns is opened and recorded as any other read."""
     if returning is None:
-        return Plan("{}", statement, returns=False, counted=counted)
+        return Plan("{}", statement, returns=False, joined=joined)
     columns = list(returning.columns)
     opened, rows = opened_columns(columns)
     clause = Returning(columns=[*columns, *rows]).querystring
@@ -374,7 +398,7 @@ def returning_shape(returning: Returning | None) -> Hashable:
     return None if returning is None else columns_shape(returning.columns)
 
 
-def _values(table: type[Table], rows: Sequence[Table]) -> tuple[str, list[Any]]:
+def _values(table: type[Table], rows: Sequence[Values]) -> tuple[str, list[Any]]:
     """The INSERT of these rows, and its arguments."""
     cells = cells_of(table)
     return (cells.one, cells.of_one(rows[0])) if len(rows) == 1 else (cells.many, cells.of_many(rows))

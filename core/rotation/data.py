@@ -26,9 +26,8 @@ import asyncpg
 from core.crypto.keyring import WrappedKey
 from core.engine import engine
 from core.errors import ChartholdError
-from core.explain import explain
 from core.ids import uuid7
-from core.rotation.owner import Progress, Target, acting, key_lock, owner_connection, record, silent
+from core.rotation.owner import Progress, Target, acting, key_lock, noting, owner_connection, record, silent
 from core.rotation.rows import SealedTable, check_declared, sealed_tables
 
 __all__ = ["Outcome", "Rotation", "rotate", "shortest_wait"]
@@ -273,16 +272,16 @@ async def rotate(
 async def _together(connection: asyncpg.Connection[Any], group: list[Rotation], progress: Progress) -> None:
     async with contextlib.AsyncExitStack() as locks:
         for rotation in group:
-            with _noting(rotation):
+            with noting(rotation.outcome):
                 await locks.enter_async_context(key_lock(connection, rotation._target))
         for step in (Rotation.begin, Rotation.switch):
             longest = 0.0
             for rotation in _sound(group):
-                with _noting(rotation):
+                with noting(rotation.outcome):
                     longest = max(longest, await step(rotation))
             await _sleep(longest, progress)
         for rotation in _sound(group):
-            with _noting(rotation):
+            with noting(rotation.outcome):
                 await rotation.reseal()
                 await rotation.finish()
 
@@ -297,18 +296,3 @@ async def _sleep(seconds: float, progress: Progress) -> None:
 
 def _sound(group: list[Rotation]) -> Iterator[Rotation]:
     return (rotation for rotation in group if not rotation.outcome.problem)
-
-
-@contextlib.contextmanager
-def _noting(rotation: Rotation) -> Iterator[None]:
-    """Keep one tenant's failure from the others. A lost connection is everybody's."""
-    try:
-        yield
-    except ChartholdError as error:
-        rotation.outcome.problem = str(error)
-    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
-        raise
-    except asyncpg.PostgresError as error:
-        explained = explain(error)
-        named = str(explained) if isinstance(explained, ChartholdError) else type(error).__name__
-        rotation.outcome.problem = f"The database refused: {named}"

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from core.crypto.keyring import WrappedKey
 from core.engine import engine
-from core.errors import ChartholdError
-from core.rotation.owner import Progress, Target, acting, key_lock, owner_connection, record, silent, sweep
+from core.rotation.owner import Progress, Target, acting, key_lock, noting, owner_connection, record, silent, sweep
 
 __all__ = ["Rewrapped", "rewrap"]
 
@@ -30,14 +29,14 @@ class Rewrapped:
 async def rewrap(targets: Sequence[Target], *, progress: Progress = silent) -> tuple[list[Rewrapped], bool]:
     """Wrap the tenants' keys under the current KEK; and whether the old wrappings are gone from the table's file."""
     keyring = engine().keyring
-    kek = keyring._provider.describe().get("kek", "")
+    kek = keyring.kek
     outcomes = []
     async with owner_connection() as connection:
         for done, target in enumerate(targets):
             outcome = Rewrapped(target.slug)
             outcomes.append(outcome)
             progress(target.slug, done, len(targets))
-            try:
+            with noting(outcome):
                 # One transaction a tenant: killed in between, the rest is found by its KEK the next time.
                 async with key_lock(connection, target), acting(connection, target, "new key-encrypting key"):
                     rows = await connection.fetch(
@@ -63,6 +62,4 @@ async def rewrap(targets: Sequence[Target], *, progress: Progress = silent) -> t
                             {"step": "kek", "kek": kek, "versions": [row["version"] for row in rows]},
                         )
                     outcome.versions = len(rows)
-            except ChartholdError as error:
-                outcome.problem = str(error)
         return outcomes, await sweep(connection)

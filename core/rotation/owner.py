@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import asyncpg
 
 from core.engine import engine
 from core.errors import ChartholdError
+from core.explain import explain
 
-__all__ = ["Progress", "Target", "acting", "key_lock", "owner_connection", "record", "silent", "sweep"]
+__all__ = ["Progress", "Target", "acting", "key_lock", "noting", "owner_connection", "record", "silent", "sweep"]
 
 LOCK = "pg_catalog.hashtextextended('charthold keys of ' || $1::text, 0)"
 PATIENCE, POLL = 3.0, 0.1  # seconds: the session of a killed process ends a moment after it
@@ -132,6 +133,27 @@ async def sweep(connection: asyncpg.Connection[Any]) -> bool:
     with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
         await connection.execute("checkpoint")
     return not needed
+
+
+class Noted(Protocol):
+    """What became of one tenant's keys."""
+
+    problem: str
+
+
+@contextlib.contextmanager
+def noting(outcome: Noted) -> Iterator[None]:
+    """Keep one tenant's failure from the others. A lost connection is everybody's."""
+    try:
+        yield
+    except ChartholdError as error:
+        outcome.problem = str(error)
+    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
+        raise
+    except asyncpg.PostgresError as error:
+        explained = explain(error)
+        named = str(explained) if isinstance(explained, ChartholdError) else type(error).__name__
+        outcome.problem = f"The database refused: {named}"
 
 
 def silent(_what: str, _done: float, _total: float) -> None:

@@ -9,6 +9,7 @@ begin
     return (
         select p.user_id from charthold.principal as p
         where p.tenant_id = tenant and p.role = wanted
+            and (p.locked_until is null or p.locked_until <= clock_timestamp())
         order by p.facility_scope is not null, p.user_id limit 1
     );
 end

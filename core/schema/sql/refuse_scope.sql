@@ -30,6 +30,6 @@ begin
     ) then
         raise exception using errcode = 'CH006', message = 'the actor was changed since this transaction began';
     end if;
-    raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant';
+    raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant, or is locked';
 end
 $$

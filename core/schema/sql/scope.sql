@@ -55,6 +55,7 @@ begin
             = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, substr(token, 65)), 'UTF8'))
         and encode(substr(token, 73, 10), 'escape') > extract(epoch from clock_timestamp())::text
         and encode(substr(token, 83, 10), 'escape') in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
+        and (p.locked_until is null or p.locked_until <= clock_timestamp())
         and case when current_setting('transaction_isolation') = 'read committed' then true
             else not (charthold.was_replaced(p.xmin, p.xmax) or charthold.was_replaced(k.xmin, k.xmax)) end;
     if granted is null then
