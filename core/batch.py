@@ -78,6 +78,11 @@ class Batch(BaseBatch):
         return self
 
     async def __anext__(self) -> Any:
+        while not (shown := await self._next()):
+            pass  # a search by few bits found other values only
+        return await self._query._process_results(shown)
+
+    async def _next(self) -> Any:
         assert self._link is not None
         if self._scope is not None:
             self._scope.check()
@@ -105,7 +110,7 @@ class Batch(BaseBatch):
         except asyncio.CancelledError:
             self._broken = True  # what was sent was cancelled, and PostgreSQL took that for an error
             raise
-        return await self._query._process_results(shown)
+        return shown
 
     async def __aexit__(
         self,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
+from enum import Enum
 from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar, overload
 
 from piccolo import columns as piccolo_columns
@@ -202,6 +203,9 @@ class Encrypted(Column, Generic[T]):
     kind: ClassVar[Kind]
     value_type: type = bytes  # of the class, not the plain type: Piccolo would aggregate ciphertext into JSON for a str
     plain_type: ClassVar[type]
+    # Which types a value that is searched may have, and which of their subclasses it may not.
+    sought_types: ClassVar[tuple[type, ...]] = (object,)
+    not_sought: ClassVar[tuple[type, ...]] = ()
 
     def __init__(self, *, identifier: str = "", null: bool = False, **kwargs: Any) -> None:
         self.default = None
@@ -257,6 +261,14 @@ class Encrypted(Column, Generic[T]):
     def in_month(self, year: int, month: int) -> Where:
         """True for a date of that month, by a ``BlindIndex(kind="month")``."""
         return Sought(column=self, value=date(year, month, 1), operator=InMonth)
+
+    def check_sought(self, value: Any) -> None:
+        """Raise for a value of another type than the column's, whose hash no row has: nothing would ever be found."""
+        if value is not None and (not isinstance(value, self.sought_types) or isinstance(value, self.not_sought)):
+            raise ProtectedQueryError(
+                f"{self._meta.table.__name__}.{self._meta.name} holds {self.plain_type.__name__} values, and none is "
+                f"equal to this {type(value).__name__}."
+            )
 
     def refuse(self, asked: str) -> NoReturn:
         raise ProtectedQueryError(
@@ -316,6 +328,7 @@ class EncryptedText(Encrypted[str]):
 
     kind = Kind.TEXT
     plain_type = str
+    sought_types = (str, Enum)  # Piccolo's choices
 
 
 class EncryptedDate(Encrypted[date]):
@@ -323,6 +336,7 @@ class EncryptedDate(Encrypted[date]):
 
     kind = Kind.DATE
     plain_type = date
+    sought_types, not_sought = (date,), (datetime,)
 
 
 class EncryptedInteger(Encrypted[int]):
@@ -330,6 +344,7 @@ class EncryptedInteger(Encrypted[int]):
 
     kind = Kind.INTEGER
     plain_type = int
+    sought_types, not_sought = (int,), (bool,)
 
 
 class EncryptedDecimal(Encrypted[Decimal]):
@@ -337,6 +352,7 @@ class EncryptedDecimal(Encrypted[Decimal]):
 
     kind = Kind.DECIMAL
     plain_type = Decimal
+    sought_types, not_sought = (Decimal, int), (bool,)
 
 
 class EncryptedJSON(Encrypted[Any]):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum
 from typing import Any
 
-from piccolo.columns import JSON, Array, Column
+from piccolo.columns import JSON, Array, Bytea, Column
 from piccolo.columns.defaults.base import Default
 
 from core.columns import BlindIndex, CreatedAt, EncryptedJSON, RowId, TenantId
@@ -16,6 +17,8 @@ __all__ = ["UNRECORDED", "Field", "Layout"]
 
 # What the database or the engine fills in.
 KEPT = (TenantId, CreatedAt, BlindIndex)
+# What can be changed in place, or holds what can.
+MUTABLE = (dict, list, tuple, bytearray)
 # What a row is, rather than what it holds.
 UNRECORDED = (RowId, TenantId, CreatedAt, BlindIndex)
 
@@ -33,7 +36,7 @@ class Field:
 class Layout:
     """The fields of a table's instances."""
 
-    __slots__ = ("_hidden", "_mutable", "fields", "recorded", "renamed", "shown")
+    __slots__ = ("_documents", "_hidden", "_mutable", "fields", "recorded", "renamed", "shown")
 
     def __init__(self, columns: list[Column]) -> None:
         self.fields = [
@@ -49,27 +52,30 @@ class Layout:
         self.recorded = [c for c in columns if not isinstance(c, UNRECORDED)]
         self.renamed = any(field.name != field.db_name for field in self.fields)
         self._hidden = {c._meta.name: None for c in columns if isinstance(c, BlindIndex)}
-        self._mutable = [c._meta.name for c in columns if isinstance(c, (EncryptedJSON, JSON, Array))]
+        self._documents = [c._meta.name for c in columns if isinstance(c, (EncryptedJSON, JSON, Array))]
+        self._mutable = [*self._documents, *(c._meta.name for c in columns if isinstance(c, Bytea))]
 
     def snapshot(self, values: dict[str, Any]) -> dict[str, Any]:
         """A copy of the values that stays what it is when a document among them is edited in place."""
         kept = dict(values)
         for name in self._mutable:
             value = kept.get(name)
-            if isinstance(value, (dict, list)):
+            if isinstance(value, MUTABLE):
                 kept[name] = _copied(value)
         return kept
 
     def same(self, name: str, stored: Any, value: Any) -> bool:
         """Whether a value is the one that is stored. Python calls 1 and True equal, a document does not."""
-        return bool(stored == value) and (name not in self._mutable or _typed(stored) == _typed(value))
+        if isinstance(stored, Decimal) and isinstance(value, Decimal):
+            return stored.as_tuple() == value.as_tuple()  # 1.0 and 1.00 are equal, and not the same
+        return bool(stored == value) and (name not in self._documents or _typed(stored) == _typed(value))
 
     def state(self, row: dict[str, Any]) -> dict[str, Any]:
         """The ``__dict__`` of an instance for a whole row out of the database; the row itself is what was stored."""
         state = {**self._hidden, **row, "_exists_in_db": True, "_was_created": None, "_stored": row}
         for name in self._mutable:
             value = row[name]
-            if isinstance(value, (dict, list)):
+            if isinstance(value, MUTABLE):
                 row[name] = _copied(value)
         return state
 
@@ -86,8 +92,10 @@ def _typed(value: Any) -> Any:
 def _copied(value: Any) -> Any:
     """A JSON document of its own; ``copy.deepcopy`` takes ten times as long."""
     if isinstance(value, dict):
-        return {key: _copied(item) if isinstance(item, (dict, list)) else item for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+        return {key: _copied(item) if isinstance(item, MUTABLE) else item for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(item) if isinstance(item, MUTABLE) else item for item in value)
+    return bytes(value)
 
 
 def _default(column: Column) -> Callable[[], Any]:

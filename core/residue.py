@@ -14,6 +14,8 @@ from typing import Any
 
 from pglast.parser import ParseError, parse_sql_json
 
+from core.errors import ProtectedQueryError
+
 __all__ = ["answers_only", "ends_a_transaction", "is_one_statement", "leaves_nothing"]
 
 STATEMENTS = frozenset({"SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"})
@@ -55,11 +57,13 @@ def answers_only(sql: str) -> bool:
     }
 
 
-def _named(node: Any) -> Iterator[list[Any]]:
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _named(child)
-    if isinstance(node, dict) and "funcname" in node:
-        yield node["funcname"]
+def _named(statement: Any) -> Iterator[list[Any]]:
+    left = [statement]
+    while left:
+        node = left.pop()
+        left += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        if isinstance(node, dict) and "funcname" in node:
+            yield node["funcname"]
 
 
 def is_one_statement(sql: str) -> bool:
@@ -81,26 +85,33 @@ def _parsed(sql: str) -> list[dict[str, Any]]:
         parsed = json.loads(parse_sql_json(sql))
     except ParseError:
         return []
+    except RecursionError:
+        raise ProtectedQueryError(
+            "Conditions stand in each other too deeply. Write them beside each other, as a | b | c, or use is_in()."
+        ) from None
     return [statement["stmt"] for statement in parsed.get("stmts", ())]
 
 
-def _harmless(node: Any) -> bool:
-    if isinstance(node, list):
-        return all(map(_harmless, node))
-    if not isinstance(node, dict):
-        return True
-    for key, value in node.items():
-        if key == "intoClause":  # SELECT INTO makes a table
-            return False
-        if key == "funcname" and not _known(value, FUNCTIONS):
-            return False
-        # An operator with a schema, OPERATOR(x.=), or a statement in a CTE that is none of ours.
-        if key == "A_Expr" and len(value["name"]) > 1 and not _known(value["name"], None):
-            return False
-        if key[0].isupper() and key.endswith("Stmt") and key not in STATEMENTS:
-            return False
-        if not _harmless(value):
-            return False
+def _harmless(statement: Any) -> bool:
+    # Without recursion: conditions may stand in each other by the hundred.
+    left = [statement]
+    while left:
+        node = left.pop()
+        if isinstance(node, list):
+            left += node
+        if not isinstance(node, dict):
+            continue
+        for key, value in node.items():
+            if key == "intoClause":  # SELECT INTO makes a table
+                return False
+            if key == "funcname" and not _known(value, FUNCTIONS):
+                return False
+            # An operator with a schema, OPERATOR(x.=), or a statement in a CTE that is none of ours.
+            if key == "A_Expr" and len(value["name"]) > 1 and not _known(value["name"], None):
+                return False
+            if key[0].isupper() and key.endswith("Stmt") and key not in STATEMENTS:
+                return False
+            left.append(value)
     return True
 
 

@@ -23,6 +23,7 @@ SESSION = {
     "random_page_cost": "0.1",
     "seq_page_cost": "0.1",
     "timezone": "UTC",
+    "intervalstyle": "postgres",
     # Threat: a login may change its own defaults (ALTER ROLE .. SET), for every later session. What rows are shown, how
     # SQL is read and what stands in the log does not depend on them: these are given when a session begins.
     "row_security": "on",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NoReturn, Self
 
-from piccolo.columns import JSON, BigInt, Boolean, Column, ForeignKey, Integer, SmallInt
+from piccolo.columns import JSON, BigInt, Boolean, Column, ForeignKey, Integer, Serial, SmallInt
 from piccolo.columns.m2m import M2M
 from piccolo.table import Table
 
@@ -13,7 +14,7 @@ from core.audit.capture import capture_function, capture_triggers
 from core.audit.mixin import Audited
 from core.columns import BlindIndex, CreatedAt, RowId, TenantForeignKey, TenantId, UpdatedAt
 from core.crypto.derive import forgetful
-from core.errors import ChartholdError, ConfigurationError
+from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError
 from core.layout import Layout
 from core.permissions import COMMANDS, ROLES, Command, roles_for
 from core.policies import policies
@@ -48,6 +49,10 @@ __all__ = ["ProtectedTable", "TenantTable"]
 # What the planner may keep a sample of: values that are nobody's.
 SAMPLED_TYPES = (BigInt, Boolean, Integer, SmallInt)
 SAMPLED = ("action_type", "kind", "role", "status", "table_name")
+
+
+# Whose attributes mean something.
+OURS = ("core.tenant_table", "core.audit.mixin")
 
 
 class ProtectedTable(Table):
@@ -93,17 +98,34 @@ class ProtectedTable(Table):
         self.__dict__.update(values)
         self._exists_in_db = _exists_in_db
         self._was_created: bool | None = None
-        self._stored: dict[str, Any] = self._layout.snapshot(values)
+        # What a person says exists, nobody has read: all of it is to be written.
+        self._stored: dict[str, Any] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._layout = Layout(cls._meta.columns)
+        taken = [
+            c._meta.name
+            for c in cls._meta.columns
+            if any(not isinstance(vars(k).get(c._meta.name, c), Column) for k in cls.__mro__ if k.__module__ in OURS)
+        ]
+        if taken:
+            raise ConfigurationError(
+                f"{cls.__name__}.{taken[0]} means something to Charthold. Call the column otherwise, with "
+                f'db_column_name="{taken[0]}".'
+            )
+        if serial := [c._meta.name for c in cls._meta.columns if isinstance(c, Serial)]:
+            raise ConfigurationError(
+                f"{cls.__name__}.{serial[0]} would count the rows of all tenants. Count a tenant's own, or use its id."
+            )
 
     @classmethod
     def of_row(cls, row: dict[str, Any]) -> Self:
         """The instance of a whole row out of the database. Skips the checks of the constructor, which cost 50 us."""
-        if cls._layout.renamed:
-            return cls(**row, _exists_in_db=True)
+        if cls._layout.renamed or cls.__init__ is not ProtectedTable.__init__:
+            made = cls(**row, _exists_in_db=True)
+            made.remember()
+            return made
         instance = cls.__new__(cls)
         instance.__dict__ = cls._layout.state(row)
         return instance
@@ -114,6 +136,21 @@ class ProtectedTable(Table):
     def __str__(self) -> str:
         # Piccolo prints the row's values here.
         return repr(self)
+
+    def __copy__(self) -> Self:
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    @property
+    def querystring(self) -> NoReturn:
+        raise ProtectedQueryError("A row's values are not put into SQL. Write it with save(), or with insert().")
 
     def __getstate__(self) -> dict[str, Any]:
         raise ChartholdError(
@@ -154,16 +191,24 @@ class ProtectedTable(Table):
         """What the row holds now: a copy that stays as it is when a document is edited in place."""
         return self._layout.snapshot({field.name: self.__dict__[field.name] for field in self._layout.fields})
 
-    def remember(self, values: dict[str, Any] | None = None) -> None:
+    def remember(self, values: dict[str, Any] | None = None, *, read: bool = False) -> None:
         """Take these values, or all that it holds, for those in the database: ``save()`` writes what differs from them.
 
         Without that each save would seal every field anew, and the log would call all of them changed. A transaction
-        that is rolled back takes it back.
+        that is rolled back takes it back; of what was ``read`` in it nobody knows then what the database holds.
         """
         transaction = type(self)._meta.db.current_transaction.get()
         if transaction is not None:
-            transaction.writes(self)
+            transaction.remembers(self, {} if read else self._stored)
         self._stored = self._stored | (self._held() if values is None else values)
+
+    def _brought_along(self) -> Iterator[ProtectedTable]:
+        """The rows that were fetched with this one, whole."""
+        for key in self._meta.foreign_key_columns:
+            nested = self.__dict__.get(key._meta.name)
+            if isinstance(nested, ProtectedTable):
+                yield nested
+                yield from nested._brought_along()
 
     def _changed(self, column: Column) -> bool:
         name = column._meta.name

@@ -154,9 +154,9 @@ class Transaction(PostgresTransaction):
         """What follows from the rollback to that savepoint."""
         await self._gone_back(self._marks.get(mark, Moment()))
 
-    def writes(self, row: ProtectedTable) -> None:
-        """Keep what the instance takes for stored, before it takes what is written now for it."""
-        self._written.append((row, row._stored, row._exists_in_db))
+    def remembers(self, row: ProtectedTable, before: dict[str, Any]) -> None:
+        """Keep what the instance is to take for stored again, when what it takes for stored now is rolled back."""
+        self._written.append((row, before, row._exists_in_db))
 
     @property
     def _now(self) -> Moment:

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import copy
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from enum import Enum
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import pytest
-from piccolo.columns import JSONB, Array, Date, Integer, Text
+from piccolo.columns import (
+    JSONB,
+    Array,
+    Bytea,
+    Date,
+    Integer,
+    Interval,
+    Numeric,
+    Serial,
+    Text,
+    Time,
+    Timestamptz,
+    Varchar,
+)  # fmt: skip
 from piccolo.query.functions import Case, Coalesce, Count, Length, Lower, Max, Min, Upper, When
+from piccolo.querystring import QueryString
 from piccolo.utils.pydantic import create_pydantic_model
 
-from core import ProtectedQueryError, transaction
-from core.columns import EncryptedJSON, EncryptedText
+from core import ConfigurationError, ProtectedQueryError, transaction
+from core.columns import (
+    BlindIndex,
+    EncryptedDate,
+    EncryptedDecimal,
+    EncryptedJSON,
+    EncryptedText,
+    TenantForeignKey,
+)  # fmt: skip
 from core.ids import uuid7
 from core.tables import Client, Facility, User
 from core.tenant_table import TenantTable
@@ -23,6 +48,43 @@ from tests.conftest import Clinic
 from tests.ledger import create
 
 BORN = date(1990, 7, 1)
+
+
+class Parcel(TenantTable, tablename="like_parcel"):
+    """What has lengths, times and numbers."""
+
+    name = Text()
+    code = Varchar(length=3, default="abc")
+    codes = Array(Varchar(length=3), null=True, default=None)
+    weight = Numeric(null=True, default=None)
+    content = Bytea(null=True, default=None)
+    opens_at = Time(null=True, default=None)
+    takes = Interval(null=True, default=None)
+    moments = Array(Timestamptz(), null=True, default=None)
+    pieces = Array(Bytea(), null=True, default=None)
+    parent = TenantForeignKey("self", null=True)
+    touched = Timestamptz(null=True, default=None, auto_update=lambda: datetime(2001, 1, 1, tzinfo=UTC))
+
+
+class Visit(TenantTable, tablename="u"):  # a short name, as an alias might have
+    """A compound index, renamed columns, and references to others."""
+
+    client_id = TenantForeignKey(Client, null=True)
+    mother_id = TenantForeignKey(Client, null=True)
+    surname = EncryptedText(
+        identifier="name", null=True, db_column_name="the_surname_of_the_patient_at_the_time_of_visit_a"
+    )
+    born = EncryptedDate(
+        identifier="date", null=True, db_column_name="the_surname_of_the_patient_at_the_time_of_visit_b"
+    )
+    amount = EncryptedDecimal(identifier="other", null=True)
+    both = BlindIndex("surname", "born", kind="compound", parts=("folded", "exact"))
+    surname_folded = BlindIndex("surname", kind="folded")
+    surname_prefix = BlindIndex("surname", kind="prefix", length=4)
+    born_exact = BlindIndex("born", kind="exact")
+    amount_exact = BlindIndex("amount", kind="exact")
+    amount_few = BlindIndex("amount", kind="exact", bits=8)
+    plain = Text(default="p")
 
 
 class Basket(TenantTable, tablename="like_basket"):
@@ -40,7 +102,7 @@ class Basket(TenantTable, tablename="like_basket"):
 
 @pytest.fixture(scope="module", autouse=True)
 async def tables(database: Any) -> None:
-    await create(database, Basket)
+    await create(database, Basket, Parcel, Visit)
 
 
 def client(clinic: Clinic, **values: Any) -> Client:
@@ -316,3 +378,328 @@ async def test_values_that_are_there_are_counted(lakeside: Clinic) -> None:
     async with lakeside.as_clinician():
         counted = Client.select(Client.status, Count(Client.mrn)).group_by(Client.status)
         assert await counted.having(Count(Client.last_name) > 0).order_by(Count(Client.last_name))
+
+
+# -- several rows as each of them ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [{"code": "abcd"}, {"codes": ["abcd"]}])
+@pytest.mark.parametrize("size", [1, 2, 120])
+async def test_no_value_is_cut_to_its_columns_length(size: int, values: dict[str, Any], lakeside: Clinic) -> None:
+    name = uuid4().hex
+    async with lakeside.as_admin():
+        with pytest.raises(asyncpg.StringDataRightTruncationError):
+            await Parcel.insert(*(Parcel(name=name, **values) for _ in range(size)))
+        assert await Parcel.count().where(Parcel.name == name) == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 120])
+async def test_arrays_of_anything_are_what_the_driver_makes_of_them(size: int, lakeside: Clinic) -> None:
+    given = {"pieces": [bytearray(b"x"), b"y", None], "moments": [datetime.max.replace(tzinfo=UTC), None]}
+    async with lakeside.as_admin():
+        rows = [Parcel(name="arrays", **given) for _ in range(size)]
+        await Parcel.insert(*rows)
+        found = await Parcel.select(Parcel.pieces, Parcel.moments).where(Parcel.id == rows[-1].id).first()
+        # The driver's last moment is PostgreSQL's infinity, and has no zone.
+        assert found == {"pieces": [b"x", b"y", None], "moments": [datetime.max, None]}  # noqa: DTZ901
+        at_the_end = Parcel.moments.any(given["moments"][0])
+        assert await Parcel.count().where(at_the_end, Parcel.id.is_in([row.id for row in rows])) == size
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_what_the_database_computes_is_inserted(size: int, lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        rows = [Facility(name=QueryString("upper({})", f"computed {size}{n}")) for n in range(size)]
+        await Facility.insert(*rows)
+        names = await Facility.select(Facility.name).where(Facility.id.is_in([row.id for row in rows]))
+        assert {row["name"] for row in names} == {f"COMPUTED {size}{n}" for n in range(size)}
+        with pytest.raises(ProtectedQueryError, match="a row at a time"):
+            await Facility.insert(*[Facility(name=Upper("x")), Facility(name="y")]).returning(Facility.name)
+
+
+# -- what an instance believes to be stored ------------------------------------------------------------------------------
+
+
+async def stored(row: Any, column: Any) -> Any:
+    return (await type(row).select(column).where(type(row).id == row.id))[0][column._meta.name]
+
+
+async def test_a_value_that_is_set_while_another_is_saved_is_not_forgotten(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        room = Facility(name=uuid4().hex, phone="1")
+        inserting = asyncio.create_task(room.save().run())
+        await asyncio.sleep(0)
+        room.phone = "2"
+        await inserting
+        await room.save()
+        assert await stored(room, Facility.phone) == "2"
+        room.phone = "3"
+        updating = asyncio.create_task(room.save().run())
+        await asyncio.sleep(0)
+        room.phone = "4"
+        await updating
+        await room.save()
+        assert await stored(room, Facility.phone) == "4"
+        query = room.save()
+        patient = client(lakeside, address={"city": "A"})
+        await patient.save()
+        patient.address["city"] = "B"
+        query = patient.save()
+        patient.address["city"] = "C"
+        await query
+        assert (await stored(patient, Client.address))["city"] == "B"
+        await patient.save()
+        assert (await stored(patient, Client.address))["city"] == "C"
+
+
+async def test_a_frozen_insert_writes_a_value_and_its_index_alike(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        patient = client(lakeside, last_name="Frozenold")
+        query = Client.insert(patient).freeze()
+        patient.last_name = "Frozennew"
+        await query.run()
+        for name in ("Frozenold", "Frozennew"):
+            found = await Client.select(Client.last_name).where(Client.last_name == name)
+            assert found == ([{"last_name": name}] if name == "Frozenold" else [])
+
+
+async def test_an_instance_that_a_person_says_exists_is_written_whole(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        room = Facility(name=uuid4().hex, phone="1")
+        await room.save()
+        moment = datetime.now(UTC)
+        by_hand = Facility(id=room.id, name=room.name, phone="2", _exists_in_db=True)
+        await by_hand.save()
+        assert await stored(room, Facility.phone) == "2"
+        past = await room.as_of(moment)
+        await past.save()
+        assert await stored(room, Facility.phone) == "1"
+
+
+async def test_a_refresh_tells_what_the_rows_brought_along_hold_too(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        parent = Parcel(name="parent", code="1")
+        await parent.save()
+        child = Parcel(name="child", parent=parent.id)
+        await child.save()
+        child = await Parcel.objects(Parcel.parent).get(Parcel.id == child.id)
+        await Parcel.update({Parcel.code: "2"}).where(Parcel.id == parent.id)
+        await child.refresh()
+        child.parent.code = "1"
+        await child.parent.save()
+        assert await stored(parent, Parcel.code) == "1"
+
+
+async def test_what_a_refresh_read_in_a_transaction_that_fails_is_not_believed(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    async with lakeside.as_admin():
+        room = Facility(name=uuid4().hex, phone="1")
+        await room.save()
+
+        async def elsewhere() -> None:
+            async with lakeside.as_admin():
+                await Facility.update({Facility.phone: "2"}).where(Facility.id == room.id)
+
+        await asyncio.create_task(elsewhere(), context=contextvars.Context())
+        with pytest.raises(ZeroDivisionError):
+            async with transaction():
+                await room.refresh()
+                raise ZeroDivisionError
+        room.phone = "1"
+        await room.save()
+        assert await stored(room, Facility.phone) == "1"
+
+
+async def test_save_sees_a_change_that_python_calls_equal(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        parcel = Parcel(name="equal", weight=Decimal("1.0"), content=bytearray(b"a"))
+        await parcel.save()
+        parcel.weight, parcel.content[0] = Decimal("1.00"), 98
+        await parcel.save()
+        assert str(await stored(parcel, Parcel.weight)) == "1.00"
+        assert await stored(parcel, Parcel.content) == b"b"
+        basket = Basket(name="tuple", sealed=({"a": 1},))
+        await basket.save()
+        basket.sealed[0]["a"] = 2
+        await basket.save()
+        assert await stored(basket, Basket.sealed) == [{"a": 2}]
+
+
+async def test_save_sets_what_is_updated_with_every_save(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        parcel = Parcel(name="auto")
+        await parcel.save()
+        parcel.name = "auto 2"
+        await parcel.save()
+        assert parcel.touched == datetime(2001, 1, 1, tzinfo=UTC)
+
+
+async def test_an_instance_that_met_its_row_on_a_conflict_is_that_row(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        first = user()
+        await first.save()
+        second = User(email=first.email, full_name="B", role="clinician")
+        await User.insert(second).on_conflict(User.email, "DO UPDATE", [User.full_name])
+        assert second.id == first.id
+        second.full_name = "C"
+        await second.save()
+        assert await stored(first, User.full_name) == "C"
+        third = User(email=first.email, full_name="D", role="clinician")
+        await User.insert(third).on_conflict(User.email, "DO UPDATE", User.all_columns())
+        assert await stored(first, User.full_name) == "D"
+
+
+class Greeted(Basket, tablename="like_basket"):
+    """A class with a constructor of its own."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.greeting = f"Hello {self.name}"
+
+
+async def test_instances_are_made_by_their_own_constructor_and_copied(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        await Basket(name="greeted", document={"a": [1]}).save()
+        found = await Greeted.objects().get(Greeted.name == "greeted")
+        assert found.greeting == "Hello greeted"
+        other, deep = copy.copy(found), copy.deepcopy(found)
+        other.name, deep.name = "other", "deep"
+        assert (found.name, type(deep)) == ("greeted", Greeted)
+        with pytest.raises(ProtectedQueryError, match="not put into SQL"):
+            str(found.querystring)
+
+
+# -- searches ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_compound_index_asks_one_row_and_not_two(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        mother, child = client(lakeside, last_name="Mother", date_of_birth=date(1960, 1, 1)), client(lakeside)
+        await Client.insert(mother, child)
+        visit = Visit(client_id=child.id, mother_id=mother.id, surname="Young", born=date(2000, 1, 1))
+        await visit.save()
+        for condition, found in (
+            ((Visit.surname == "young") & (Visit.born == date(2000, 1, 1)), 1),
+            ((Visit.surname == "young") & (Visit.mother_id.date_of_birth == date(1960, 1, 1)), 1),
+            ((Visit.surname == "young") & (Visit.mother_id.date_of_birth == date(2000, 1, 1)), 0),
+            ((Visit.client_id.last_name == "like") & (Visit.mother_id.date_of_birth == date(1960, 1, 1)), 1),
+            ((Visit.client_id.last_name == "like") & (Visit.mother_id.date_of_birth == BORN), 0),
+        ):
+            assert await Visit.count().where(condition) == found
+        # A bulk update keeps the compound index right, whatever the database calls the columns.
+        await Visit.update({Visit.surname: "Older"}).where(Visit.plain == "p")
+        assert await Visit.count().where((Visit.surname == "older") & (Visit.born == date(2000, 1, 1))) == 1
+        assert await Visit.count().where((Visit.surname == "young") & (Visit.born == date(2000, 1, 1))) == 0
+        with pytest.raises(ProtectedQueryError, match="compare it"):
+            await Visit.count().where((Visit.surname == Visit.surname) & (Visit.born == date(2000, 1, 1)))
+
+
+async def test_a_prefix_is_as_long_as_its_folded_letters(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        await Visit(surname="Weisberg").save()
+        with pytest.raises(ProtectedQueryError, match="length=5"):
+            await Visit.count().where(Visit.surname.starts_with("Weiß"))
+        assert await Visit.count().where(Visit.surname.starts_with("WEIS")) == 1
+        assert await Visit.count().where(Visit.surname.starts_with("We\u0301is")) == 1
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        lambda: Visit.born == 20000101,
+        lambda: Visit.born == "2000-01-01",
+        lambda: Visit.born == datetime(2000, 1, 1, tzinfo=UTC),
+        lambda: Visit.surname == 5,
+        lambda: Visit.amount == "1.5",
+        lambda: Visit.amount.is_in([Decimal(1), True]),
+        lambda: (Visit.surname == "x") & (Visit.born == "2000-01-01"),
+    ],
+)
+async def test_a_value_of_another_type_is_not_silently_found_nowhere(condition: Any, lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        with pytest.raises(ProtectedQueryError, match="holds (str|date|Decimal) values"):
+            await Visit.count().where(condition())
+
+
+async def test_a_search_by_few_bits_leaves_secrets_and_empty_batches_out(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        await Visit.insert(*(Visit(surname="Few", amount=Decimal(n)) for n in range(60)))
+        found = await Visit.select(Visit.id, Visit.plain, exclude_secrets=True).where(Visit.amount == Decimal(7))
+        assert [row["plain"] for row in found] == ["p"]
+        batches = []
+        async with await Visit.select(Visit.amount).where(Visit.amount == Decimal(7)).batch(batch_size=1) as batch:
+            async for rows in batch:
+                batches.append(rows)  # noqa: PERF401  # an asynchronous one
+        assert batches == [[{"amount": Decimal(7)}]]
+
+
+async def test_conditions_stand_in_each_other_by_the_hundred_on_the_left(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        right = left = Facility.name == "nobody"
+        for n in range(350):
+            right = (Facility.name == str(n)) | right
+            left = left | (Facility.name == str(n))
+        with pytest.raises(ProtectedQueryError, match="too deeply"):
+            await Facility.count().where(right)
+        assert await Facility.count().where(left) == 0
+
+
+async def test_a_query_runs_synchronously_in_the_scope_of_whoever_calls(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        assert Client.count().run_sync() == await Client.count()
+        assert await asyncio.to_thread(Client.count().run_sync) == await Client.count()
+
+
+# -- declarations --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["permissions", "declares", "remember", "history", "waived", "facility_column"])
+def test_a_column_may_not_have_a_name_that_means_something(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} means something to Charthold"):
+        type("Wrong", (TenantTable,), {name: Text()}, tablename="like_wrong")
+
+
+def test_a_column_that_counts_the_rows_of_all_tenants_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="would count the rows of all tenants"):
+        type("Wrong", (TenantTable,), {"number": Serial()}, tablename="like_wrong")
+
+
+async def test_a_sub_select_is_not_a_value(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        with pytest.raises(ProtectedQueryError, match="running it first"):
+            await Facility.update({Facility.phone: Facility.select(Facility.phone)}, force=True)
+
+
+# -- the past ------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_past_has_the_values_that_the_row_had(lakeside: Clinic) -> None:
+    given = {
+        "opens_at": time(9, 30), "takes": timedelta(days=40, hours=-3, microseconds=5), "weight": Decimal("1.50"),
+        "content": b"x", "moments": [datetime(2020, 1, 1, tzinfo=UTC)], "pieces": [b"z"],
+    }  # fmt: skip
+    async with lakeside.as_admin():
+        parcel = Parcel(name="past", **given)
+        await parcel.save()
+        moment = datetime.now(UTC)
+        past = await parcel.as_of(moment)
+        assert {name: getattr(past, name) for name in given} == given
+        for name, value in {"opens_at": time(10), "takes": timedelta(days=-1), "weight": None}.items():
+            setattr(parcel, name, value)
+        await parcel.save()
+        await parcel.revert(to=moment)
+        now = await Parcel.select(*(getattr(Parcel, name) for name in given)).where(Parcel.id == parcel.id).first()
+        assert now == given
+        assert {name: getattr(parcel, name) for name in given} == given
+        assert not [c for c in Parcel._layout.recorded if c._meta.name in given and parcel._changed(c)]
+
+
+async def test_a_row_that_is_gone_is_not_reverted_silently(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        parcel = Parcel(name="gone")
+        await parcel.save()
+        moment = datetime.now(UTC)
+        await Parcel.delete().where(Parcel.id == parcel.id)
+        with pytest.raises(ProtectedQueryError, match="the row is gone"):
+            await parcel.revert(to=moment)

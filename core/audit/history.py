@@ -6,9 +6,10 @@ a read of the row: the history of a record is the record.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from uuid import UUID
@@ -21,7 +22,7 @@ from core.columns import Encrypted
 from core.crypto.derive import forgetful_later
 from core.crypto.keyring import MissingKeyError
 from core.engine import engine
-from core.errors import ChartholdError, ProtectedQueryError
+from core.errors import ChartholdError, ProtectedQueryError, SealedValueError
 from core.plan import Plan
 from core.scope import Scope, current_scope
 from core.shown import Record
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from core.crypto.keyring import TenantKeys
     from core.tenant_table import TenantTable
 
-__all__ = ["DESTROYED", "Change", "Sighting", "as_of", "history", "revert", "rows_as_of", "who_saw"]
+__all__ = ["ALTERED", "DESTROYED", "Change", "Sighting", "as_of", "history", "revert", "rows_as_of", "who_saw"]
 
 Row = TypeVar("Row", bound="TenantTable")
 
@@ -50,6 +51,18 @@ class _Destroyed:
 
 
 DESTROYED = _Destroyed()
+
+
+class _Altered:
+    """Stands for an envelope that was never sealed for this row: somebody wrote it by hand."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<altered by hand>"
+
+
+ALTERED = _Altered()
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,7 @@ async def history(
 
     Works for a row that was deleted. The scope's role must be allowed to read the log, and the row while it exists.
     A field that was sealed anew, as by a rotation of keys, keeps its value and is left out; the log itself has it. What
-    was sealed under a key that is destroyed is told as ``DESTROYED``.
+    was sealed under a key that is destroyed is told as ``DESTROYED``, and what was never sealed as ``ALTERED``.
     """
     told = [_told(change) async for change in _changes(table, row_id, since=since, until=until)]
     return [change for change in told if change is not None]
@@ -139,25 +152,35 @@ async def rows_as_of(table: type[Row], time: datetime) -> list[Row]:
 
 
 async def revert(row: TenantTable, to: datetime) -> None:
-    """Give the row the values that it had at that time, as an ordinary update, which is recorded as any other."""
-    table = type(row)
-    past = await as_of(table, row.id, to)
-    if past is None:
-        raise ProtectedQueryError(
-            f"There was no such {table.__name__} at that time, so there is nothing to go back to."
-        )
-    changed = {
-        column: past[column._meta.name]
-        for column in table._meta.columns
-        if column._meta.name in past and past[column._meta.name] != getattr(row, column._meta.name)
-    }
-    gone = sorted(column._meta.name for column, value in changed.items() if value is DESTROYED)
-    if gone:
-        raise ProtectedQueryError(f"The key of what {', '.join(gone)} held at that time is destroyed: no way back.")
-    if changed:
-        await table.update(changed).where(table._meta.primary_key == row.id)
-        for column, value in changed.items():
-            setattr(row, column._meta.name, value)
+    """Give the row the values that it had at that time, as an ordinary update, which is recorded as any other.
+
+    Raises ``ProtectedQueryError`` when there was no such row then, or is none now, or a value of then opens no more.
+    """
+    table: Any = type(row)
+    async with engine().transaction():
+        past = await as_of(table, row.id, to)
+        if past is None:
+            raise ProtectedQueryError(
+                f"There was no such {table.__name__} at that time, so there is nothing to go back to."
+            )
+        mine = table._meta.primary_key == row.id
+        # What it holds now, and nobody changes meanwhile; the instance may be older.
+        now = await table.objects().where(mine).lock_rows("NO KEY UPDATE").first()
+        if now is None:
+            raise ProtectedQueryError(
+                "Nothing was reverted: the row is gone, or not yours to see. Make a new one of what as_of() tells."
+            )
+        changed = {
+            column: past[column._meta.name]
+            for column in table._meta.columns
+            if column._meta.name in past and past[column._meta.name] != getattr(now, column._meta.name)
+        }
+        if lost := sorted(column._meta.name for column, value in changed.items() if value in (DESTROYED, ALTERED)):
+            raise ProtectedQueryError(f"What {', '.join(lost)} held at that time opens no more: there is no way back.")
+        if changed:
+            await table.update(changed).where(mine)
+        row.__dict__.update(past)
+        row.remember({name: row._held()[name] for name in past})
 
 
 async def who_saw(
@@ -293,6 +316,10 @@ class _Opener:
             if missing.version in self._destroyed:
                 return DESTROYED
             raise
+        except SealedValueError:
+            # Threat: who may write the row writes an envelope that does not open, and with it closes the row's past,
+            # which cannot be mended.
+            return ALTERED
 
 
 def _plain(column: Column, value: Any) -> Any:
@@ -304,15 +331,36 @@ def _plain(column: Column, value: Any) -> Any:
         return write_jsonb(value)
     if isinstance(column, ForeignKey) or column.value_type is UUID:
         return UUID(value)
-    if column.value_type in (datetime, date):
+    if column.value_type in (datetime, date, time):
         try:
             return column.value_type.fromisoformat(value)
         except ValueError:
             return value  # "infinity", and what is no time for Python: before the year 1 and after 9999
+    if column.value_type is timedelta:
+        return _interval(value)
+    if column.value_type is float and isinstance(value, str):
+        return float(value)  # NaN and the infinities are none of JSON's numbers
     if column.value_type is Decimal:
-        return Decimal(value)  # of a text too: NaN and the infinities are none of JSON's numbers
+        return Decimal(value)  # of a text too, as above
     if isinstance(value, Decimal):
         return float(value) if column.value_type is float or value != int(value) else int(value)
     if column.value_type is bytes:
         return bytes.fromhex(value[2:])
     return value
+
+
+_INTERVAL = re.compile(
+    r"(?:([+-]?\d+) years? ?)?(?:([+-]?\d+) mons? ?)?(?:([+-]?\d+) days? ?)?"
+    r"(?:([+-]?)(\d+):(\d+):(\d+)(?:\.(\d+))?)?"
+)
+
+
+def _interval(text: str) -> timedelta | str:
+    """PostgreSQL's text of an interval, as the driver reads one: a year has 365 days and a month 30."""
+    found = _INTERVAL.fullmatch(text)
+    if found is None:
+        return text
+    years, months, days = (int(part or 0) for part in found.groups()[:3])
+    hours, minutes, seconds = (int(part or 0) for part in found.groups()[4:7])
+    clock = timedelta(hours=hours, minutes=minutes, seconds=seconds, microseconds=int((found[8] or "").ljust(6, "0")))
+    return timedelta(days=years * 365 + months * 30 + days) + (-clock if found[4] == "-" else clock)

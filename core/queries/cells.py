@@ -17,6 +17,7 @@ from piccolo.utils.sql_values import convert_to_sql_value
 from core.arguments import TENANT, Deferred
 from core.columns import BlindIndex, CreatedAt, Encrypted, TenantId
 from core.crypto.keyring import TenantKeys
+from core.queries.shape import is_computed
 
 __all__ = ["PLAIN", "Cells", "Values", "index_argument", "indexes_of", "placeholder", "source"]
 
@@ -27,6 +28,7 @@ PLAIN = frozenset({type(None), str, int, bool, float, bytes, UUID, date, datetim
 Values = dict[str, Any]
 # Types that without a length have length one.
 UNBOUNDED = {"char": "bpchar", "character": "bpchar", "bit": "varbit"}
+TEXT_FORM = (str, int, float, bool, bytes, UUID, date, datetime, Decimal)
 Cell = Callable[[Values], Any]
 
 
@@ -46,6 +48,7 @@ class Cells:
         # What is made with the tenant's keys, in the order in which of_one() makes it; a cell makes the rest.
         self._late = [c._meta.name for c in (*self._sealed, *self._indexes)]
         self._cells = [(c._meta.name, None if c._meta.name in self._late else _cell(c)) for c in self.columns]
+        self._arrays = [(c, _element_type(c)) for c in self.columns if isinstance(c, Array)]
         self._sealed_names = [c._meta.name for c in self._sealed]
         self._sealed_place = tuple((c._meta.db_column_name, c.kind) for c in self._sealed)
         names = ", ".join(f'"{c._meta.db_column_name}"' for c in self.columns)
@@ -89,6 +92,12 @@ class Cells:
             for at, name in enumerate(self._sealed_names)
         ]
 
+    def go_together(self, rows: Sequence[Values]) -> bool:
+        """Whether ``many`` can write the rows: no value is computed by the database, and each array has a text form."""
+        if any(type(value) not in PLAIN and is_computed(value) for row in rows for value in row.values()):
+            return False
+        return all(_has_text(plain(row[c._meta.name], c), kind) for c, kind in self._arrays for row in rows)
+
     def of_many(self, rows: Sequence[Values]) -> list[Any]:
         """The arguments of ``many``: the tenant, and an array a column."""
         sealed = self._seal_together(rows)
@@ -121,6 +130,23 @@ class Cells:
             return Deferred(lambda keys: keys.blind_column(label, spec, [source(column, row) for row in rows]))
         values = [plain(row[name], column) for row in rows]
         return [_array_literal(value) for value in values] if isinstance(column, Array) else values
+
+
+def _element_type(column: Column) -> type | None:
+    """The type of an array's elements whose text PostgreSQL reads as the driver would write them; None for others."""
+    while isinstance(column, Array):
+        column = column.base_column
+    return column.value_type if column.value_type in TEXT_FORM and not isinstance(column, JSON) else None
+
+
+def _has_text(value: Any, kind: type | None) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, (list, tuple)):
+        return all(_has_text(item, kind) for item in value)
+    if type(value) is not kind and not (kind is UUID and isinstance(value, UUID)):
+        return False
+    return not isinstance(value, date) or 1 < value.year < 9999  # the first and the last are infinity to the driver
 
 
 def plain(value: Any, column: Column) -> Any:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import contextvars
 from typing import Any, NoReturn, Self
 
 from piccolo.columns.m2m import M2MAddRelated
+from piccolo.query.base import Timer
 from piccolo.query.methods.objects import Create, GetOrCreate
 from piccolo.query.methods.select import SelectJSON, SelectList
 from piccolo.query.mixins import ValuesDelegate
+from piccolo.utils.sync import run_sync
 
 from core.crypto.derive import forgetful_later
 from core.errors import ChartholdError
@@ -28,6 +33,20 @@ class Kept:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise ChartholdError("A query may hold PHI and is not pickled. Run it, or build it where it is to run.")
+
+    def run_sync(self, node: str | None = None, timed: bool = False, in_pool: bool = False) -> Any:
+        """Run it where nothing can be awaited, on a loop of its own: in the scope of whoever calls, and then closed."""
+        query: Any = self
+        context = contextvars.copy_context()
+
+        async def run() -> Any:
+            try:
+                return await asyncio.create_task(query.run(node=node, in_pool=in_pool), context=context)
+            finally:
+                await query.table._meta.db.close_connection_pool()
+
+        with Timer() if timed else contextlib.nullcontext():
+            return run_sync(run())
 
 
 class QuietValues(ValuesDelegate):

@@ -100,6 +100,7 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
         opened, rows = opened_columns([*selected, *hidden])
 
         planned = copy.copy(self)
+        planned.exclude_secrets = False  # they are left out already, and what the rows are judged by is not
         planned.columns_delegate = ColumnsDelegate(selected_columns=[*selected, *hidden, *rows])
         planned.where_delegate = WhereDelegate(_where=where)
         planned.order_by_delegate = self._ordered_by_tenant()
@@ -184,7 +185,12 @@ class TenantObjects(Kept, Objects):  # type: ignore[type-arg]
         output = self.output_delegate._output
         if output.load_json or output.nested or self.prefetch_delegate.fk_columns:
             with _no_deeper():
-                return await super()._process_results(results)
+                found = await super()._process_results(results)
+            for row in found if isinstance(found, list) else ():
+                # Piccolo made them as if a person had.
+                for each in (row, *row._brought_along()):
+                    each._stored = each._held()
+            return found
         return [self.table.of_row(row) for row in results]
 
     @property
@@ -279,14 +285,14 @@ def _no_deeper() -> Iterator[None]:
 
 def _rows_shape(query: TenantSelect | TenantObjects) -> Hashable:
     """The shape of what chooses among the rows that a condition finds."""
-    if query.lock_rows_delegate._lock_rows or query.as_of_delegate._as_of or query.offset_delegate._offset:
+    if query.lock_rows_delegate._lock_rows or query.as_of_delegate._as_of:
         raise NoShapeError
-    limit = query.limit_delegate._limit
+    limit, offset = query.limit_delegate._limit, query.offset_delegate._offset
     order = tuple(
         (columns_shape(item.columns), item.ascending) for item in query.order_by_delegate._order_by.order_by_items
     )
     # Numbers stay in the text: a generic plan that does not know how few rows are wanted sorts them all.
-    return order, limit and limit.number
+    return order, limit and limit.number, offset and offset.number
 
 
 def opened_columns(selected: Sequence[Any]) -> tuple[list[Opened], list[Column]]:

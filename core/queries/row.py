@@ -21,7 +21,9 @@ class TenantRefresh(Refresh):
         row = await super().run(in_pool=in_pool, node=node)
         kept = cast("ProtectedTable", row)
         values = kept._held()
-        kept.remember({column._meta.name: values[column._meta.name] for column in self._columns})
+        kept.remember({column._meta.name: values[column._meta.name] for column in self._columns}, read=True)
+        for nested in kept._brought_along():
+            nested.remember(read=True)
         return row
 
 

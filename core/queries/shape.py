@@ -47,7 +47,7 @@ class Shapes:
         statement, theirs = plan.compiled(single=single)
         if len(theirs) == len(arguments) and all(a is b for a, b in zip(theirs, arguments, strict=True)):
             if len(self._kept) >= MOST:
-                self._kept.clear()  # a program with that many shapes writes them itself; begin again
+                del self._kept[next(iter(self._kept))]  # the oldest: pages have numbers, which come from requests
             self._kept[shape] = statement
         return plan
 

@@ -273,6 +273,8 @@ def _compounded(equal: dict[str, Where], leaves: list[Combinable]) -> list[Combi
     for index in _indexes(next(iter(equal.values())).column):
         parts = [equal.get(name) for name in index.of]
         if index.spec.kind == "compound" and all(parts):
+            for part in parts:
+                part.column.check_sought(part.value)  # type: ignore[union-attr]
             values = tuple(part.value for part in parts if part is not None)
             return [*(leaf for leaf in leaves if leaf not in parts), _ask(index, [values], AnyOf)]
     return leaves
@@ -300,6 +302,8 @@ def _leaf(where: Where) -> Where:
     values: Any = [where.value] if where.values is UNDEFINED else where.values
     if isinstance(values, QueryString) or any(isinstance(value, (QueryString, Column)) for value in values):
         column.refuse("compare it with something that the database computes")
+    for value in values:
+        column.check_sought(value)
     for kind in kinds:
         for index in _indexes(column):
             if index.spec.kind == kind and _fits(index, values, operator):

@@ -11,7 +11,7 @@ from uuid import UUID
 from piccolo.columns import Column
 from piccolo.custom_types import Combinable
 from piccolo.engine.base import Engine
-from piccolo.query import Delete, Insert, Update
+from piccolo.query import Delete, Insert, Query, Update
 from piccolo.query.mixins import OnConflictAction, OnConflictItem, Returning
 from piccolo.querystring import QueryString
 from piccolo.table import Table
@@ -63,14 +63,21 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         # What is written is what the rows hold now, whatever is set while it is on its way.
         rows = self._values = [row._held() for row in self.add_delegate._add]  # type: ignore[attr-defined]
         returning, conflict = self.returning_delegate._returning, self._conflict()
+        key, cells = self.table._meta.primary_key, cells_of(self.table)
+        returns_ids = returning is not None and len(returning.columns) == 1 and returning.columns[0] is key
+        together = len(rows) == 1 or cells.go_together(rows)
+        if not together and (conflict is not None or not returns_ids):
+            raise ProtectedQueryError(
+                "What the database computes, and arrays of what has no text form, are inserted a row at a time: insert "
+                "each by itself, or leave on_conflict() and returning() out."
+            )
         if conflict is not None:
             template, arguments = _values(self.table, rows)
             return [returning_plan(QueryString("{}{}", QueryString(template, *arguments), conflict), returning)]
         # We made the ids. To have them returned would be to read, and the policies would ask for that too.
-        key = self.table._meta.primary_key
-        if returning is None or len(returning.columns) != 1 or returning.columns[0] is not key:
+        if not returns_ids:
             return [self._plan(rows, returning)]
-        size = len(rows) if cells_of(self.table).refers_to_itself else CHUNK
+        size = 1 if not together else len(rows) if cells.refers_to_itself else CHUNK
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
         plan = self._plan(chunks[0], None)
         plan.answer = [{"id": row["id"]} for row in rows]
@@ -81,6 +88,8 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
 
     def _plan(self, rows: Sequence[Values], returning: Returning | None) -> Plan:
         template, arguments = _values(self.table, rows)
+        if any(type(value) not in PLAIN and is_computed(value) for value in arguments):
+            return returning_plan(QueryString(template, *arguments), returning)
         try:
             shape = (self.table, "insert", len(rows) == 1, returning_shape(returning))
         except NoShapeError:
@@ -114,6 +123,8 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         chosen: list[Any] = []
         for value in values:
             column = value[0] if isinstance(value, tuple) else value
+            if column is value and isinstance(column, FIXED):
+                continue  # one of all_columns(): it stays as it is
             refuse_fixed(column)
             if isinstance(column, Encrypted):
                 if not by_id or isinstance(value, tuple):
@@ -126,15 +137,22 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         return chosen
 
     def _raw_response_callback(self, results: list[Any]) -> None:
-        conflicts = bool(self.on_conflict_delegate._on_conflict.on_conflict_items)
-        inserted = {row["id"] for row in results if "id" in row} if conflicts else ()
+        items = self.on_conflict_delegate._on_conflict.on_conflict_items
+        returned = [row.get("id") for row in results] if items else []
+        updated = bool(items) and items[0].action is OnConflictAction.do_update and len(returned) == len(self._values)
         # It is done, so the scope that it was done in is not asked whether it has expired since.
         tenant = open_scope().tenant
-        for row, values in zip(self.add_delegate._add, self._values, strict=True):
-            if not conflicts or values["id"] in inserted:
+        for at, (row, values) in enumerate(zip(self.add_delegate._add, self._values, strict=True)):
+            if not items or values["id"] in returned:
                 row.remember(values)  # type: ignore[attr-defined]
-                row._exists_in_db = True
-                row.tenant_id = tenant  # type: ignore[attr-defined]
+            elif updated and returned[at]:
+                # It is the row that was there, of which the instance may hold other values.
+                row.id = returned[at]  # type: ignore[attr-defined]
+                row._stored = {}  # type: ignore[attr-defined]
+            else:
+                continue
+            row._exists_in_db = True
+            row.tenant_id = tenant  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -245,6 +263,8 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
                 continue
             if isinstance(column, Encrypted) and isinstance(value, (Column, QueryString)):
                 column.refuse("compute its new value")
+            if isinstance(value, Query):
+                raise ProtectedQueryError("The result of a query is written by running it first.")
             for read in [value] if isinstance(value, Column) else getattr(value, "columns", ()):
                 if isinstance(read, Encrypted):
                     raise ProtectedQueryError(
@@ -260,7 +280,11 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
         outcome = await self._run_update(node, in_pool=in_pool)
         if self.saves is not None:
             # What was written: somebody may have set another value since.
-            self.saves.remember({c._meta.name: value for c, value in self.values_delegate._values.items()})
+            wrote = {c._meta.name: value for c, value in self.values_delegate._values.items() if not is_computed(value)}
+            self.saves.remember(wrote)
+            for column in self.table._meta.auto_update_columns:  # as Piccolo's save() does
+                if column._meta.name in wrote:
+                    self.saves.__dict__[column._meta.name] = wrote[column._meta.name]
         return outcome
 
     async def _run_update(self, node: str | None, *, in_pool: bool) -> Any:
@@ -279,7 +303,9 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
         key = self.table._meta.primary_key
         exact(pin(self.table, self.where_delegate._where), "UPDATE")
         async with engine.transaction():
-            chosen = self.table.select(key, *written.missing).lock_rows("NO KEY UPDATE", of=(self.table,))
+            # By the names that indexes know them by, whatever the database calls them.
+            missing = [column.as_alias(column._meta.name) for column in written.missing]
+            chosen = self.table.select(key, *missing).lock_rows("NO KEY UPDATE", of=(self.table,))
             chosen.where_delegate._where = self.where_delegate._where
             rows = await chosen
             if not rows:
@@ -287,15 +313,14 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
                     raise ProtectedQueryError(GONE)
                 return []
             ids = [row["id"] for row in rows]
-            # The table's own names would be ambiguous in RETURNING.
-            assignments, arguments, arrays, aliases = [], [], [ids], ["charthold_row"]
+            # Names of ours: the table's own would be ambiguous in RETURNING.
+            assignments, arguments, arrays = [], [], [ids]
             casts = ["uuid[]"]
             for column, value in self.values_delegate._values.items():
                 name = column._meta.db_column_name
                 if isinstance(column, Encrypted) and value is not None:
-                    assignments.append(f'"{name}" = u."charthold_{name}"')
+                    assignments.append(f'"{name}" = charthold_written.value_{len(casts)}')
                     arrays.append(self._sealed_for(column, ids, value))  # type: ignore[arg-type]
-                    aliases.append(f'"charthold_{name}"')
                     casts.append("bytea[]")
                 else:
                     assignments.append(f'"{name}" = {placeholder(column)}')
@@ -303,16 +328,16 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             given = {c._meta.name: v for c, v in self.values_delegate._values.items()}
             for index in written.indexes:
                 name = index._meta.db_column_name
-                assignments.append(f'"{name}" = u."charthold_{name}"')
+                assignments.append(f'"{name}" = charthold_written.value_{len(casts)}')
                 arrays.append(self._hashes_for(index, [{**row, **given} for row in rows]))  # type: ignore[arg-type]
-                aliases.append(f'"charthold_{name}"')
                 casts.append("bytea[]")
             unnested = ", ".join(f"{{}}::{cast}" for cast in casts)
+            aliases = ", ".join(f"value_{n}" for n in range(len(casts)))
             plan = self._plan(
                 ", ".join(assignments),
                 [*arguments, *arrays],
-                source=f" FROM unnest({unnested}) AS u({', '.join(aliases)})",
-                of_source=f'"{self.table._meta.tablename}"."id" = u.charthold_row AND ',
+                source=f" FROM unnest({unnested}) AS charthold_written({aliases})",
+                of_source=f'"{self.table._meta.tablename}"."id" = charthold_written.value_0 AND ',
             )
             return await self._process_results(await engine.run_querystring(plan))
 
@@ -378,9 +403,12 @@ def _unique(column: Encrypted[Any]) -> Column:
     return exact_ones[0] if exact_ones else column.refuse("find a conflict on it")
 
 
+FIXED = (RowId, TenantId, CreatedAt, BlindIndex)
+
+
 def refuse_fixed(column: Column) -> None:
     """Refuse to write what a row is."""
-    if isinstance(column, (RowId, TenantId, CreatedAt, BlindIndex)):
+    if isinstance(column, FIXED):
         raise ProtectedQueryError(
             f"{column._meta.name} is kept by Charthold and cannot be set. Leave it out of the update."
         )
