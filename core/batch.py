@@ -64,8 +64,9 @@ class Batch(BaseBatch):
             await self._transaction.start()
             if scope is not None:
                 await self._engine.set_scope(link, scope)
-            if self._plan is not None and self._plan.look is not None:
-                await self._record(link, [self._plan.look.record(None)])
+            look = self._plan.look if self._plan is not None else None
+            if look is not None and not look.unless_shown:
+                await self._record(link, [look.record(None)])
             self._cursor = await link.connection.cursor(sql, *arguments)
         except BaseException as error:
             await self._end(failed=True)
@@ -89,6 +90,9 @@ class Batch(BaseBatch):
         try:
             rows = await self._cursor.fetch(self._size)
             if not rows:
+                look = self._plan.look if self._plan is not None else None
+                if look is not None and look.unless_shown and not self._shown:
+                    await self._record(self._link, [look.record(0)])
                 raise StopAsyncIteration
             shown = rows
             if self._plan is not None:

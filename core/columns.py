@@ -402,6 +402,13 @@ class BlindIndex(Column):
         super().__init__(**kwargs)
         self._meta.secret = True
 
+    def refuse(self, asked: str) -> NoReturn:
+        """Threat: hashes that are seen, sorted or grouped tell who shares a value, and no record says who was told."""
+        raise ProtectedQueryError(
+            f"{self._meta.table.__name__}.{self._meta.name} holds hashes for searching, and no query may {asked}. "
+            "Search by the encrypted column."
+        )
+
     @functools.cached_property
     def label(self) -> str:
         """Names the key of this index; two indexes never share one."""

@@ -215,14 +215,14 @@ class ChartholdEngine(PostgresEngine):
             rows = await self._send(link, scope, statement.gated, bound, counted=statement.counted)
         else:
             rows = await self._autocommit(statement, scope, arguments, bound)
+        if transaction is not None and plan.look is not None and not (plan.look.unless_shown and rows):
+            transaction.shown.append(plan.look.record(len(rows) if plan.returns else rows[0][0]))
         if not plan.returns:
             if statement.counted:
                 _all_of(plan, rows)
             return plan.answer
         if transaction is not None:
             transaction.shown += [opened.record(rows) for opened in plan.opened]
-            if plan.look is not None:
-                transaction.shown.append(plan.look.record(len(rows)))
         try:
             return open_rows(plan, rows, keys)
         except MissingKeyError as missing:

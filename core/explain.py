@@ -29,11 +29,11 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
     ),
     "CH005": (
         ScopeError,
-        "The actor is not an active user of this tenant, or is locked (locked_until), or the tenant is not open.",
+        "The actor is not an active user of this tenant, is locked_until later, or the tenant is suspended or closed.",
     ),
     "CH006": (
         ScopeError,
-        "The actor was changed while this transaction, which is not READ COMMITTED, was open. Begin it anew.",
+        "The actor, or the key of the scope, was changed since this statement or transaction began. Begin it anew.",
     ),
     "CH007": (
         ConfigurationError,
@@ -56,6 +56,10 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
     "CH016": (
         ProtectedQueryError,
         "A blind index is written with the value that it is made of. Update the encrypted column, not its index.",
+    ),
+    "CH017": (
+        ProtectedQueryError,
+        "A time lies in the years 1 to 9999, and a blind index has the length of its hashes. Others cannot be read.",
     ),
     "CH015": (
         ScopeError,

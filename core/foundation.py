@@ -37,6 +37,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "refuse_scope": ("refuse_scope", "(text)", ()),
     "refuse_stranger": ("refuse_stranger", "()", ()),
     "refuse_truncate": ("refuse_truncate", "()", ()),
+    "refuse_unreadable": ("refuse_unreadable", "()", ()),
     "scope": ("scope", "()", ("app_runtime", "app_auditor")),
     "set_tenant_status": ("set_tenant_status", "(uuid, uuid, text, text)", ()),
     "sign": ("sign", "(uuid, uuid, text)", ()),

@@ -71,21 +71,27 @@ class Opened:
 class Look:
     """That somebody looked, which is recorded once and not for each row: at the log, or for values that stay closed.
 
-    Threat: who asks often enough whether a row has this value or that knows the value, and was never shown it.
+    Threat: who asks often enough whether a row has this value or that knows the value, and was never shown it: also who
+    asks for rows that are not there, and who changes what has the value and looks at what was changed.
     """
 
     action: Literal["audit_read", "search"]
     table: str
     columns: tuple[str, ...] = ()
+    # Nothing to record when rows were shown: there is a record of each.
+    unless_shown: bool = False
 
     @property
     def call(self) -> str:
         """What records it, in a statement over ``r``."""
         columns = "".join(f", 'columns', '{json.dumps(self.columns)}'::jsonb" for _ in self.columns[:1])
-        return (
-            f"(select charthold.record('{self.action}', '{self.table}', null, null,"
-            f" jsonb_build_object('rows', (select count(*) from r){columns})))"
+        record = (
+            f"charthold.record('{self.action}', '{self.table}', null, null,"
+            f" jsonb_build_object('rows', (select count(*) from r){columns}))"
         )
+        if self.unless_shown:
+            return f"(select case when exists (select from r) then '' else {record}::text end)"
+        return f"(select {record})"
 
     def record(self, rows: int | None) -> Record:
         """What was recorded; ``rows`` is how many came back, or None when nobody knows yet."""

@@ -115,6 +115,9 @@ class Tenant(ProtectedTable, tablename="tenant"):
         "branding": "configuration of an organisation",
     }
 
+    # Who is bound to facilities does not speak for all of them.
+    whole_tenant = ("update",)
+
     declares: ClassVar[Sequence[SchemaObject]] = (
         PrimaryKey(name="tenant_pkey", columns=("id",)),
         Unique(name="tenant_slug_key", columns=("slug",)),
@@ -129,7 +132,7 @@ class Tenant(ProtectedTable, tablename="tenant"):
         json_object("tenant_settings_object", "settings"),
         json_object("tenant_branding_object", "branding"),
         RowSecurity(),
-        *policies("tenant", "id"),
+        *policies("tenant", "id", whole_tenant=whole_tenant),
         Grant(privileges=("select", "update"), to="app_runtime"),
         Trigger(
             name="keep_identity", timing="before", events=("update",), level="row", function="charthold.touch"
@@ -191,6 +194,9 @@ class User(TenantTable, tablename="app_user"):
 
 class Facility(TenantTable, tablename="facility"):
     """A place where clients are seen."""
+
+    # Who is bound to some of them does not change the others.
+    whole_tenant = ("insert", "update", "delete")
 
     name = Text(default=None)
     kind = Text(default="clinic")

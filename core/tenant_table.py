@@ -6,7 +6,19 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, Self
 
-from piccolo.columns import JSON, BigInt, Boolean, Column, ForeignKey, Integer, Serial, SmallInt
+from piccolo.columns import (
+    JSON,
+    BigInt,
+    Boolean,
+    Column,
+    Date,
+    ForeignKey,
+    Integer,
+    Serial,
+    SmallInt,
+    Timestamp,
+    Timestamptz,
+)  # fmt: skip
 from piccolo.columns.m2m import M2M
 from piccolo.table import Table
 
@@ -441,5 +453,11 @@ class TenantTable(Audited, ProtectedTable):
             for c in cls._meta.columns
             if isinstance(c, BlindIndex)
         }
-        capture = capture_function(name, recorded, documents=documents, indexes=indexes)
+        lengths = {c._meta.db_column_name: c.spec.bits >> 3 for c in cls._meta.columns if isinstance(c, BlindIndex)}
+        times = {
+            c._meta.db_column_name: c.column_type.lower()
+            for c in cls._meta.columns
+            if isinstance(c, (Date, Timestamp, Timestamptz))
+        }
+        capture = capture_function(name, recorded, documents=documents, indexes=indexes, lengths=lengths, times=times)
         return (capture, *capture_triggers(name))

@@ -555,11 +555,14 @@ begin
     if substr(token, 83, 10) not in ('0000000000', lpad(pg_backend_pid()::text, 10, '0')) then
         raise exception using errcode = 'CH004', message = 'the scope belongs to another connection';
     end if;
-    if current_setting('transaction_isolation') <> 'read committed' and exists (
+    if exists (
         select from charthold.principal as p
         where (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
+            and charthold.was_replaced(p.xmin, p.xmax)
+    ) or exists (
+        select from charthold.token_key as k where k.id = substr(token, 65, 8) and charthold.was_replaced(k.xmin, k.xmax)
     ) then
-        raise exception using errcode = 'CH006', message = 'the actor was changed since this transaction began';
+        raise exception using errcode = 'CH006', message = 'the actor or the key was changed since this statement began';
     end if;
     raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant, or is locked';
 end
@@ -589,6 +592,24 @@ as $$
 begin
     raise exception using errcode = 'CH011',
         message = format('%I is audited and cannot be truncated; delete its rows instead', tg_table_name);
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.refuse_unreadable",
+        source="""-- Refuses a value that our side could not read back: a time before the year 1 or after 9999, a blind index that is no hash
+-- of its length. Called where a tenant's id would stand.
+--
+-- Threat: who may write one row writes it so that each list in which it stands fails, for everybody; or writes a name in
+-- plain text where a hash belongs.
+create function charthold.refuse_unreadable() returns uuid
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception using errcode = 'CH017',
+        message = 'a time lies in the years 1 to 9999, and a blind index has the length of its hashes';
 end
 $$""",
     )
@@ -653,8 +674,9 @@ begin
         and encode(substr(token, 73, 10), 'escape') > extract(epoch from clock_timestamp())::text
         and encode(substr(token, 83, 10), 'escape') in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
         and (p.locked_until is null or p.locked_until <= clock_timestamp())
-        and case when current_setting('transaction_isolation') = 'read committed' then true
-            else not (charthold.was_replaced(p.xmin, p.xmax) or charthold.was_replaced(k.xmin, k.xmax)) end;
+        -- A cursor, or a transaction of another isolation level, looks at the past. The row that it sees says so itself.
+        and (p.xmax = '0'::xid or p.xmax = p.xmin or not charthold.was_replaced(p.xmin, p.xmax))
+        and (k.xmax = '0'::xid or k.xmax = k.xmin or not charthold.was_replaced(k.xmin, k.xmax));
     if granted is null then
         perform charthold.refuse_scope(current_setting('charthold.scope', true));
     end if;
@@ -866,8 +888,8 @@ $$""",
         signature="(xid, xid)",
         source="""-- Whether the version of a row that this transaction looks at has been replaced or deleted since: its xmax committed.
 --
--- Threat: in REPEATABLE READ a transaction goes on seeing what its first statement saw, and with it a user who was locked
--- since. The old version of the row says so itself. Its xmax has 32 bits; the nearest 64-bit id is meant. Of a row that an
+-- Threat: in REPEATABLE READ a transaction goes on seeing what its first statement saw, and a cursor what it saw when it was
+-- declared, and with it a user who was locked since. The old version of the row says so itself. Its xmax has 32 bits; the nearest 64-bit id is meant. Of a row that an
 -- upsert wrote it is the lock of its own writer, and equal to its xmin; nobody else locks the rows that this is asked of.
 create function charthold.was_replaced(written_by xid, replaced_by xid) returns boolean
     language sql stable parallel unsafe

@@ -462,6 +462,15 @@ $$""",
         check="true",
     )
 
+    manager.add_policy(
+        table="tenant",
+        name="update_everywhere",
+        command="update",
+        using="case when id = (select charthold.tenant_everywhere()) then true end",
+        check="case when id = (select charthold.tenant_everywhere()) then true end",
+        restrictive=True,
+    )
+
     manager.add_grant(
         table="tenant", privileges=("select", "update"), to="app_runtime"
     )

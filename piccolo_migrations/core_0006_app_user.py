@@ -350,7 +350,7 @@ begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'app_user', r.id,
+        select case when r."created_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."created_at") or r."updated_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."updated_at") or r."last_login_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."last_login_at") or r."locked_until" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."locked_until") or r."password_changed_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."password_changed_at") then charthold.refuse_unreadable() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'app_user', r.id,
             jsonb_build_object('email', r."email", 'full_name', r."full_name", 'role', r."role", 'status', r."status", 'mfa_enrolled', r."mfa_enrolled", 'last_login_at', r."last_login_at", 'failed_logins', r."failed_logins", 'locked_until', r."locked_until", 'password_changed_at', r."password_changed_at", 'facility_scope', r."facility_scope"),
             who.actor, who.request, who.source, who.why, who.xid
         from (
@@ -426,6 +426,11 @@ begin
                 before := before || jsonb_build_object('facility_scope', old."facility_scope");
                 after := after || jsonb_build_object('facility_scope', new."facility_scope");
                 changed := changed || 'facility_scope'::text;
+            end if;
+        end if;
+        if (old."last_login_at", old."locked_until", old."password_changed_at") is distinct from (new."last_login_at", new."locked_until", new."password_changed_at") then
+            if new."last_login_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(new."last_login_at") or new."locked_until" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(new."locked_until") or new."password_changed_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(new."password_changed_at") then
+                perform charthold.refuse_unreadable();
             end if;
         end if;
         if changed = '{}' then

@@ -336,7 +336,7 @@ begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'facility', r.id,
+        select case when r."created_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."created_at") or r."updated_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."updated_at") then charthold.refuse_unreadable() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'facility', r.id,
             jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
             who.actor, who.request, who.source, who.why, who.xid
         from (
@@ -560,9 +560,25 @@ $$""",
 
     manager.add_policy(
         table="facility",
+        name="delete_everywhere",
+        command="delete",
+        using="case when tenant_id = (select charthold.tenant_everywhere()) then true end",
+        restrictive=True,
+    )
+
+    manager.add_policy(
+        table="facility",
         name="insert_by_role",
         command="insert",
         check="case when tenant_id = (select charthold.tenant_as('admin', 'system')) then true end",
+    )
+
+    manager.add_policy(
+        table="facility",
+        name="insert_everywhere",
+        command="insert",
+        check="case when tenant_id = (select charthold.tenant_everywhere()) then true end",
+        restrictive=True,
     )
 
     manager.add_policy(
@@ -583,6 +599,15 @@ $$""",
         command="update",
         using="case when tenant_id = (select charthold.tenant_as('admin', 'system')) then true end",
         check="true",
+    )
+
+    manager.add_policy(
+        table="facility",
+        name="update_everywhere",
+        command="update",
+        using="case when tenant_id = (select charthold.tenant_everywhere()) then true end",
+        check="case when tenant_id = (select charthold.tenant_everywhere()) then true end",
+        restrictive=True,
     )
 
     manager.add_grant(

@@ -13,12 +13,15 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from piccolo.query.functions import Count, Max
 
-from core import ChartholdError, ProtectedQueryError, provision_tenant, transaction
-from core.audit.history import history
+from core import ChartholdError, ProtectedQueryError, ScopeError, provision_tenant, scope, transaction
+from core.audit.history import ALTERED, DESTROYED, history
 from core.audit.partitions import archive_partition
 from core.audit.seal import seal
 from core.engine import ChartholdEngine
+from core.errors import SealedValueError
+from core.ids import uuid7
 from core.tables import Client, Facility, Tenant, User
 from core.token import TokenKey
 from tests.conftest import Clinic
@@ -260,7 +263,7 @@ async def test_a_user_who_never_was_active_is_deleted(hillside: Clinic) -> None:
 # -- values that Python has none for -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["0044-03-15 BC", "infinity", "-infinity", "12026-01-01"])
+@pytest.mark.parametrize("value", ["infinity", "-infinity"])
 async def test_history_tells_a_date_that_python_has_none_for(value: str, lakeside: Clinic, attack: Attack) -> None:
     one = await patient(lakeside)
     theirs = await attack(lakeside.tenant, lakeside.clinician)
@@ -270,6 +273,212 @@ async def test_history_tells_a_date_that_python_has_none_for(value: str, lakesid
         changes = await history(Client, one.id)
         assert changes[1].new["admitted_on"] == value
         assert (await one.as_of(datetime.now(UTC)))["admitted_on"] is None
+
+
+UNREADABLE = {
+    "a date before Christ": "update client set admitted_on = '0044-03-15 BC'",
+    "a date after all": "update client set discharged_on = '12026-01-01'",
+    "a login before Christ": "update app_user set last_login_at = '0044-03-15 BC'",
+    "plain text for a hash": "update client set email = null, email_folded = 'ana.nguyen@mail.example'",
+    "a hash of nothing": "update client set ssn = null, ssn_exact = ''",
+    "a birth before Christ": "insert into facility (id, tenant_id, name, kind, status, address, time_zone, settings, created_at)"
+    " select '{id}', tenant_id, 'BC', kind, status, address, time_zone, settings, '0044-03-15 BC' from facility limit 1",
+    "a new client with plain text": "insert into client (id, tenant_id, facility_id, status, first_name, last_name,"
+    " date_of_birth, mrn_exact) select '{id}', tenant_id, facility_id, status, first_name, last_name, date_of_birth,"
+    " 'MRN 501787' from client limit 1",
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+async def test_what_nobody_could_read_back_is_not_written(what: str, lakeside: Clinic, attack: Attack) -> None:
+    theirs = await attack(lakeside.tenant, lakeside.admin)
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await theirs.execute(UNREADABLE[what].replace("{id}", str(uuid7())))
+    assert refused.value.sqlstate in ("CH016", "CH017")
+
+
+async def spoil(theirs: asyncpg.Connection, row: UUID, at: str = "octet_length(notes) - 1") -> None:
+    """Change one byte of an envelope by hand."""
+    await theirs.execute(
+        f"update client set notes = set_byte(notes, {at}, (get_byte(notes, {at}) + 1) % 256) where id = '{row}'"
+    )
+
+
+@pytest.mark.parametrize("at", ["octet_length(notes) - 1", "4"])
+async def test_an_envelope_that_is_spoilt_by_hand_can_be_mended_and_closes_no_history(
+    at: str, lakeside: Clinic, attack: Attack
+) -> None:
+    one = await patient(lakeside, notes="before")
+    moment = datetime.now(UTC)
+    theirs = await attack(lakeside.tenant, lakeside.billing)
+    await spoil(theirs, one.id, at)
+    async with lakeside.as_admin():
+        with pytest.raises(SealedValueError) as spoilt:
+            await Client.select(Client.notes)
+        assert at == "4" or str(one.id) in str(spoilt.value)
+        await Client.update({Client.notes: "mended"}).where(Client.id == one.id)
+        first, by_hand, mended = await one.history()
+        wrong = DESTROYED if at == "4" else ALTERED
+        assert [first.new["notes"], by_hand.new["notes"], mended.new["notes"]] == ["before", wrong, "mended"]
+        assert by_hand.user_id == lakeside.billing
+        assert (await one.as_of(datetime.now(UTC)))["notes"] == "mended"
+        await one.revert(to=moment)
+        assert one.notes == "before"
+        with pytest.raises(ProtectedQueryError, match="opens no more"):
+            await one.revert(to=by_hand.occurred_at)
+
+
+async def test_hashes_that_are_moved_with_an_old_envelope_are_told(lakeside: Clinic, attack: Attack) -> None:
+    one, two = await patient(lakeside, last_name="Nguyen"), await patient(lakeside, last_name="Zorn")
+    theirs = await attack(lakeside.tenant, lakeside.billing)
+    old = await theirs.fetchval("select last_name from client where id = $1", one.id)
+    async with lakeside.as_clinician():
+        await Client.update({Client.last_name: "Nguyen"}).where(Client.id == one.id)
+    await theirs.execute(
+        "update client set last_name = $1, last_name_folded = (select last_name_folded from client where id = $2)"
+        " where id = $3", old, two.id, one.id,
+    )  # fmt: skip
+    async with lakeside.as_admin():
+        told = await one.history()
+        assert [change.action for change in told] == ["insert", "update"]  # not the one that only sealed it anew
+        assert (told[1].user_id, told[1].old["last_name"], told[1].new["last_name"]) == (
+            lakeside.billing, "Nguyen", "Nguyen",
+        )  # fmt: skip
+
+
+# -- looking without being shown -------------------------------------------------------------------------------------------
+
+
+async def in_vain(query: Any) -> Any:
+    """Ask, and go back before anything is kept."""
+    with contextlib.suppress(ZeroDivisionError):
+        async with transaction():
+            await query
+            raise ZeroDivisionError
+
+
+GUESSES: dict[str, Callable[[Client], Any]] = {
+    "an update that changes nothing": lambda c: Client.update({Client.status: "active"}).where(Client.ssn == c.ssn).returning(Client.id),
+    "an update": lambda c: Client.update({Client.status: "active"}).where(Client.ssn == c.ssn),
+    "a delete in vain": lambda c: in_vain(Client.delete().where(Client.ssn == c.ssn)),
+    "an update in vain": lambda c: in_vain(Client.update({Client.phone: "1"}).where(Client.ssn == c.ssn)),
+    "a select of nobody": lambda c: Client.select(Client.notes).where(Client.ssn == "000-00-0000"),
+    "a get of nobody": lambda c: Client.objects().get(Client.ssn == "000-00-0000"),
+    "a negation": lambda c: Client.select(Client.notes).where((Client.id == c.id) & (Client.date_of_birth != date(1950, 1, 1))),
+    "a batch of nobody": lambda c: batch_of(Client.select(Client.notes).where(Client.ssn == "000-00-0000")),
+    "nobody, in vain": lambda c: in_vain(Client.select(Client.notes).where(Client.ssn == "000-00-0000")),
+    "a conflict": lambda c: Client.insert(someone(c)).on_conflict(action="DO NOTHING").returning(Client.id),
+    "a conflict on a column": lambda c: Client.insert(someone(c)).on_conflict(Client.mrn, "DO NOTHING").returning(Client.id),
+}  # fmt: skip
+
+
+def someone(like: Client) -> Client:
+    return Client(
+        facility_id=like.facility_id, first_name="A", last_name="B", date_of_birth=date(2000, 1, 1), mrn=like.mrn
+    )
+
+
+async def batch_of(query: Any) -> None:
+    async with await query.batch() as batch:
+        async for _ in batch:
+            pass
+
+
+@pytest.mark.parametrize("how", GUESSES)
+async def test_whoever_finds_out_who_has_a_value_leaves_a_record(
+    how: str, lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    one = await patient(lakeside, ssn=f"900-{uuid4().int % 90 + 10}-5017", mrn=uuid4().hex)
+    reason = f"guess {uuid4()}"
+    async with lakeside.as_admin(reason):
+        guess = GUESSES[how](one)
+        await guess
+    found = await owner.fetch(f"select action_type from {LOG} where reason = $1", reason)
+    assert [r["action_type"] for r in found if r["action_type"] not in ("update", "insert")] == ["search"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        lambda: Client.select(Client.id, Client.ssn_exact),
+        lambda: Client.select(Client.id).order_by(Client.ssn_exact),
+        lambda: Client.select(Client.status, Count()).group_by(Client.status, Client.ssn_exact),
+        lambda: Client.select(Client.id).distinct(on=[Client.ssn_exact]).order_by(Client.ssn_exact),
+        lambda: Client.count(distinct=[Client.last_name_folded]),
+        lambda: Client.select(Max(Client.last_name_folded)),
+        lambda: Client.update({Client.phone: "1"}, force=True).returning(Client.ssn_exact),
+    ],
+)
+async def test_hashes_are_for_searching_and_nothing_else(query: Any, lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        with pytest.raises(ProtectedQueryError, match="holds hashes for searching"):
+            await query()
+
+
+# -- who is locked or bound -------------------------------------------------------------------------------------------------
+
+
+async def test_a_cursor_that_was_declared_before_reads_nothing_after_a_lock(lakeside: Clinic, attack: Attack) -> None:
+    somebody = await person(lakeside)
+    theirs = await attack(lakeside.tenant, somebody.id)
+    await theirs.execute("begin")
+    await theirs.execute("declare c1 cursor for select id, notes from client")
+    async with lakeside.as_admin():
+        await User.update({User.status: "locked"}).where(User.id == somebody.id)
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await theirs.fetch("fetch all from c1")
+    assert refused.value.sqlstate == "CH006"
+
+
+async def test_a_user_is_locked_for_as_long_as_it_is_said(lakeside: Clinic) -> None:
+    somebody = await person(lakeside, "admin")
+
+    async def work() -> int:
+        async with scope(tenant=lakeside.tenant, actor=somebody.id, reason="work"):
+            return await Facility.count()
+
+    async def locked(until: datetime | None) -> None:
+        async with lakeside.as_admin():
+            await User.update({User.locked_until: until}).where(User.id == somebody.id)
+
+    assert await work() > 0
+    await locked(datetime.now(UTC) + timedelta(days=1))
+    with pytest.raises(ScopeError, match="locked_until"):
+        await work()
+    await locked(datetime.now(UTC) + timedelta(milliseconds=300))
+    await asyncio.sleep(0.5)
+    assert await work() > 0
+    await locked(None)
+    assert await work() > 0
+
+
+async def test_a_login_leaves_the_principal_as_it_is(lakeside: Clinic, attack: Attack) -> None:
+    somebody = await person(lakeside, "admin")
+    theirs = await attack(lakeside.tenant, somebody.id)
+    await theirs.execute("begin isolation level repeatable read")
+    assert await theirs.fetchval("select count(*) from facility") > 0
+    async with lakeside.as_admin():
+        await User.update({User.last_login_at: datetime.now(UTC)}).where(User.id == somebody.id)
+    assert await theirs.fetchval("select count(*) from facility") > 0
+
+
+async def test_an_admin_who_is_bound_to_a_facility_speaks_for_no_other(lakeside: Clinic) -> None:
+    other = Facility(name=f"Other {uuid4().hex}")
+    bound = User(
+        email=f"{uuid4().hex}@x.example", full_name="B", role="admin", status="active",
+        facility_scope=[lakeside.facility],
+    )  # fmt: skip
+    async with lakeside.as_admin():
+        await other.save()
+        await bound.save()
+    async with scope(tenant=lakeside.tenant, actor=bound.id, reason="bound"):
+        for query in (
+            Facility.update({Facility.status: "inactive"}).where(Facility.id == other.id).returning(Facility.id),
+            Tenant.update({Tenant.status: "closed"}, force=True).returning(Tenant.id),
+        ):
+            assert await query == []
+        with pytest.raises(ScopeError):
+            await Facility(name="More").save()
 
 
 async def test_history_tells_a_list_with_nothing_in_it(lakeside: Clinic, attack: Attack) -> None:

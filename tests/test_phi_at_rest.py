@@ -233,13 +233,6 @@ async def two_columns_as_a_list() -> None:
     await Client.select(Client.last_name, Client.ssn).where(Client.last_name == "zzyzxquist").output(as_list=True)
 
 
-async def history_of_a_broken_row(clinic: Clinic) -> None:
-    async with clinic_admin(clinic), transaction():
-        await broken(clinic)
-        one = await Client.raw("select id from client where notes is not null order by id offset 1 limit 1")
-        await Client(id=one[0]["id"], _exists_in_db=True).history()
-
-
 FAILING: list[Any] = [
     lambda c: someone(c, status="lost").save(),
     lambda c: someone(c, mrn=PHI["mrn"]).save(),
@@ -275,7 +268,6 @@ FAILING: list[Any] = [
     lambda c: in_a_transaction(c, lambda: Client.select().order_by(Client.id).output(as_json=True)),
     lambda c: in_a_transaction(c, lambda: Client.update({Client.phone: "1"}, force=True).returning(Client.notes)),
     lambda c: broken_batch(c),
-    lambda c: history_of_a_broken_row(c),
     lambda c: asyncio.gather(someone(c, status="lost").save().run(), someone(c, status="lost").save().run()),
     lambda c: unscoped(someone(c)),
 ]

@@ -431,7 +431,7 @@ async def test_an_old_version_is_destroyed_when_nothing_but_the_log_needs_it(
         born, *_ = trail = await client.history()
         assert (born.action, born.new["first_name"], born.new["status"]) == ("insert", DESTROYED, "active")
         assert "Ana" not in repr(trail)
-        with pytest.raises(ChartholdError, match="first_name.* is destroyed: no way back"):
+        with pytest.raises(ChartholdError, match="first_name.* opens no more: there is no way back"):
             await client.revert(to=born.occurred_at)
     with pytest.raises(ChartholdError, match="destroyed already"):
         await retire(target, 1)

@@ -45,21 +45,31 @@ def capture_function(
     tenant: str = "tenant_id",
     documents: Collection[str] = (),
     indexes: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    lengths: Mapping[str, int] = MappingProxyType({}),
+    times: Mapping[str, str] = MappingProxyType({}),
 ) -> Function:
     """The function ``charthold.capture_<table>``; ``columns`` are those whose values are recorded.
 
     ``documents``: which of them are JSON, whose equality knows no difference between 1 and 1.0.
-    ``indexes``: the blind indexes, and what each is made of. They are not recorded, so none changes by itself.
+    ``indexes``: the blind indexes, and what each is made of. They are not recorded, so none changes by itself, and an
+    update names those that changed. ``lengths``: the bytes of each. ``times``: which columns are dates or timestamps.
     """
     name = f"charthold.capture_{table}"
     chunks = [columns[start : start + TOGETHER] for start in range(0, len(columns), TOGETHER)]
     changes = "\n".join(_changed(chunk, documents) for chunk in chunks)
-    if indexes:
-        changes += "\n" + _by_itself(indexes)
+    # These are kept by triggers once the row is there.
+    moving = {column: kind for column, kind in times.items() if column not in ("created_at", "updated_at")}
+    if indexes or moving:
+        changes += "\n" + _guarded(indexes, lengths, moving)
 
-    def pinned(row: str, scoped: str) -> str:
+    unreadable = _unreadable("r", lengths, times)
+
+    def pinned(row: str, scoped: str, *, refused: str = "") -> str:
         key = f"{row}.{quote_ident(tenant)}"
-        return key if tenant == "id" else f"case when {key} = {scoped} then {key} else charthold.refuse_stranger() end"
+        if tenant == "id":
+            return key
+        first = f"when {refused} then charthold.refuse_unreadable() " if refused else ""
+        return f"case {first}when {key} = {scoped} then {key} else charthold.refuse_stranger() end"
 
     source = f"""-- Records what happens to public.{table}. See core/audit/capture.py.
 create function {name}() returns trigger
@@ -78,7 +88,7 @@ begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, {WHO_COLUMNS})
-        select {pinned("r", "who.tenant")}, 'insert', '{table}', r.id,
+        select {pinned("r", "who.tenant", refused=unreadable)}, 'insert', '{table}', r.id,
             {_document("r", columns)},
             who.actor, who.request, who.source, who.why, who.xid
         from {WHO_ONCE}, new_rows as r;
@@ -109,22 +119,53 @@ $$
     return Function(name=name, signature="()", source=source)
 
 
-def _by_itself(indexes: Mapping[str, Sequence[str]]) -> str:
-    """Refuses a blind index that changes while what it is made of does not.
+def _guarded(indexes: Mapping[str, Sequence[str]], lengths: Mapping[str, int], times: Mapping[str, str]) -> str:
+    """Refuses what nobody could read back, and a blind index that changes while what it is made of does not.
 
     Threat: whoever writes SQL moves a patient's hashes to another row. Searches then find the wrong patient, and the
-    log, which does not hold hashes, says nothing.
+    log, which does not hold hashes, says nothing. So they change with their value only; and which of them changed is
+    recorded, for a value that is sealed anew under the same key keeps its hashes.
     """
-    each = " or ".join(
-        f"({_row('old', [index])}) is distinct from ({_row('new', [index])})"
-        f" and ({_row('old', of)}) is not distinct from ({_row('new', of)})"
-        for index, of in indexes.items()
+    watched = [*indexes, *times]
+    statements = ""
+    if indexes:
+        each = " or ".join(
+            f"({_row('old', [index])}) is distinct from ({_row('new', [index])})"
+            f" and ({_row('old', of)}) is not distinct from ({_row('new', of)})"
+            for index, of in indexes.items()
+        )
+        statements += (
+            f"            if {each} then\n"
+            "                raise exception using errcode = 'CH016',"
+            " message = 'a blind index changes with its value only';\n"
+            "            end if;\n"
+        )
+    statements += (
+        f"            if {_unreadable('new', lengths, times)} then\n"
+        "                perform charthold.refuse_unreadable();\n"
+        "            end if;\n"
     )
+    if indexes:
+        names = ", ".join(
+            f"case when {_row('old', [i])} is distinct from {_row('new', [i])} then '{i}' end" for i in indexes
+        )
+        statements += f"            changed := changed || array_remove(array[{names}]::text[], null);\n"
     return (
-        f"        if ({_row('old', indexes)}) is distinct from ({_row('new', indexes)}) and ({each}) then\n"
-        "            raise exception using errcode = 'CH016', message = 'a blind index changes with its value only';\n"
-        "        end if;"
+        f"        if ({_row('old', watched)}) is distinct from ({_row('new', watched)}) then\n"
+        f"{statements}        end if;"
     )
+
+
+def _unreadable(row: str, lengths: Mapping[str, int], times: Mapping[str, str]) -> str:
+    """The condition that a row holds a time that Python has not, or a blind index that is none."""
+    clock = {"date": ("", ""), "timestamp": (" 00:00:00", " 23:59:59.999999")}
+    clock["timestamptz"] = " 00:00:00+00", " 23:59:59.999999+00"
+    found = [
+        f"{row}.{quote_ident(c)} not between {kind} '0001-01-01{clock[kind][0]}'"
+        f" and {kind} '9999-12-31{clock[kind][1]}' and isfinite({row}.{quote_ident(c)})"
+        for c, kind in times.items()
+    ]
+    return " or ".join([*found, *(f"octet_length({row}.{quote_ident(c)}) <> {n}" for c, n in lengths.items())])
 
 
 def _row(row: str, columns: Iterable[str], documents: Collection[str] = ()) -> str:

@@ -7,7 +7,7 @@ a read of the row: the history of a record is the record.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -18,7 +18,7 @@ from piccolo.columns import JSON, Array, Column, ForeignKey
 
 from core.audit.canonical import parse_jsonb, write_jsonb
 from core.audit.record import record
-from core.columns import Encrypted
+from core.columns import BlindIndex, Encrypted
 from core.crypto.derive import forgetful_later
 from core.crypto.keyring import MissingKeyError
 from core.engine import engine
@@ -114,15 +114,16 @@ async def history(
     Works for a row that was deleted. The scope's role must be allowed to read the log, and the row while it exists.
     A field that was sealed anew, as by a rotation of keys, keeps its value and is left out; the log itself has it. What
     was sealed under a key that is destroyed is told as ``DESTROYED``, and what was never sealed as ``ALTERED``.
+    A value whose blind index was changed by hand is told, though it is the same before and after.
     """
-    told = [_told(change) async for change in _changes(table, row_id, since=since, until=until)]
+    told = [_told(change, anew) async for change, anew in _changes(table, row_id, since=since, until=until)]
     return [change for change in told if change is not None]
 
 
 async def as_of(table: type[TenantTable], row_id: UUID, time: datetime) -> dict[str, Any] | None:
     """The row's values at that time, from the log; None before its insert and after its delete."""
     values: dict[str, Any] | None = None
-    async for change in _changes(table, row_id, until=time):
+    async for change, _ in _changes(table, row_id, until=time):
         values = None if change.action == "delete" else {**(values or {}), **change.new}
     return values
 
@@ -157,24 +158,25 @@ async def revert(row: TenantTable, to: datetime) -> None:
     Raises ``ProtectedQueryError`` when there was no such row then, or is none now, or a value of then opens no more.
     """
     table: Any = type(row)
+    mine = table._meta.primary_key == row.id
     async with engine().transaction():
-        past = await as_of(table, row.id, to)
+        # Nobody changes it meanwhile. What it holds now the log says too; the instance may be older.
+        if not await table.select(table._meta.primary_key).where(mine).lock_rows("NO KEY UPDATE"):
+            raise ProtectedQueryError(
+                "Nothing was reverted: the row is gone, or not yours to see. Make a new one of what as_of() tells."
+            )
+        past: dict[str, Any] | None = None
+        now: dict[str, Any] = {}
+        async for change, _ in _changes(table, row.id):
+            now |= change.new
+            if change.occurred_at <= to:
+                past = dict(now)
         if past is None:
             raise ProtectedQueryError(
                 f"There was no such {table.__name__} at that time, so there is nothing to go back to."
             )
-        mine = table._meta.primary_key == row.id
-        # What it holds now, and nobody changes meanwhile; the instance may be older.
-        now = await table.objects().where(mine).lock_rows("NO KEY UPDATE").first()
-        if now is None:
-            raise ProtectedQueryError(
-                "Nothing was reverted: the row is gone, or not yours to see. Make a new one of what as_of() tells."
-            )
-        changed = {
-            column: past[column._meta.name]
-            for column in table._meta.columns
-            if column._meta.name in past and past[column._meta.name] != getattr(now, column._meta.name)
-        }
+        columns = {column._meta.name: column for column in table._meta.columns}
+        changed = {columns[name]: value for name, value in past.items() if value != now[name]}
         if lost := sorted(column._meta.name for column, value in changed.items() if value in (DESTROYED, ALTERED)):
             raise ProtectedQueryError(f"What {', '.join(lost)} held at that time opens no more: there is no way back.")
         if changed:
@@ -213,8 +215,11 @@ async def who_saw(
 
 async def _changes(
     table: type[TenantTable], row_id: UUID, *, since: datetime | None = None, until: datetime | None = None
-) -> AsyncIterator[Change]:
-    """The row's changes in pages. The reading is recorded first, in the same transaction: no record, no history."""
+) -> AsyncIterator[tuple[Change, set[str]]]:
+    """The row's changes in pages, each with the columns that it may only have sealed anew.
+
+    The reading is recorded first, in the same transaction: no record, no history.
+    """
     scope, name = current_scope(), table._meta.tablename
     after_time, after_id = since or EVER, UUID(int=0)
     async with engine().transaction():
@@ -224,7 +229,7 @@ async def _changes(
         while True:
             plan = Plan(
                 "select id, occurred_at, action_type as action, user_id, reason, request_id,"
-                " host(source_ip) as source_ip, transaction_id, old_values as old, new_values as new"
+                " host(source_ip) as source_ip, transaction_id, old_values as old, new_values as new, changed_columns"
                 " from public.user_action_audit_log where case when tenant_id = {} then true end and record_id = {}"
                 " and table_name = {}"
                 " and action_type in ('insert', 'update', 'delete')"
@@ -234,22 +239,54 @@ async def _changes(
             )  # fmt: skip
             rows = await engine().run_plan(plan)
             for row in rows:
+                anew = _sealed_anew(table, row["old"], row["new"], row.pop("changed_columns") or ())
                 # Nothing opened gets a name here: it would stand in the frame of an error about the next record.
-                yield Change(**row | {end: await opener.values(row_id, row[end]) for end in ("old", "new")})
+                yield Change(**row | {end: await opener.values(row_id, row[end]) for end in ("old", "new")}), anew
             if len(rows) < PAGE:
                 return
             after_time, after_id = rows[-1]["occurred_at"], rows[-1]["id"]
 
 
-def _told(change: Change) -> Change | None:
-    """The change without the fields whose values it did not change; None when nothing is left of it."""
+def _told(change: Change, anew: set[str]) -> Change | None:
+    """The change without the fields whose values it only sealed anew; None when nothing is left of it."""
     if change.action != "update":
         return change
-    moved = [name for name in change.changed if change.old.get(name) != change.new.get(name)]
+    moved = [n for n in change.changed if n not in anew or change.old.get(n) != change.new.get(n)]
     if len(moved) == len(change.changed):
         return change
     old, new = ({name: end[name] for name in moved} for end in (change.old, change.new))
     return replace(change, old=old, new=new) if moved else None
+
+
+def _sealed_anew(table: type[TenantTable], old: str | None, new: str | None, changed: Sequence[str]) -> set[str]:
+    """The encrypted columns that an update may have written without another value.
+
+    Threat: an old envelope is put back by hand, and with it the hashes of somebody else: nothing to be seen in the
+    value, and searches find another patient. Hashes change with the value, or with the key: under a later version.
+    """
+    if old is None or new is None:
+        return set()
+    before, after = parse_jsonb(old), parse_jsonb(new)
+    by_hand = {
+        name
+        for index in table._meta.columns
+        if isinstance(index, BlindIndex) and index._meta.db_column_name in changed
+        for name in index.of
+    }
+    return {
+        column._meta.name
+        for column in table._meta.columns
+        if isinstance(column, Encrypted)
+        and (
+            column._meta.name not in by_hand
+            or _version(before, column._meta.db_column_name) < _version(after, column._meta.db_column_name)
+        )
+    }
+
+
+def _version(document: Mapping[str, Any], name: str) -> int:
+    """The version of the key under which a recorded value was sealed; its form is in ``docs/envelope.md``."""
+    return int(str(document.get(name) or "")[4:12] or "0", 16)
 
 
 def _sealed(table: type[TenantTable]) -> list[str]:

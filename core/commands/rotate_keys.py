@@ -88,7 +88,7 @@ async def rotate_keys(
     failed = [result for result in results if result["problem"]]
     if failed and tenant != ALL:
         raise Failure(failed[0]["problem"])
-    return SKIPPED if failed or any(result.get("twins") for result in results) else 0
+    return SKIPPED if failed or any(result.get("twins") or result.get("altered") for result in results) else 0
 
 
 async def target_of(slug: str, actor: str) -> Target:
@@ -164,7 +164,13 @@ def _print(results: list[dict[str, Any]], *, swept: bool, quiet: bool) -> None:
         slug = result["slug"]
         if result["problem"]:
             errors().print(f"{slug}: {result['problem']}")
-        elif "versions" in result:
+            continue
+        for row in result.get("altered", ()):
+            errors().print(
+                f"{slug}: {row} holds an envelope that no key opens, and was left as it is. Its history tells who "
+                "wrote it, and what it was."
+            )
+        if "versions" in result:
             if not quiet:
                 out.print(f"{slug}: {result['versions']} keys were wrapped anew.")
         elif result["twins"]:

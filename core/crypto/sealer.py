@@ -115,7 +115,7 @@ class Sealer(Secret):
         openers, decode = self._openers, self._decode
         values: list[Any] = []
         add = values.append
-        envelope = None
+        row_id, envelope = b"", None
         try:
             for row_id, envelope in zip(row_ids, envelopes, strict=True):
                 if envelope is None:
@@ -124,22 +124,23 @@ class Sealer(Secret):
                 decrypt, prefix = openers[envelope[:HEADER_BYTES]]
                 add(decode(decrypt(envelope[HEADER_BYTES:BODY], envelope[BODY:], prefix + row_id)))
         except (SealedValueError, InvalidTag, ValueError, TypeError) as error:
-            failure = self._explained(error, envelope)
+            failure = self._explained(error, envelope, row_id)
         else:
             return values
         raise failure
 
-    def _explained(self, error: Exception, envelope: object = None) -> SealedValueError:
-        """The error to raise in place of one whose frames or text may hold a value."""
+    def _explained(self, error: Exception, envelope: object = None, row_id: bytes = b"") -> SealedValueError:
+        """The error to raise in place of one whose frames or text may hold a value. It names the row, to be mended."""
+        where = f" of row {UUID(bytes=row_id)}" if len(row_id) == 16 else ""
         if isinstance(error, MissingKeyError) and (envelope is None or is_envelope(envelope)):
             return error.with_traceback(None)
         if envelope is not None and not is_envelope(envelope):
-            return SealedValueError(f"{self.table}.{self.column} holds something that is not an envelope of version 1.")
+            return SealedValueError(f"{self.table}.{self.column}{where} holds no envelope of version 1.")
         if isinstance(error, SealedValueError):
-            return SealedValueError(f"{self.table}.{self.column}: {error}")
+            return SealedValueError(f"{self.table}.{self.column}{where}: {error}")
         return SealedValueError(
-            f"An envelope of {self.table}.{self.column} does not open: it was altered, or moved "
-            "from another row, column, table or tenant."
+            f"{self.table}.{self.column}{where} does not open: it was altered, or moved from another row, column, "
+            "table or tenant. Write the value anew; history() has what it was."
         )
 
     def _no_key(self) -> NoReturn:
@@ -211,7 +212,7 @@ class RowSealer(Secret):
                 decrypt, prefix = openers[envelope[:HEADER_BYTES]]
                 values.append(decode(decrypt(envelope[HEADER_BYTES:BODY], envelope[BODY:], prefix + row)))
         except (SealedValueError, InvalidTag, ValueError, TypeError) as error:
-            failure = self.sealers[len(values)]._explained(error, envelope)
+            failure = self.sealers[len(values)]._explained(error, envelope, row)
         else:
             return values
         raise failure

@@ -25,7 +25,7 @@ from piccolo.query.mixins import (
 from piccolo.querystring import QueryString, Selectable
 from piccolo.table import Table
 
-from core.columns import Encrypted
+from core.columns import BlindIndex, Encrypted
 from core.crypto.derive import forgetful_later
 from core.errors import ProtectedQueryError
 from core.plan import Plan, RawPlan
@@ -109,8 +109,8 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
         look = None
         if getattr(self.table, "reading_is_recorded", False):
             look = Look("audit_read", self.table._meta.tablename)
-        elif not opened and (columns := searched(where)):
-            look = Look("search", self.table._meta.tablename, columns)
+        elif columns := searched(where):
+            look = Look("search", self.table._meta.tablename, columns, unless_shown=bool(opened))
         return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep, look=look)
 
     def _ordered_by_tenant(self) -> OrderByDelegate:
@@ -156,6 +156,8 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
         for column in compared:
             refuse_computed(column, "group it or tell equal values apart")
         for output in selected:
+            if isinstance(output, BlindIndex):
+                output.refuse("show them")
             if isinstance(output, CountFunction):
                 continue  # counting asks whether a value is there, not what it is
             inner: Sequence[Any] = ()
@@ -166,7 +168,7 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
             elif isinstance(output, QueryString):
                 inner = output.columns
             for column in inner:
-                if isinstance(column, Encrypted):
+                if isinstance(column, (Encrypted, BlindIndex)):
                     column.refuse("compute with it")
 
 
@@ -243,7 +245,7 @@ class TenantCount(Kept, Count):
     @property
     def default_querystrings(self) -> Sequence[QueryString]:
         for column in self._distinct or ():
-            if isinstance(column, Encrypted):
+            if isinstance(column, (Encrypted, BlindIndex)):
                 column.refuse("tell equal values apart")
         return super().default_querystrings
 

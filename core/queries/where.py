@@ -171,7 +171,7 @@ def refuse_computed(value: Any, asked: str = "compute with it") -> None:
 
     To count it is to ask whether a value is there, not what it is.
     """
-    if isinstance(value, Encrypted):
+    if isinstance(value, (Encrypted, BlindIndex)):
         value.refuse(asked)
     if not isinstance(value, QueryString) or isinstance(value, Count):
         return

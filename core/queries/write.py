@@ -27,8 +27,10 @@ from core.queries.cells import PLAIN, Cells, Values, index_argument, indexes_of,
 from core.queries.quiet import Kept, QuietValues
 from core.queries.read import opened_columns
 from core.queries.shape import SHAPES, NoShapeError, columns_shape, is_computed, where_shape
-from core.queries.where import exact, finds_one, pin, pinned_id, protect
+from core.queries.where import exact, finds_one, pin, pinned_id, protect, searched
+from core.schema import Index
 from core.scope import current_scope, open_scope
+from core.shown import Look
 
 if TYPE_CHECKING:
     from core.tenant_table import ProtectedTable
@@ -73,7 +75,12 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
             )
         if conflict is not None:
             template, arguments = _values(self.table, rows)
-            return [returning_plan(QueryString("{}{}", QueryString(template, *arguments), conflict), returning)]
+            statement = QueryString("{}{}", QueryString(template, *arguments), conflict)
+            # Whether there is a conflict tells whether the value is there.
+            table: Any = self.table
+            columns = unique_by_hash(table)
+            look = Look("search", self.table._meta.tablename, columns) if columns else None
+            return [returning_plan(statement, returning, look=look)]
         # We made the ids. To have them returned would be to read, and the policies would ask for that too.
         if not returns_ids:
             return [self._plan(rows, returning)]
@@ -245,13 +252,14 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
         of_source: str = "",
         joined: Literal["", "and"] = "",
     ) -> Plan:
-        where = exact(pin(self.table, self.where_delegate._where), "UPDATE").querystring_for_update_and_delete
+        where = exact(pin(self.table, self.where_delegate._where), "UPDATE")
         statement = QueryString(
             f"UPDATE {self.table._meta.get_formatted_tablename()} SET {assignments}{source} WHERE {of_source}{{}}",
             *arguments,
-            where,
+            where.querystring_for_update_and_delete,
         )
-        return returning_plan(statement, self.returning_delegate._returning, joined=joined)
+        look = None if source else look_of(self.table, where)  # who read the ids first has said so
+        return returning_plan(statement, self.returning_delegate._returning, joined=joined, look=look)
 
     def _written(self) -> Written:
         table: type[Table] = self.table
@@ -373,19 +381,33 @@ class TenantDelete(Kept, Delete):
     def _compile(self, where: Combinable, *, joined: Literal["", "and"] = "") -> Plan:
         table = self.table._meta.get_formatted_tablename()
         statement = QueryString(f"DELETE FROM {table} WHERE {{}}", where.querystring_for_update_and_delete)
-        return returning_plan(statement, self.returning_delegate._returning, joined=joined)
+        look = look_of(self.table, where)
+        return returning_plan(statement, self.returning_delegate._returning, joined=joined, look=look)
+
+
+def look_of(table: type[Table], where: Combinable) -> Look | None:
+    """That a write looks for a value, and by what it changes or returns tells whether it is there."""
+    columns = searched(where)
+    return Look("search", table._meta.tablename, columns) if columns else None
 
 
 def returning_plan(
-    statement: QueryString, returning: Returning | None, *, joined: Literal["", "where", "and"] = ""
+    statement: QueryString,
+    returning: Returning | None,
+    *,
+    joined: Literal["", "where", "and"] = "",
+    look: Look | None = None,
 ) -> Plan:
     """The statement with its RETURNING clause; what it returns is opened and recorded as any other read."""
     if returning is None:
-        return Plan("{}", statement, returns=False, joined=joined)
+        return Plan("{}", statement, returns=False, joined=joined, look=look)
     columns = list(returning.columns)
+    for column in columns:
+        if isinstance(column, BlindIndex):
+            column.refuse("show them")
     opened, rows = opened_columns(columns)
     clause = Returning(columns=[*columns, *rows]).querystring
-    return Plan("{}{}", statement, clause, opened=opened, outputs=len(columns))
+    return Plan("{}{}", statement, clause, opened=opened, outputs=len(columns), look=look)
 
 
 def check_identity(row: Table) -> None:
@@ -395,6 +417,14 @@ def check_identity(row: Table) -> None:
         raise ProtectedQueryError(f"Leave the id of a new {type(row).__name__} to Charthold: it makes a UUIDv7.")
     if tenant is not None and tenant != current_scope().tenant:
         raise ScopeError("The row belongs to another tenant than the open scope.")
+
+
+@functools.cache
+def unique_by_hash(table: type[Table]) -> tuple[str, ...]:
+    """The encrypted columns that are unique by their blind indexes."""
+    indexes = {c._meta.db_column_name: c.of for c in table._meta.columns if isinstance(c, BlindIndex)}
+    unique = [name for o in getattr(table, "declares", ()) if isinstance(o, Index) and o.unique for name in o.columns]
+    return tuple(sorted({column for name in unique for column in indexes.get(name, ())}))
 
 
 def _unique(column: Encrypted[Any]) -> Column:

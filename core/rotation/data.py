@@ -25,7 +25,7 @@ import asyncpg
 
 from core.crypto.keyring import WrappedKey
 from core.engine import engine
-from core.errors import ChartholdError
+from core.errors import ChartholdError, SealedValueError
 from core.ids import uuid7
 from core.rotation.owner import Progress, Target, acting, key_lock, noting, owner_connection, record, silent
 from core.rotation.rows import SealedTable, check_declared, sealed_tables
@@ -39,7 +39,10 @@ REASON = "key rotation"
 
 @dataclass
 class Outcome:
-    """What became of one tenant's rotation. ``twins`` are rows that a unique index does not let be indexed anew."""
+    """What became of one tenant's rotation.
+
+    ``twins`` are rows that a unique index does not let be indexed anew; ``altered`` those that no key opens.
+    """
 
     slug: str
     version: int = 0
@@ -47,6 +50,7 @@ class Outcome:
     resumed: bool = False
     rows: dict[str, int] = field(default_factory=dict)
     twins: list[str] = field(default_factory=list)
+    altered: list[str] = field(default_factory=list)
     shredded: bool = False
     problem: str = ""
 
@@ -142,7 +146,7 @@ class Rotation:
         # A statement from before could still stand in an open transaction, its row seen by nobody.
         await self._old_transactions_end()
         left = await self._pass()
-        while left > len(self.outcome.twins):
+        while left > len(self.outcome.twins) + len(self.outcome.altered):
             await asyncio.sleep(AGAIN)
             left = await self._pass()
 
@@ -194,7 +198,7 @@ class Rotation:
 
     async def _pass(self) -> int:
         """Take every table's older rows once; returns how many are left, because others held them."""
-        self.outcome.twins = []
+        self.outcome.twins, self.outcome.altered = [], []
         left = 0
         for table in self._tables:
             await self._pass_table(table)
@@ -219,6 +223,12 @@ class Rotation:
                     alone = self._size
                     continue
                 self.outcome.twins.append(f"{table.name} {rows[0]['id']}")
+            except SealedValueError:
+                # Threat: who may write a row writes what no key opens, and the old key could never be retired.
+                if not alone:
+                    alone = self._size
+                    continue
+                self.outcome.altered.append(f"{table.name} {rows[0]['id']}")
             except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
                 if not rows:  # the table itself is locked: somebody migrates
                     await asyncio.sleep(AGAIN)

@@ -24,11 +24,14 @@ begin
     if substr(token, 83, 10) not in ('0000000000', lpad(pg_backend_pid()::text, 10, '0')) then
         raise exception using errcode = 'CH004', message = 'the scope belongs to another connection';
     end if;
-    if current_setting('transaction_isolation') <> 'read committed' and exists (
+    if exists (
         select from charthold.principal as p
         where (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
+            and charthold.was_replaced(p.xmin, p.xmax)
+    ) or exists (
+        select from charthold.token_key as k where k.id = substr(token, 65, 8) and charthold.was_replaced(k.xmin, k.xmax)
     ) then
-        raise exception using errcode = 'CH006', message = 'the actor was changed since this transaction began';
+        raise exception using errcode = 'CH006', message = 'the actor or the key was changed since this statement began';
     end if;
     raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant, or is locked';
 end

@@ -56,8 +56,9 @@ begin
         and encode(substr(token, 73, 10), 'escape') > extract(epoch from clock_timestamp())::text
         and encode(substr(token, 83, 10), 'escape') in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
         and (p.locked_until is null or p.locked_until <= clock_timestamp())
-        and case when current_setting('transaction_isolation') = 'read committed' then true
-            else not (charthold.was_replaced(p.xmin, p.xmax) or charthold.was_replaced(k.xmin, k.xmax)) end;
+        -- A cursor, or a transaction of another isolation level, looks at the past. The row that it sees says so itself.
+        and (p.xmax = '0'::xid or p.xmax = p.xmin or not charthold.was_replaced(p.xmin, p.xmax))
+        and (k.xmax = '0'::xid or k.xmax = k.xmin or not charthold.was_replaced(k.xmin, k.xmax));
     if granted is null then
         perform charthold.refuse_scope(current_setting('charthold.scope', true));
     end if;
