@@ -25,6 +25,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "forget_scope": ("forget_scope", "()", ()),
     "hmac": ("hmac", "(bytea, bytea, bytea)", ()),
     "keep_history": ("keep_history", "()", ()),
+    "keep_partition": ("keep_partition", "(text)", ()),
     "npi_is_valid": ("npi_is_valid", "(text)", ("app_runtime",)),
     "provision_tenant": (
         "provision_tenant",

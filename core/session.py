@@ -44,6 +44,21 @@ SESSION = {
 }
 
 
+# An owner's session looks nothing up where others could have put it, and writes SQL in one way, whatever defaults the
+# login or the database have.
+OWNER_SESSION = {
+    "search_path": "public, pg_catalog",
+    "timezone": "UTC",
+    "intervalstyle": "postgres",
+    "row_security": "on",
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
+    "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    "bytea_output": "hex",
+}
+
+
 class Connection(asyncpg.Connection):
     """A driver's connection that says when a COMMIT committed nothing.
 
@@ -70,14 +85,12 @@ async def begin_session(
     Raises ``ConfigurationError`` when there is no connection, or it may not act as ``role``, or is bound by no policy;
     ``asyncpg.ConnectionDoesNotExistError`` when the server ends the session at once.
 
-    Threat: policies look on while a superuser, an owner or a BYPASSRLS role works. Such a connection is refused.
+    Threat: policies look on while a superuser, an owner or a BYPASSRLS role works, and triggers sleep in a session that
+    plays the replica. Such a connection is refused.
     """
     try:
         if role is None:
-            # An owner's session looks nothing up where others could have put it.
-            owned: asyncpg.Connection[Any] = await asyncpg.connect(
-                **arguments, server_settings={"search_path": "public, pg_catalog", "timezone": "UTC"}
-            )
+            owned: asyncpg.Connection[Any] = await asyncpg.connect(**arguments, server_settings=OWNER_SESSION)
             return owned
         patience = {"lock_timeout": lock_timeout} if lock_timeout else {}
         connection: asyncpg.Connection[Any] = await asyncpg.connect(
@@ -94,7 +107,9 @@ async def begin_session(
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         check = f"Check {named_by}." if named_by else "Is CHARTHOLD_HOME of another installation?"
         raise ConfigurationError(f"PostgreSQL refused the connection: {error}. {check}") from None
-    except asyncpg.InsufficientPrivilegeError:
+    except asyncpg.InsufficientPrivilegeError as error:
+        if role is None:
+            raise ConfigurationError(f"The login of {named_by or 'the embedded server'}: {error}.") from None
         raise ConfigurationError(
             f"The login of {named_by or 'the embedded server'} may not act as {role}. "
             f"As the owner run: grant {role} to <login>"
@@ -104,12 +119,14 @@ async def begin_session(
         raise ConfigurationError(f"No connection to {server}: {error.strerror or error}. Is it running?") from None
     # Who are we, really: the role in force must be one that the policies bind.
     try:
-        refused: bool = await connection.fetchval(
+        found = await connection.fetchrow(
             "select rolsuper or rolbypassrls or exists ("
             " select from pg_catalog.pg_class where oid = to_regclass('public.client')"
-            " and pg_has_role(r.oid, relowner, 'usage'))"
+            " and pg_has_role(r.oid, relowner, 'usage')) as powerful,"
+            " current_setting('session_replication_role') <> 'origin' as unwatched"
             " from pg_catalog.pg_roles as r where rolname = current_user"
         )
+        assert found is not None
     except asyncpg.InternalClientError:
         # The server ended the session as soon as it began, and the driver does not know what to make of that.
         connection.terminate()
@@ -117,7 +134,13 @@ async def begin_session(
     except BaseException:
         connection.terminate()  # cancelled half-way, nobody else would close it
         raise
-    if refused:
+    if found["unwatched"]:
+        await connection.close()
+        raise ConfigurationError(
+            "Sessions of the application's login have session_replication_role set, so no trigger records anything. "
+            "Run piccolo core doctor, which shows where to reset it."
+        )
+    if found["powerful"]:
         await connection.close()
         raise ConfigurationError(
             f"{role} is a superuser, an owner of our tables, or past row-level security, and must be none of these. "

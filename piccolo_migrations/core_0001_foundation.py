@@ -132,7 +132,8 @@ $$""",
         source="""-- Makes the audit log's partitions for this month and the months ahead, and returns the names of the new ones.
 --
 -- A month without a partition may have records in the default partition. They move into the new one, all of them, while
--- both stand apart from the log: a partition that is attached is append-only, and shows its rows to nobody.
+-- both stand apart from the log: a partition that is attached is append-only, and shows its rows to nobody. A month that was
+-- detached is attached again.
 create function charthold.ensure_partitions(ahead integer) returns setof text
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -143,7 +144,16 @@ declare
     first_moment timestamptz;
     next_moment timestamptz;
     stray boolean;
+    there boolean;
 begin
+    -- Should somebody have dropped it: a record of an unforeseen month would be refused, and its work with it.
+    if to_regclass('public.user_action_audit_log_default') is null then
+        create table public.user_action_audit_log_default (
+            like public.user_action_audit_log including defaults including constraints
+        );
+        perform charthold.keep_partition('user_action_audit_log_default');
+        alter table public.user_action_audit_log attach partition public.user_action_audit_log_default default;
+    end if;
     for starts in
         select m::date from generate_series(
             date_trunc('month', clock_timestamp() at time zone 'UTC'),
@@ -152,13 +162,21 @@ begin
         ) as m
     loop
         part := 'user_action_audit_log_' || to_char(starts, 'YYYY_MM');
-        continue when to_regclass('public.' || quote_ident(part)) is not null;
+        there := to_regclass('public.' || quote_ident(part)) is not null;
+        continue when there and exists (
+            select from pg_inherits
+            where inhrelid = to_regclass('public.' || quote_ident(part))
+                and inhparent = 'public.user_action_audit_log'::regclass
+        );
         first_moment := starts::timestamp at time zone 'UTC';
         next_moment := (starts + interval '1 month') at time zone 'UTC';
 
-        execute format(
-            'create table public.%I (like public.user_action_audit_log including defaults including constraints)', part
-        );
+        if not there then
+            execute format(
+                'create table public.%I (like public.user_action_audit_log including defaults including constraints)',
+                part
+            );
+        end if;
         -- Writers wait while rows move; without rows to move nobody waits.
         alter table public.user_action_audit_log_default no force row level security;
         select exists (
@@ -173,15 +191,7 @@ begin
                 ' insert into public.%I select * from moved', part
             ) using first_moment, next_moment;
         end if;
-        -- What the planner does not sample in the log it does not sample in the month either: LIKE leaves that out.
-        execute (
-            select format('alter table public.%I ', part)
-                || string_agg(format('alter column %I set statistics 0', attname), ', ')
-            from pg_attribute
-            where attrelid = 'public.user_action_audit_log'::regclass and attnum > 0 and attstattarget = 0
-        );
-        execute format('alter table public.%I enable row level security', part);
-        execute format('alter table public.%I force row level security', part);
+        perform charthold.keep_partition(part);
         execute format(
             'alter table public.user_action_audit_log attach partition public.%I for values from (%L) to (%L)',
             part, first_moment, next_moment
@@ -342,6 +352,29 @@ begin
             message = 'a user who was active or whose actions are recorded cannot be deleted; deactivate the user';
     end if;
     return old;
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.keep_partition",
+        signature="(text)",
+        source="""-- Makes a table that is about to be a partition of the audit log as guarded as the log itself: nothing of it is sampled that
+-- the log's own is not, and its rows are shown to nobody who names it directly.
+create function charthold.keep_partition(part text) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- LIKE leaves this out.
+    execute (
+        select format('alter table public.%I ', part)
+            || string_agg(format('alter column %I set statistics 0', attname), ', ')
+        from pg_attribute
+        where attrelid = 'public.user_action_audit_log'::regclass and attnum > 0 and attstattarget = 0
+    );
+    execute format('alter table public.%I enable row level security', part);
+    execute format('alter table public.%I force row level security', part);
 end
 $$""",
     )

@@ -172,6 +172,23 @@ BROKEN = (
         "alter table tenant drop constraint tenant_retention_years_possible",
         "retention", "constraint tenant_retention_years_possible on public.tenant",
     ),
+    Broken(
+        f"create trigger zz before insert on {part(NEXT)} for each row execute function charthold.refuse_change()",
+        "drift", f"trigger zz on {part(NEXT)}",
+    ),
+    Broken(f"alter table {part(NEXT)} set unlogged", "drift", f"table {part(NEXT)}"),
+    Broken(f"alter table {part(NEXT)} add constraint z check (reason <> 'x')", "drift", f"constraint z on {part(NEXT)}"),
+    Broken(f"create policy z on {part(NEXT)} using (true)", "drift", f"policy z on {part(NEXT)}"),
+    Broken(f"create rule z as on insert to {part(NEXT)} do instead nothing", "drift", f"rule z on {part(NEXT)}"),
+    Broken(f"create unique index z on {part(NEXT)} (id, occurred_at)", "drift", "index public.z"),
+    Broken(f"alter table {part(NEXT)} alter column reason set default 'x'", "drift", f"column {part(NEXT)}.reason"),
+    Broken(
+        f"alter table {LOG} detach partition {part(LAST)}; alter table {LOG} attach partition {part(LAST)}"
+        " for values from ('2099-01-01') to ('2099-02-01')",
+        "partitions", f"table {part(LAST)}",
+        f"alter table {LOG} detach partition {part(LAST)}; drop table {part(LAST)}; select charthold.ensure_partitions(3)",
+    ),
+    Broken(f"drop table {LOG}_default", "partitions", f"table {LOG}_default"),
     # PHI
     *(
         Broken(
@@ -187,7 +204,27 @@ BROKEN = (
     Broken(
         "alter domain charthold.envelope drop constraint envelope_check", "envelope", "domain charthold.envelope",
     ),
+    Broken(
+        "alter domain charthold.envelope drop constraint envelope_check;"
+        " alter domain charthold.envelope add constraint envelope_check check (true)",
+        "drift", "domain charthold.envelope",
+    ),
+    # machinery
+    Broken("drop function charthold.sign(uuid, uuid, text)", "drift", "function charthold.sign(uuid,uuid,text)"),
+    # owners and powers
+    Broken(f"alter function charthold.touch() owner to {RUNTIME}", "owners", "function charthold.touch()"),
+    Broken(f"alter domain charthold.envelope owner to {RUNTIME}", "owners", "type charthold.envelope"),
+    Broken(f"alter role {RUNTIME} createrole", "roles", f"role {RUNTIME}"),
+    Broken(f"grant pg_execute_server_program to {RUNTIME}", "roles", f"membership {RUNTIME} in pg_execute_server_program"),
     # the server
+    Broken(
+        f"alter role {RUNTIME} set session_replication_role = replica",
+        "server_settings", f"setting session_replication_role of {RUNTIME}",
+    ),
+    Broken(
+        "do $$ begin execute format('alter database %I set session_replication_role = replica', current_database());"
+        " end $$", "server_settings", "setting session_replication_role of the database",
+    ),
     Broken("do $$ begin execute format('alter database %I set log_statement = ''all''', current_database()); end $$",
            "statement_logging", "setting log_statement"),
     Broken(
@@ -220,6 +257,40 @@ async def test_what_is_broken_is_found_and_mended(superuser, broken):
         assert sql, "nothing mends it"
         await superuser.execute(sql)
     assert failures(await examine([broken.check, "drift"])) == set()
+
+
+async def test_a_month_that_was_detached_is_attached_again(superuser):
+    await superuser.execute(f"alter table {LOG} detach partition {part(NEXT)}")
+    told = [f for f in (await examine()).findings if f.verdict == "fail"]
+    assert {(f.check, f.subject) for f in told} == {
+        ("partitions", f"partition {NEXT[0]}-{NEXT[1]:02}"), ("drift", f"table {part(NEXT)}"),
+    }  # fmt: skip
+    await superuser.execute("\n".join(f.sql for f in told))
+    assert failures(await examine()) == set()
+
+
+async def test_a_table_that_the_application_owns_is_told(superuser):
+    await superuser.execute(f"alter table facility owner to {RUNTIME}")
+    found = await examine()
+    assert ("owners", "table public.facility") in failures(found)
+    await superuser.execute(next(f.sql for f in found.findings if f.check == "owners" and f.verdict == "fail"))
+    # What it had been granted was lost in what it owned.
+    left = [f for f in (await examine()).findings if f.verdict == "fail"]
+    assert {f.check for f in left} == {"drift"}
+    await superuser.execute("\n".join(f.sql for f in left))
+    assert failures(await examine()) == set()
+
+
+async def test_an_event_trigger_is_a_warning(superuser):
+    await superuser.execute(
+        "create function public.at_ddl() returns event_trigger language plpgsql as 'begin end';"
+        "create event trigger rogue on ddl_command_end execute function public.at_ddl()"
+    )
+    try:
+        found = await examine(["event_triggers"])
+        assert [f.sql for f in found.findings if f.verdict == "warn"] == ["drop event trigger rogue;"]
+    finally:
+        await superuser.execute("drop event trigger rogue; drop function public.at_ddl()")
 
 
 async def test_what_no_check_is_about_is_told_by_drift(superuser):

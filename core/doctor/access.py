@@ -14,6 +14,7 @@ __all__: list[str] = []
 
 LOGINS = """
 select r.rolname::text as name, r.rolcanlogin as login, r.rolsuper as superuser, r.rolbypassrls as bypasses,
+    r.rolcreaterole as makes_roles, r.rolcreatedb as makes_databases, r.rolreplication as replicates,
     r.rolname <> $1 and pg_has_role(r.oid, $1::name, 'member') as owner,
     pg_has_role(r.oid, 'pg_read_all_data', 'member') as reads_all
 from pg_roles as r where r.rolname !~ '^pg_' order by 1"""
@@ -27,6 +28,46 @@ where n.nspname !~ '^pg_' and n.nspname <> 'information_schema' and not exists (
 order by 1"""
 
 
+# What a role of the application's may not be, and what it may not belong to, directly or through another role.
+POWERS = {
+    "superuser": ("is a superuser: no policy binds it", "nosuperuser"),
+    "bypasses": ("has BYPASSRLS: no policy binds it", "nobypassrls"),
+    "makes_roles": ("may make roles, and give them what it likes", "nocreaterole"),
+    "makes_databases": ("may make databases", "nocreatedb"),
+    "replicates": ("may read the whole WAL as a replica", "noreplication"),
+}
+STRONG = """select g.rolname::text as name from pg_roles as g where g.rolname in (
+    'pg_read_all_data', 'pg_write_all_data', 'pg_read_server_files', 'pg_write_server_files',
+    'pg_execute_server_program', 'pg_maintain', 'pg_create_subscription'
+) and pg_has_role($1::name, g.oid, 'member') order by 1"""
+
+OWNED = """select pg_get_userbyid(d.refobjid)::text as owner, i.type, i.identity
+from pg_shdepend as d, pg_identify_object(d.classid, d.objid, d.objsubid) as i
+where d.deptype = 'o' and d.refclassid = 'pg_authid'::regclass
+    and d.dbid = (select oid from pg_database where datname = current_database())
+    and (i.schema = any($1) or i.type = 'schema' and i.identity = any($1)) and pg_get_userbyid(d.refobjid) <> $2
+order by 1, 2, 3"""
+
+# Which statement gives an object to another owner, where the kind's name is not what pg_identify_object says.
+ALTERED_AS = {"function": "routine", "procedure": "routine", "aggregate": "aggregate", "toast table": ""}
+
+
+@check("164.312(a)(1)")
+async def owners(live: Live, notes: Notes) -> None:
+    """Threat: whoever owns a table, a function or a schema of ours switches policies off, or puts another in place."""
+    schemas = sorted({"public"} | {name.split(".")[0] for name in live.declared()} | {"charthold"})
+    rows = await live.connection.fetch(OWNED, schemas, live.owner)
+    for row in rows:
+        kind = ALTERED_AS.get(row["type"], row["type"])
+        sql = f"alter {kind} {row['identity']} owner to {quote_ident(live.owner)};" if kind else ""
+        notes.fail(
+            f"{row['owner']} owns the {row['type']} {row['identity']}, and may do with it what it likes.",
+            subject=f"{row['type']} {row['identity']}",
+            sql=sql,
+        )
+    notes.end(f"All that is in {', '.join(schemas)} belongs to {live.owner}.")
+
+
 @check("164.312(a)(1)")
 async def roles(live: Live, notes: Notes) -> None:
     """Threat: a role that is the owner, a superuser or BYPASSRLS goes round every policy."""
@@ -35,15 +76,18 @@ async def roles(live: Live, notes: Notes) -> None:
     ours = [name for name in (live.runtime, live.auditor, login) if name in found]
     for name in dict.fromkeys(name for name in ours if name is not None):
         row, ident = found[name], quote_ident(name)
-        for power, way in (("superuser", "nosuperuser"), ("bypasses", "nobypassrls")):
+        if live.settings.embedded and name == live.owner:
+            continue
+        for power, (what, way) in POWERS.items():
             if row[power]:
-                what = "is a superuser" if power == "superuser" else "has BYPASSRLS"
-                sql = f"alter role {ident} {way};"
-                notes.fail(f"{name} {what}: no policy binds it.", subject=f"role {name}", sql=sql)
-        for kind, group in (("owner", live.owner), ("reads_all", "pg_read_all_data")):
+                notes.fail(f"{name} {what}.", subject=f"role {name}", sql=f"alter role {ident} {way};")
+        groups = [group["name"] for group in await live.connection.fetch(STRONG, name)]
+        for group in [live.owner] * row["owner"] + groups:
             # What a login has through our role is told of the role.
-            inherited = name == login and live.runtime in found and found[live.runtime][kind]
-            if row[kind] and not row["superuser"] and not inherited:
+            inherited = name == login and live.runtime in found and await live.connection.fetchval(
+                "select pg_has_role($1::name, $2::name, 'member')", live.runtime, group
+            )  # fmt: skip
+            if not row["superuser"] and not inherited:
                 notes.fail(
                     f"{name} is a member of {group}, directly or through another role.",
                     subject=f"membership {name} in {group}",
@@ -53,13 +97,6 @@ async def roles(live: Live, notes: Notes) -> None:
         value = live.catalog["role"].get(name)
         if value is None:
             notes.fail(f"The role {name} is missing.", subject=f"role {name}")
-        owned = [info.name for info in live.relations.values() if info.owner == name]
-        for table in owned:
-            notes.fail(
-                f"{name} owns {table}, and could switch its policies off.",
-                subject=f"table {table}",
-                sql=f"alter table {table} owner to {quote_ident(live.owner)};",
-            )
     others = [
         row["name"]
         for row in found.values()
@@ -84,12 +121,18 @@ async def roles(live: Live, notes: Notes) -> None:
             + (" (the embedded server has this one login for everything)." if live.settings.embedded else "."),
             mend="In production let an ordinary role own the tables; migrations need no superuser.",
         )
+    elif found[live.owner]["bypasses"]:
+        notes.warn(
+            f"{live.owner}, which owns the tables, has BYPASSRLS, so FORCE does not bind it.",
+            mend="Let another login, which nobody uses for anything else, make dumps.",
+            sql=f"alter role {quote_ident(live.owner)} nobypassrls;",
+        )
     if others:
         notes.warn(
             f"Beside the owner, {plural(len(others), 'login')} could read past the policies: {', '.join(others)}.",
             mend="Keep such logins for administrators, one person each, and audit them on the server.",
         )
-    notes.end(f"{live.runtime} and {live.auditor} own nothing, bypass nothing and are members of nothing that does.")
+    notes.end(f"{live.runtime} and {live.auditor} bypass nothing and are members of nothing that does.")
 
 
 def _why(row: Any, owner: str) -> str:
@@ -183,6 +226,23 @@ async def functions(live: Live, notes: Notes) -> None:
         f"{len(definers)} of {plural(len(found), 'function')} run as their owner, each with a pinned search_path; "
         "PUBLIC may call none."
     )
+
+
+@check("164.312(a)(1)")
+async def event_triggers(live: Live, notes: Notes) -> None:
+    """Threat: what runs at each change of the schema can undo it."""
+    rows = await live.connection.fetch(
+        "select quote_ident(evtname) as name, evtfoid::regprocedure::text as function from pg_event_trigger as e"
+        " where evtenabled <> 'D' and not exists (select from pg_depend as d"
+        " where d.classid = 'pg_event_trigger'::regclass and d.objid = e.oid and d.deptype = 'e') order by 1"
+    )
+    for row in rows:
+        notes.warn(
+            f"The event trigger {row['name']} runs {row['function']} at changes of the schema, and is none of ours.",
+            mend="Only a superuser makes one. Drop it, unless it belongs to your database's provider.",
+            sql=f"drop event trigger {row['name']};",
+        )
+    notes.end("No event trigger runs at changes of the schema.")
 
 
 @check("164.312(a)(1)")

@@ -125,6 +125,16 @@ async def partitions(live: Live, notes: Notes) -> None:
         for name, info in live.relations.items()
         if info.parent == LOG and (match := pattern.fullmatch(name))
     }
+    for year, number in months:
+        name = f"{LOG}_{year}_{number:02}"
+        following = month_after((year, number))
+        bound = str(live.catalog["table"][name]["bound"])
+        if not all(f"'{y:04}-{m:02}-01 00:00:00+00'" in bound for y, m in ((year, number), following)):
+            notes.fail(
+                f"{name} does not hold the month that its name says, but {bound.removeprefix('FOR VALUES ').lower()}.",
+                subject=f"table {name}",
+                mend="Find out who attached it so; detach it, and run piccolo core partitions.",
+            )
     now = datetime.now(UTC)
     month, ahead = (now.year, now.month), 0
     if month not in months:
@@ -149,6 +159,8 @@ async def partitions(live: Live, notes: Notes) -> None:
         notes.fail(
             "The log has no default partition: a record of an unforeseen month is refused, and its work with it.",
             subject=f"table {LOG}_default",
+            mend="piccolo core partitions makes it.",
+            sql="select charthold.ensure_partitions(3);",
         )
     elif default.bytes:
         rows = await live.ask_or_warn(notes, "The count of records in the default partition", STRAY)

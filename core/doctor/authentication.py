@@ -28,6 +28,18 @@ where ($1::uuid is null or coalesce(p.tenant_id, u.tenant_id) = $1) and (
             charthold.standing(p.tenant_id, p.user_id, p.role, p.facility_scope, p.tenant_open))
 )"""
 
+# charthold.tenant_directory is what the commands and the doctor believe about tenants; it must be a copy of them.
+DIRECTORY = """
+select count(*) as rows from charthold.tenant_directory as d full join public.tenant as t on t.id = d.tenant_id
+where ($1::uuid is null or coalesce(d.tenant_id, t.id) = $1)
+    and (d.slug, d.status, d.retention_years) is distinct from (t.slug, t.status, t.retention_years)"""
+
+# Where policies bind the owner, a tenant that the directory does not know cannot be looked at; its users are known.
+UNKNOWN = """
+select (select count(distinct p.tenant_id) from charthold.principal as p
+    where not exists (select from charthold.tenant_directory as d where d.tenant_id = p.tenant_id))
+    + (pg_relation_size('public.tenant') > 0 and not exists (select from charthold.tenant_directory))::int"""
+
 LOGINS = """select count(*) as records from public.user_action_audit_log
 where ($1::uuid is null or tenant_id = $1) and action_type in ('login', 'login_failed', 'logout')
     and occurred_at > now() - interval '30 days'"""
@@ -53,6 +65,14 @@ async def admins(live: Live, notes: Notes) -> None:
             f"{plural(unlike, 'row')} of charthold.principal, which says who may act, are not as app_user says.",
             subject="table charthold.principal",
             mend="Find out who wrote there: only triggers do.",
+        )
+    known = sum(row["rows"] for row in await live.ask(DIRECTORY)) if live.tenants or live.bypasses else 0
+    if known + await live.connection.fetchval(UNKNOWN):
+        notes.fail(
+            "charthold.tenant_directory, where the commands look tenants up, is not as the tenants say: one that is "
+            "missing there is neither examined nor verified.",
+            subject="table charthold.tenant_directory",
+            mend="Find out who wrote there: only triggers do. An update of the tenant's row by its admin writes it.",
         )
     open_ = [tenant for tenant in live.tenants if tenant.status in ("trial", "active")]
     notes.end(f"{plural(len(open_), 'open tenant')}, each with an active admin; who may act is as app_user says.")

@@ -22,11 +22,13 @@ where name in ('log_statement', 'log_min_duration_statement', 'log_min_duration_
     'auto_explain.log_min_duration', 'pgaudit.log', 'pgaudit.log_parameter')"""
 
 # Settings that a role or a database has for itself; a new session of that role may log what ours does not.
-FOR_OTHERS = r"""select coalesce(pg_get_userbyid(nullif(setrole, 0)), '') as role, split_part(c, '=', 1) as name,
-    substr(c, strpos(c, '=') + 1) as setting
-from pg_db_role_setting, unnest(setconfig) as c
-where setdatabase in (0, (select oid from pg_database where datname = current_database())) and setrole <> 0
-    and c ~ '^(log_statement|log_min_duration_statement|log_min_duration_sample|log_transaction_sample_rate)='"""
+FOR_OTHERS = (
+    "log_statement",
+    "log_min_duration_statement",
+    "log_min_duration_sample",
+    "log_transaction_sample_rate",
+    "log_parameter_max_length_on_error",
+)
 
 
 @check("164.312(c)")
@@ -50,6 +52,60 @@ def judge_version(number: int, today: date, notes: Notes) -> None:
     notes.end(f"PostgreSQL {major}.{minor}; the newest minor release known on {LOOKED_UP} was {major}.{latest or '?'}.")
 
 
+# What a session may begin with, and what it then does without.
+WEAKENING = {
+    "session_replication_role": ("origin", "no trigger runs, so nothing is recorded and no reference is checked"),
+    "row_security": ("on", "queries that policies would narrow fail"),
+    "fsync": ("on", "a crash may lose or spoil what was committed"),
+    "full_page_writes": ("on", "a crash may leave torn pages"),
+    "ignore_checksum_failure": ("off", "spoilt pages are read as if they were whole"),
+    "password_encryption": ("scram-sha-256", "new passwords are kept as hashes that are easily broken"),
+}
+
+SET_SOMEWHERE = """select coalesce(pg_get_userbyid(nullif(setrole, 0)), '') as role, setdatabase <> 0 as here,
+    split_part(c, '=', 1) as name, substr(c, strpos(c, '=') + 1) as setting
+from pg_db_role_setting, unnest(setconfig) as c
+where setdatabase in (0, (select oid from pg_database where datname = current_database()))
+    and split_part(c, '=', 1) = any($1)"""
+
+
+@check("164.312(c)")
+async def server_settings(live: Live, notes: Notes) -> None:
+    """Threat: a setting of the server, the database or a login takes the ground from under triggers or the disk."""
+    # The embedded server has these on its command line.
+    names = [name for name in WEAKENING if not (live.settings.embedded and name in ("fsync", "full_page_writes"))]
+    # Of the server's file: this session has its own.
+    for row in await live.connection.fetch(
+        "select name, coalesce(reset_val, setting) as setting, source from pg_settings where name = any($1)", names
+    ):
+        good, what = WEAKENING[row["name"]]
+        if row["setting"] != good and row["source"] in ("configuration file", "command line", "environment variable"):
+            notes.fail(
+                f"{row['name']} is {row['setting']}: {what}.",
+                subject=f"setting {row['name']}",
+                sql=f"alter system reset {row['name']};\nselect pg_reload_conf();",
+            )
+    for row in await live.connection.fetch(SET_SOMEWHERE, names):
+        good, what = WEAKENING[row["name"]]
+        if row["setting"] == good:
+            continue
+        whose = f"Sessions of {row['role']}" if row["role"] else "Sessions of this database"
+        notes.fail(
+            f"{whose} have {row['name']} = {row['setting']}: {what}.",
+            subject=f"setting {row['name']} of {row['role'] or 'the database'}",
+            sql=reset(live, row["name"], row["role"], here=row["here"]),
+        )
+    notes.end("Triggers run in every session, and what is committed waits for the disk.")
+
+
+def reset(live: Live, name: str, role: str, *, here: bool) -> str:
+    """What takes a default of a role, of this database, or of a role in this database, back."""
+    database = quote_ident(live.database)
+    if not role:
+        return f"alter database {database} reset {name};" if here else f"alter role all reset {name};"
+    return f"alter role {quote_ident(role)}{f' in database {database}' if here else ''} reset {name};"
+
+
 @check("164.312(a)(2)(iv)")
 async def statement_logging(live: Live, notes: Notes) -> None:
     """Threat: the server's own log, in plaintext: statements, parameters (a scope's token is one), rows in errors."""
@@ -58,8 +114,10 @@ async def statement_logging(live: Live, notes: Notes) -> None:
     source = {row["name"]: row["source"] for row in rows}
 
     def mend(name: str, value: str) -> str:
-        if source.get(name) == "database":
-            return f"alter database {quote_ident(live.database)} reset {name};"
+        if source.get(name) in ("database", "global"):
+            return reset(live, name, "", here=source[name] == "database")
+        if source.get(name) in ("user", "database user"):
+            return reset(live, name, live.owner, here=source[name] != "user")
         return f"alter system set {name} = '{value}';\nselect pg_reload_conf();"
 
     def off(name: str) -> bool:
@@ -76,10 +134,10 @@ async def statement_logging(live: Live, notes: Notes) -> None:
         ("log_min_duration_sample", "-1"),
         ("auto_explain.log_min_duration", "-1"),
     ):
-        if found.get(name, "-1") != "-1" and found.get("log_parameter_max_length") != "0":
+        if found.get(name, "-1") != "-1":
             notes.fail(
-                f"{name} is {found[name]} and log_parameter_max_length is not 0: slow statements are written with "
-                "their parameters.",
+                f"{name} is {found[name]}: slow statements are written, with what stands in them and with their "
+                "parameters.",
                 subject=f"setting {name}",
                 sql=mend(name, harmless),
             )
@@ -101,12 +159,14 @@ async def statement_logging(live: Live, notes: Notes) -> None:
             subject="setting pgaudit.log_parameter",
             sql=mend("pgaudit.log_parameter", "off"),
         )
-    for row in await live.connection.fetch(FOR_OTHERS):
-        if row["setting"] not in ("none", "ddl", "-1", "0"):
+    for row in await live.connection.fetch(SET_SOMEWHERE, FOR_OTHERS):
+        quiet = row["setting"] in ("none", "ddl", "-1") or (row["setting"] == "0" and "duration" not in row["name"])
+        # This session has what is set for everybody, and for the owner.
+        if not quiet and row["role"] not in ("", live.owner):
             notes.fail(
                 f"Sessions of {row['role']} have {row['name']} = {row['setting']}.",
                 subject=f"setting {row['name']} of {row['role']}",
-                sql=f"alter role {quote_ident(row['role'])} reset {row['name']};",
+                sql=reset(live, row["name"], row["role"], here=row["here"]),
             )
     _errors(found, notes)
     notes.end("The server writes no statement, no parameter and no row into its log.")

@@ -92,7 +92,7 @@ QUERIES: dict[str, str] = {
         select quote_ident(conname) || ' on ' || called as name, jsonb_build_object(
             'on', called, 'ident', quote_ident(conname), 'type', contype,
             'definition', replace(pg_get_constraintdef(k.oid), ' NOT VALID', ''), 'validated', convalidated,
-            'part', part
+            'part', part, 'inherited', coninhcount > 0 or conparentid <> 0
         ) as value
         from relation join pg_constraint as k on k.conrelid = id
         -- NOT NULL is told with its column; since version 18 it has a row here, under a name that nobody chose.
@@ -104,7 +104,8 @@ QUERIES: dict[str, str] = {
             'ident', called, 'on', indrelid::regclass::text, 'definition', pg_get_indexdef(id),
             'valid', indisvalid, 'ready', indisready, 'clustered', indisclustered, 'replica_identity', indisreplident,
             'of_constraint', exists (select from pg_constraint where conindid = id and contype in ('p', 'u', 'x')),
-            'part', (select owner.relispartition from pg_class as owner where owner.oid = indrelid)
+            'part', (select owner.relispartition from pg_class as owner where owner.oid = indrelid),
+            'inherited', exists (select from pg_inherits where inhrelid = id)
         ) as value
         from relation join pg_index on indexrelid = id
     """,
@@ -125,14 +126,15 @@ QUERIES: dict[str, str] = {
     + """
         select quote_ident(tgname) || ' on ' || called as name, jsonb_build_object(
             'on', called, 'ident', quote_ident(tgname), 'definition', pg_get_triggerdef(t.oid), 'enabled', tgenabled,
-            'part', part
+            'part', part, 'inherited', tgparentid <> 0
         ) as value
         from relation join pg_trigger as t on tgrelid = id where not tgisinternal
     """,
     "rule": RELATIONS
     + """
         select quote_ident(rulename) || ' on ' || called as name, jsonb_build_object(
-            'on', called, 'ident', quote_ident(rulename), 'definition', pg_get_ruledef(r.oid), 'enabled', ev_enabled
+            'on', called, 'ident', quote_ident(rulename), 'definition', pg_get_ruledef(r.oid), 'enabled', ev_enabled,
+            'part', part
         ) as value
         from relation join pg_rewrite as r on ev_class = id where rulename <> '_RETURN'
     """,

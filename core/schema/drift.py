@@ -69,7 +69,21 @@ async def drift(
     differences = compare(expected, found, statements_by_table(tables))
     differences += partition_differences(found)
     differences += await role_differences(connection, shared)
-    return sorted(differences, key=lambda difference: (difference.kind, difference.name))
+    return sorted(differences, key=in_order)
+
+
+# What is made before what needs it; what is dropped goes the other way.
+ORDER = (
+    "role", "membership", "schema", "type", "domain", "sequence", "function", "table", "column", "view", "constraint",
+    "index", "statistics", "row_security", "policy", "trigger", "rule", "storage_parameters",
+)  # fmt: skip
+
+
+def in_order(difference: Difference) -> tuple[bool, int, str, str]:
+    """The order in which the mends can be run: what is too much goes first, the last made first."""
+    rank = ORDER.index(difference.kind) if difference.kind in ORDER else len(ORDER)
+    gone = difference.problem == "unexpected"
+    return not gone, -rank if gone else rank, difference.kind, difference.name
 
 
 def declared_statements(tables: Sequence[type[Table]], shared: Iterable[SchemaObject]) -> list[str]:
@@ -147,8 +161,13 @@ async def aside(connection: asyncpg.Connection[Any], schemas: Sequence[str], nam
         # As initdb leaves it; what the declarations take away they take away again.
         statements.append("grant usage on schema public to public")
     for extension in await connection.fetch(
-        "select extname, nspname from pg_catalog.pg_extension join pg_catalog.pg_namespace as n on n.oid = extnamespace"
-        " where extrelocatable and nspname = any($1)",
+        "select extname, nspname from pg_catalog.pg_extension as e"
+        " join pg_catalog.pg_namespace as n on n.oid = extnamespace where extrelocatable and nspname = any($1)"
+        # One that a superuser made for us stays aside: we may not move what is in it.
+        " and pg_catalog.pg_has_role(extowner, 'usage') and not exists ("
+        "   select from pg_catalog.pg_depend as d join pg_catalog.pg_proc as p on p.oid = d.objid"
+        "   where d.refclassid = 'pg_catalog.pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e'"
+        "   and d.classid = 'pg_catalog.pg_proc'::regclass and not pg_catalog.pg_has_role(p.proowner, 'usage'))",
         list(schemas),
     ):
         # Its types and functions are looked up where they were.
@@ -200,7 +219,7 @@ def compare(expected: Catalog, found: Catalog, create: dict[str, list[str]]) -> 
             owner = table_of(wanted or there or {})
             if kind != "table" and (owner in absent or owner in surplus):
                 continue
-            if is_implied(kind, wanted, there):
+            if is_implied(kind, wanted, there, found):
                 continue
             problem: Problem = "missing" if there is None else "unexpected" if wanted is None else "changed"
             sql = mend(kind, wanted, there, create.get(name, []))
@@ -216,12 +235,14 @@ def table_of(value: dict[str, Any]) -> str:
     return str(found).removeprefix("table ")
 
 
-def is_implied(kind: str, wanted: dict[str, Any] | None, there: dict[str, Any] | None) -> bool:
-    """An index that a constraint owns differs with the constraint, and is told there."""
-    if kind != "index":
-        return False
+def is_implied(kind: str, wanted: dict[str, Any] | None, there: dict[str, Any] | None, found: Catalog) -> bool:
+    """What differs with something else, and is told there."""
     side = wanted or there or {}
-    return bool(side.get("of_constraint")) and (wanted is None or there is None)
+    if kind == "function_grant":
+        # What the owner may do with a function that is missing comes back with it.
+        return side["to"] == "owner" and side["object"].removeprefix("function ") not in found["function"]
+    # An index that a constraint owns.
+    return kind == "index" and bool(side.get("of_constraint")) and (wanted is None or there is None)
 
 
 def partition_differences(found: Catalog) -> list[Difference]:
@@ -239,11 +260,31 @@ def partition_differences(found: Catalog) -> list[Difference]:
                     kind="row_security", name=name, problem="missing", expected={"forced": forced[parent]}, mend=sql
                 )
             )
+        if table["persistence"] != "p":
+            sql = f"alter table {name} set logged;"
+            differences.append(Difference(kind="table", name=name, problem="changed", found=table, mend=sql))
     for kind in ("grant", "column_grant"):
         for name, grant in found[kind].items():
             if grant["part"] and grant["to"] != "owner":
                 sql = mend(kind, None, grant, [])
                 differences.append(Difference(kind=kind, name=name, problem="unexpected", found=grant, mend=sql))
+    # Threat: a trigger on one month alone swallows its records, and nothing is to be seen at the log.
+    for kind in ("trigger", "constraint", "index", "policy", "rule"):
+        for name, own in found[kind].items():
+            if own["part"] and not own.get("inherited"):
+                sql = mend(kind, None, own, [])
+                differences.append(Difference(kind=kind, name=name, problem="unexpected", found=own, mend=sql))
+    for name, there in found["column"].items():
+        parents = found["table"].get(there["on"], {}).get("parents") or []
+        like = found["column"].get(f"{parents[0]}.{there['ident']}") if there["part"] and parents else None
+        if like is None:
+            continue
+        wanted = there | {key: like[key] for key in ("default", "not_null", "statistics", "storage")}
+        if wanted != there:
+            sql = mend("column", wanted, there, [])
+            differences.append(
+                Difference(kind="column", name=name, problem="changed", expected=wanted, found=there, mend=sql)
+            )
     return differences
 
 

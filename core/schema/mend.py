@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from core.schema.constraint import past_policies
 from core.schema.quoting import quote_literal
 
 __all__ = ["mend"]
@@ -18,6 +19,10 @@ def mend(kind: str, expected: Value | None, found: Value | None, create: Sequenc
         return "\n".join(f"{statement};" for statement in create) if found is None else ""
     if kind == "column":
         return column(expected, found)
+    if kind == "domain" and expected is not None and found is not None and expected["type"] == found["type"]:
+        return domain_changes(expected, found)
+    if kind == "constraint" and expected is not None and expected == (found or {}) | {"validated": True}:
+        return looked_at(expected, f"alter table {expected['on']} validate constraint {expected['ident']};")
     if kind in WHOLE:
         drop, make = WHOLE[kind]
         same_place = kind in {"function", "comment", "storage_parameters"} and expected is not None
@@ -50,6 +55,34 @@ def column(expected: Value | None, found: Value | None) -> str:
     if expected["statistics"] != found["statistics"]:
         statements.append(f"{alter} set statistics {-1 if expected['statistics'] is None else expected['statistics']};")
     return "\n".join(statements)
+
+
+def domain_changes(expected: Value, found: Value) -> str:
+    """Columns depend on a domain, so it is changed where it stands."""
+    alter, statements = f"alter domain {expected['ident']}", []
+    wanted, there = expected["checks"] or {}, found["checks"] or {}
+    statements += [f"{alter} drop constraint {name};" for name in there if there[name] != wanted.get(name)]
+    statements += [
+        f"{alter} add constraint {name} {wanted[name]};" for name in wanted if there.get(name) != wanted[name]
+    ]
+    if expected["default"] != found["default"]:
+        default = expected["default"]
+        statements.append(f"{alter} drop default;" if default is None else f"{alter} set default {default};")
+    if expected["not_null"] != found["not_null"]:
+        statements.append(f"{alter} {'set' if expected['not_null'] else 'drop'} not null;")
+    return "\n".join(statements)
+
+
+def looked_at(constraint: Value, statement: str) -> str:
+    """The statement that makes PostgreSQL look at a foreign key's rows, which needs company."""
+    if constraint["type"] != "f":
+        return statement
+    to = constraint["definition"].partition(" REFERENCES ")[2].partition("(")[0]
+    return "\n".join(f"{each};" for each in ("begin", *past_policies(constraint["on"], to, statement[:-1]), "commit"))
+
+
+def constraint(value: Value) -> str:
+    return looked_at(value, f"alter table {value['on']} add constraint {value['ident']} {value['definition']};")
 
 
 def row_security(value: Value) -> str:
@@ -154,7 +187,7 @@ WHOLE: dict[str, tuple[Callable[[Value], str], Callable[[Value], str]]] = {
     ),
     "constraint": (
         lambda v: f"alter table {v['on']} drop constraint {v['ident']};",
-        lambda v: f"alter table {v['on']} add constraint {v['ident']} {v['definition']};",
+        constraint,
     ),
     "index": (lambda v: f"drop index {v['ident']};", lambda v: f"{v['definition']};"),
     "policy": (lambda v: f"drop policy {v['ident']} on {v['on']};", policy),
@@ -167,7 +200,8 @@ WHOLE: dict[str, tuple[Callable[[Value], str], Callable[[Value], str]]] = {
     "statistics": (lambda v: f"drop statistics {v['ident']};", lambda v: f"{v['definition']};"),
     "function": (
         lambda v: f"drop {'procedure' if v['kind'] == 'p' else 'function'} {v['ident']};",
-        lambda v: f"{v['definition'].strip()};",
+        # One that is made anew is everybody's, until that is taken back; who may call it is granted by itself.
+        lambda v: f"{v['definition'].strip()};\nrevoke all on function {v['ident']} from public;",
     ),
     "domain": (lambda v: f"drop domain {v['ident']};", domain),
     "type": (

@@ -21,7 +21,7 @@ from piccolo.table import Table, create_table_class
 
 from core import schema
 from core.errors import MigrationError
-from core.schema.constraint import Constraint
+from core.schema.constraint import Constraint, References
 from core.schema.declarations import constraint_of, full_name, topological
 from core.schema.index import Index
 from core.schema.live import LiveTable, live_tables
@@ -160,8 +160,11 @@ class MigrationManager(PiccoloMigrationManager):
         if isinstance(gone, Partitions) and gone.table in self._whole_tables():
             return  # part of CREATE TABLE, and gone with the table
         table = live.get(made.table) if made is not None else None
-        if made is None or table is None or not table.populated:
+        if made is None or table is None:
             step.pieces += statements()
+        elif not table.populated:
+            adds = isinstance(operation, Add | Drop) and isinstance(made, References)
+            step.pieces += made.create_checked() if adds and isinstance(made, References) else statements()
         elif isinstance(made, Index) and made.concurrently and not table.partitioned:
             step.after.append(made)
         elif isinstance(made, Constraint) and (unchecked := made.create_unchecked()) and not table.partitioned:

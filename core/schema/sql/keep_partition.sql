@@ -1,0 +1,18 @@
+-- Makes a table that is about to be a partition of the audit log as guarded as the log itself: nothing of it is sampled that
+-- the log's own is not, and its rows are shown to nobody who names it directly.
+create function charthold.keep_partition(part text) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- LIKE leaves this out.
+    execute (
+        select format('alter table public.%I ', part)
+            || string_agg(format('alter column %I set statistics 0', attname), ', ')
+        from pg_attribute
+        where attrelid = 'public.user_action_audit_log'::regclass and attnum > 0 and attstattarget = 0
+    );
+    execute format('alter table public.%I enable row level security', part);
+    execute format('alter table public.%I force row level security', part);
+end
+$$

@@ -1,0 +1,159 @@
+"""As the README recommends it: the owner of the schema is an ordinary role, whom FORCE binds as anybody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from piccolo.apps.migrations.commands.forwards import run_forwards
+
+import core.session
+from core.audit.verify import verify
+from core.doctor.examination import examine
+from core.schema import References
+from core.schema.migration import MigrationManager
+from core.settings import settings
+from core.tables import Client
+from piccolo_conf import DB
+from tests.conftest import Clinic, make_clinic, owner_execute
+
+OWNER = "ordinary_owner"
+
+
+@pytest.fixture(scope="module")
+async def clinic(server: None) -> AsyncIterator[Clinic]:
+    """A clinic in a database of an ordinary owner, with roles of its own."""
+    if not settings().embedded:
+        pytest.skip("makes roles and databases of the server")
+    patch = pytest.MonkeyPatch()
+    name = f"ordinary_{uuid4().hex[:8]}"
+    await owner_execute(None, f"create role {OWNER} createrole", f"create database {name} owner {OWNER}")
+    try:
+        await DB.use(name)
+        await owner_execute(name, f"alter schema public owner to {OWNER}")
+        patch.setattr(core.session, "OWNER_SESSION", core.session.OWNER_SESSION | {"role": OWNER})
+        patch.setenv("CHARTHOLD_ROLE_PREFIX", "ordinary_")
+        settings.cache_clear()
+        await asyncio.create_task(run_forwards(app_name="core"))
+        yield await make_clinic("lakeside")
+    finally:
+        await DB.use(None)
+        patch.undo()
+        settings.cache_clear()
+        await owner_execute(
+            None,
+            f"drop database {name} with (force)",
+            "drop role ordinary_app_runtime, ordinary_app_auditor",
+            f"drop role {OWNER}",
+        )
+
+
+@pytest.fixture
+async def ordinary(clinic: Clinic) -> AsyncIterator[asyncpg.Connection]:
+    connection = await DB.connect(owner=True)
+    yield connection
+    await connection.close()
+
+
+async def test_the_doctor_finds_nothing_amiss(clinic: Clinic) -> None:
+    found = await examine()
+    assert [f for f in found.findings if f.verdict == "fail"] == []
+    async with clinic.as_admin():
+        assert await Client.count() == 1
+        assert (await verify()).good
+
+
+async def step(*operations: str, backwards: bool = False) -> MigrationManager:
+    """Run a step that adds these references."""
+    manager = MigrationManager(migration_id=uuid4().hex, app_name="ordinary", description="")
+    for operation in operations:
+        kind, table, to = operation.split()
+        getattr(manager, f"{kind}_references")(
+            table=table, name=f"{table}_{to}_more", columns=("tenant_id", "facility_id" if to == "facility" else "id"),
+            to_table=to, to_columns=("tenant_id", "id"),
+        )  # fmt: skip
+    await asyncio.create_task(manager.run(backwards=backwards))
+    return manager
+
+
+async def validated(connection: asyncpg.Connection, name: str) -> bool | None:
+    return await connection.fetchval("select convalidated from pg_constraint where conname = $1", name)
+
+
+@pytest.mark.parametrize("to", ["facility", "client"])
+async def test_a_reference_is_added_to_a_table_that_has_rows(
+    to: str, clinic: Clinic, ordinary: asyncpg.Connection
+) -> None:
+    await step(f"add client {to}")
+    assert await validated(ordinary, f"client_{to}_more") is True
+    await step(f"drop client {to}")
+    assert await validated(ordinary, f"client_{to}_more") is None
+    assert [f for f in (await examine(["drift", "row_security"])).findings if f.verdict == "fail"] == []
+
+
+@pytest.mark.parametrize("to", ["facility", "visit"])
+async def test_a_reference_is_added_to_a_table_that_is_empty(
+    to: str, clinic: Clinic, ordinary: asyncpg.Connection
+) -> None:
+    await ordinary.execute(
+        "create table visit (id uuid, tenant_id uuid, facility_id uuid, primary key (tenant_id, id));"
+        "alter table visit enable row level security; alter table visit force row level security;"
+        "create policy here on visit using (tenant_id = (select charthold.tenant_id()))"
+    )
+    try:
+        await step(f"add visit {to}")
+        assert await validated(ordinary, f"visit_{to}_more") is True
+        assert await ordinary.fetchval("select relforcerowsecurity from pg_class where relname = 'visit'")
+    finally:
+        await ordinary.execute("drop table visit")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "alter table client drop constraint client_facility_id_fkey",
+        "alter table client drop constraint client_facility_id_fkey, add constraint client_facility_id_fkey"
+        " foreign key (tenant_id, facility_id) references facility (tenant_id, id) on delete restrict not valid",
+    ],
+)
+async def test_the_mend_of_a_reference_works(broken: str, clinic: Clinic, ordinary: asyncpg.Connection) -> None:
+    await ordinary.execute(broken)
+    findings = [f for f in (await examine()).findings if f.verdict == "fail"]
+    assert len(findings) == 1
+    await ordinary.execute(findings[0].sql)
+    assert [f for f in (await examine()).findings if f.verdict == "fail"] == []
+
+
+async def test_an_extension_that_a_superuser_made_is_left_where_it_is(clinic: Clinic) -> None:
+    patched = core.session.OWNER_SESSION
+    core.session.OWNER_SESSION = {name: value for name, value in patched.items() if name != "role"}
+    try:
+        await owner_execute(DB.database, "create extension if not exists pg_trgm schema public")
+    except asyncpg.FeatureNotSupportedError:
+        pytest.skip("this server has no pg_trgm")
+    finally:
+        core.session.OWNER_SESSION = patched
+    assert [f for f in (await examine(["drift"])).findings if f.verdict == "fail"] == []
+
+
+async def test_a_tenant_that_the_directory_does_not_know_is_missed(
+    clinic: Clinic, ordinary: asyncpg.Connection
+) -> None:
+    await ordinary.execute(
+        "create table kept as table charthold.tenant_directory; delete from charthold.tenant_directory"
+    )
+    try:
+        findings = {(f.check, f.subject) for f in (await examine(["admins"])).findings if f.verdict == "fail"}
+        assert findings == {("admins", "table charthold.tenant_directory")}
+    finally:
+        await ordinary.execute("insert into charthold.tenant_directory select * from kept; drop table kept")
+    assert not [f for f in (await examine(["admins"])).findings if f.verdict == "fail"]
+
+
+def test_the_statements_of_a_reference_stand_together() -> None:
+    one = References("x", columns=("a",), to_table="facility", to_columns=("id",), table="client")
+    (statement,) = one.validate()
+    assert statement.startswith('revoke select on "public"."client" from current_user;\n')
