@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from core.errors import (
@@ -17,20 +18,28 @@ from core.errors import (
 from core.scope import Scope, current_scope, scope
 
 if TYPE_CHECKING:
+    from core.audit.history import ALTERED, DESTROYED, Change, Sighting
     from core.audit.record import record
-    from core.provision import find_tenant, provision_tenant, set_tenant_status
+    from core.provision import FoundTenant, ProvisionedTenant, find_tenant, provision_tenant, set_tenant_status
     from core.transactions import Transaction
 
 __all__ = [
+    "ALTERED",
+    "DESTROYED",
+    "Change",
     "ChartholdError",
     "ConfigurationError",
+    "FoundTenant",
     "KeyProviderError",
     "MigrationError",
     "PoolExhaustedError",
     "ProtectedQueryError",
+    "ProvisionedTenant",
     "Scope",
     "ScopeError",
     "SealedValueError",
+    "Sighting",
+    "Transaction",
     "current_scope",
     "find_tenant",
     "provision_tenant",
@@ -40,22 +49,33 @@ __all__ = [
     "transaction",
 ]
 
+# Where the names are that are looked up late: they need the tables, and the tables an engine, only when they are used.
+LATE = {
+    "ALTERED": "core.audit.history",
+    "Change": "core.audit.history",
+    "DESTROYED": "core.audit.history",
+    "FoundTenant": "core.provision",
+    "ProvisionedTenant": "core.provision",
+    "Sighting": "core.audit.history",
+    "Transaction": "core.transactions",
+    "find_tenant": "core.provision",
+    "provision_tenant": "core.provision",
+    "record": "core.audit.record",
+    "set_tenant_status": "core.provision",
+}
+
 
 def transaction() -> Transaction:
-    """Group statements of the open scope: all or nothing. Inside another transaction it is a savepoint."""
+    """Group statements of the open scope: all or nothing. Inside another transaction it is a savepoint.
+
+    Raises ``ScopeError`` for a statement of another task or of another scope than its first.
+    """
     from core.engine import engine  # late: it brings the driver, and piccolo_conf.py imports this package first
 
     return engine().transaction()
 
 
 def __getattr__(name: str) -> Any:
-    # Late, for the same reason: these need the tables, and the tables need an engine only when they are used.
-    if name in {"find_tenant", "provision_tenant", "set_tenant_status"}:
-        from core import provision
-
-        return getattr(provision, name)
-    if name == "record":
-        from core.audit.record import record
-
-        return record
+    if name in LATE:
+        return getattr(importlib.import_module(LATE[name]), name)
     raise AttributeError(f"module 'core' has no attribute {name!r}")

@@ -27,6 +27,7 @@ from core.errors import ChartholdError, ProtectedQueryError
 from core.ids import uuid7
 
 __all__ = [
+    "ActorId",
     "BlindIndex",
     "CreatedAt",
     "Encrypted",
@@ -89,6 +90,22 @@ class TransactionId(BigInt):
     @property
     def ddl(self) -> str:
         return f'"{self._meta.db_column_name}" BIGINT NOT NULL DEFAULT pg_current_xact_id()::text::bigint'
+
+
+class ActorId(piccolo_columns.UUID):
+    """The user who wrote the row; set by the database."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs |= {"default": None, "null": False}
+        super().__init__(**kwargs)
+
+    @property
+    def column_type(self) -> str:
+        return "UUID"
+
+    @property
+    def ddl(self) -> str:
+        return f'"{self._meta.db_column_name}" UUID NOT NULL DEFAULT charthold.actor_id()'
 
 
 class TenantId(piccolo_columns.UUID):

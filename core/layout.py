@@ -11,16 +11,16 @@ from typing import Any
 from piccolo.columns import JSON, Array, Bytea, Column
 from piccolo.columns.defaults.base import Default
 
-from core.columns import BlindIndex, CreatedAt, EncryptedJSON, RowId, TenantId
+from core.columns import ActorId, BlindIndex, CreatedAt, EncryptedJSON, RowId, TenantId
 
 __all__ = ["UNRECORDED", "Field", "Layout"]
 
 # What the database or the engine fills in.
-KEPT = (TenantId, CreatedAt, BlindIndex)
+KEPT = (TenantId, ActorId, CreatedAt, BlindIndex)
 # What can be changed in place, or holds what can.
 MUTABLE = (dict, list, tuple, bytearray)
 # What a row is, rather than what it holds.
-UNRECORDED = (RowId, TenantId, CreatedAt, BlindIndex)
+UNRECORDED = (RowId, TenantId, ActorId, CreatedAt, BlindIndex)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from piccolo.columns.base import OnDelete
 
 from core.audit.capture import capture_function, capture_triggers
 from core.columns import (
+    ActorId,
     BlindIndex,
     CreatedAt,
     EncryptedDate,
@@ -42,6 +43,7 @@ from core.schema import (
     Grant,
     Index,
     Partitions,
+    Policy,
     PrimaryKey,
     RowSecurity,
     SchemaObject,
@@ -410,7 +412,7 @@ class TenantKey(TenantTable, tablename="tenant_key"):
 class AuditSeal(TenantTable, tablename="audit_seal"):
     """A signed head of a tenant's Merkle tree over the audit log (``core/audit/head.py``), with the leaves added by it.
 
-    The signature covers every column but the last three, which are checked against what it covers.
+    The signature covers every column but the last four; three of these are checked against what it covers.
     """
 
     version = Integer(default=None)
@@ -427,11 +429,19 @@ class AuditSeal(TenantTable, tablename="audit_seal"):
     frontier = Bytea(default=None)
     record_ids = Array(base_column=UUID(default=None), default=None)
     leaf_hashes = Bytea(default=None)
+    # Threat: a row that nobody signed stops sealing until it is deleted, and nothing else would say whose it is.
+    sealed_by = ActorId()
 
     # A seal is about the log; a record of it there would call for the next seal.
     audited = False
 
     declares: ClassVar[Sequence[SchemaObject]] = (
+        Policy(
+            name="insert_as_oneself",
+            command="insert",
+            restrictive=True,
+            check="sealed_by = (select charthold.actor_id())",
+        ),
         # Two sealers cannot both grow the same tree.
         Unique(name="audit_seal_tree_size_key", columns=("tenant_id", "tree_size")),
         Check(name="audit_seal_tree_size_positive", condition="tree_size > 0 and era > 0 and horizon >= 0"),

@@ -63,6 +63,8 @@ SAMPLED_TYPES = (BigInt, Boolean, Integer, SmallInt)
 SAMPLED = ("action_type", "kind", "role", "status", "table_name")
 
 
+# Bytes of a table's name: "capture_" and the name are the name of a function, and PostgreSQL knows 63.
+LONGEST = 55
 # Whose attributes mean something.
 OURS = ("core.tenant_table", "core.audit.mixin")
 
@@ -125,6 +127,11 @@ class ProtectedTable(Table):
             raise ConfigurationError(
                 f"{cls.__name__}.{taken[0]} means something to Charthold. Call the column otherwise, with "
                 f'db_column_name="{taken[0]}".'
+            )
+        if len(cls._meta.tablename.encode()) > LONGEST:
+            raise ConfigurationError(
+                f"The name of the table {cls._meta.tablename} has more than {LONGEST} bytes, and PostgreSQL would cut "
+                "what is named after it. Give it a shorter one."
             )
         if serial := [c._meta.name for c in cls._meta.columns if isinstance(c, Serial)]:
             raise ConfigurationError(

@@ -1,3 +1,4 @@
+from core.columns import ActorId
 from core.columns import CreatedAt
 from core.columns import RowId
 from core.columns import TenantId
@@ -416,6 +417,27 @@ async def forwards():
         schema=None,
     )
 
+    manager.add_column(
+        table_class_name="AuditSeal",
+        tablename="audit_seal",
+        column_name="sealed_by",
+        db_column_name="sealed_by",
+        column_class_name="ActorId",
+        column_class=ActorId,
+        params={
+            "default": None,
+            "null": False,
+            "primary_key": False,
+            "unique": False,
+            "index": False,
+            "index_method": IndexMethod.btree,
+            "choices": None,
+            "db_column_name": None,
+            "secret": False,
+        },
+        schema=None,
+    )
+
     manager.add_storage_parameters(
         table="audit_seal", parameters={"fillfactor": "80"}
     )
@@ -474,6 +496,14 @@ async def forwards():
 
     manager.add_policy(
         table="audit_seal",
+        name="insert_as_oneself",
+        command="insert",
+        check="sealed_by = (select charthold.actor_id())",
+        restrictive=True,
+    )
+
+    manager.add_policy(
+        table="audit_seal",
         name="insert_by_role",
         command="insert",
         check="case when tenant_id = (select charthold.tenant_as('admin', 'auditor', 'system')) then true end",
@@ -513,7 +543,8 @@ async def forwards():
     alter column "signature" set statistics 0,
     alter column "frontier" set statistics 0,
     alter column "record_ids" set statistics 0,
-    alter column "leaf_hashes" set statistics 0""",
+    alter column "leaf_hashes" set statistics 0,
+    alter column "sealed_by" set statistics 0""",
         backwards="""alter table "public"."audit_seal"
     alter column "id" set statistics -1,
     alter column "tenant_id" set statistics -1,
@@ -527,7 +558,8 @@ async def forwards():
     alter column "signature" set statistics -1,
     alter column "frontier" set statistics -1,
     alter column "record_ids" set statistics -1,
-    alter column "leaf_hashes" set statistics -1""",
+    alter column "leaf_hashes" set statistics -1,
+    alter column "sealed_by" set statistics -1""",
         after_tables=True,
     )
 

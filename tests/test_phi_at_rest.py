@@ -366,7 +366,6 @@ async def test_the_servers_files_and_its_wal_hold_no_plaintext(
     busy: Clinic, sight: Sight, owner: asyncpg.Connection
 ) -> None:
     await owner.execute("vacuum analyze")  # its statistics are samples of values
-    await owner.execute("checkpoint")
     server = DB._server
     assert server is not None
     marked: set[str] = set()
@@ -376,15 +375,19 @@ async def test_the_servers_files_and_its_wal_hold_no_plaintext(
     place = "select file_name, file_offset from pg_walfile_name_offset($1::text::pg_lsn)"
     first, start = await owner.fetchrow(place, WAL["from"])
     last, end = await owner.fetchrow(place, await owner.fetchval("select pg_current_wal_insert_lsn()::text"))
+
+    def look(path: Path, data: bytes) -> None:
+        if MARK.encode() in data:
+            marked.add(path.relative_to(server.data_dir).parts[0])
+        assert sight.plain(data) == [], path
+
+    for path in (server.data_dir / "pg_wal").iterdir():
+        if path.is_file() and first <= path.name <= last:
+            look(path, path.read_bytes()[start if path.name == first else 0 : end if path.name == last else None])
+    await owner.execute("checkpoint")  # after which older segments are used again
     for path in server.data_dir.rglob("*"):
-        wal = path.parent.name == "pg_wal"
-        if path.is_file() and path.parent not in others and (not wal or first <= path.name <= last):
-            data = path.read_bytes()
-            if wal:
-                data = data[start if path.name == first else 0 : end if path.name == last else None]
-            if MARK.encode() in data:
-                marked.add(path.relative_to(server.data_dir).parts[0])
-            assert sight.plain(data) == [], path
+        if path.is_file() and path.parent not in others and path.parent.name != "pg_wal":
+            look(path, path.read_bytes())
     assert {"base", "pg_wal"} <= marked
 
 

@@ -339,7 +339,7 @@ async def test_a_session_that_ends_as_it_begins_is_a_lost_connection(
 
     async with lakeside.as_admin():
         await database.close_connection_pool()
-        monkeypatch.setattr("core.session.Connection.fetchval", ended)
+        monkeypatch.setattr("core.session.Connection.fetchrow", ended)
         with pytest.raises(asyncpg.ConnectionDoesNotExistError, match="nothing was sent"):
             await Client.count()
         monkeypatch.undo()

@@ -11,6 +11,7 @@ change of another tenant's row than the scope's is refused. Tenants themselves a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -54,7 +55,9 @@ def capture_function(
     ``indexes``: the blind indexes, and what each is made of. They are not recorded, so none changes by itself, and an
     update names those that changed. ``lengths``: the bytes of each. ``times``: which columns are dates or timestamps.
     """
-    name = f"charthold.capture_{table}"
+    name, written = f"charthold.capture_{table}", f"charthold.{quote_ident(f'capture_{table}')}"
+    if re.fullmatch(r"[a-z_][a-z0-9_]*", table):
+        written = name
     chunks = [columns[start : start + TOGETHER] for start in range(0, len(columns), TOGETHER)]
     changes = "\n".join(_changed(chunk, documents) for chunk in chunks)
     # These are kept by triggers once the row is there.
@@ -72,7 +75,7 @@ def capture_function(
         return f"case {first}when {key} = {scoped} then {key} else charthold.refuse_stranger() end"
 
     source = f"""-- Records what happens to public.{table}. See core/audit/capture.py.
-create function {name}() returns trigger
+create function {written}() returns trigger
     language plpgsql security definer
     -- How bytes and numbers are written must not be the caller's choice: the log could not be read back.
     set bytea_output = hex

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +16,8 @@ from core.scope import current_scope
 __all__ = ["Filter", "search"]
 
 MOST = 10_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
 CONDITIONS = {
     "user_id": "user_id = {}",
@@ -25,9 +27,11 @@ CONDITIONS = {
     "reason": "reason = {}",
     "since": "occurred_at >= {}::timestamptz",
     "until": "occurred_at <= {}::timestamptz",
-    # The record that the page before ended with; ids alone do not order records of one instant.
-    "before": "(occurred_at, id) < (select l.occurred_at, l.id from public.user_action_audit_log as l where l.id = {})",
+    # What the page before ended with; ids alone do not order records of one instant.
+    "before": "(occurred_at, id) < ({}::timestamptz, {}::uuid)",
 }
+# An id is made when its record is, so it tells in which part of the log to look.
+MADE = (timedelta(minutes=-1), timedelta(days=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +52,40 @@ async def search(wanted: Filter, *, limit: int = 100) -> list[dict[str, Any]]:
     """The records that fit, the latest first. Values stay out: ``history`` opens them. Recorded as ``audit_read``."""
     if not 0 < limit <= MOST:
         raise ProtectedQueryError(f"A page of the audit log has 1 to {MOST} records.")
-    given = {name: value for name in CONDITIONS if (value := getattr(wanted, name)) is not None}
+    given = {name: [value] for name in CONDITIONS if (value := getattr(wanted, name)) is not None}
     conditions = "".join(f" and {CONDITIONS[name]}" for name in given)
-    plan = Plan(
+    async with engine().transaction():
+        await record("audit_read", new={"search": sorted(given)})
+        if wanted.before is not None:
+            given["before"] = [await _moment(wanted.before), wanted.before]
+        values = [value for found in given.values() for value in found]
+        return await engine().run_plan(_page(conditions, values, limit))
+
+
+def _page(conditions: str, values: list[Any], limit: int) -> Plan:
+    return Plan(
         "select id, occurred_at, user_id, action_type as action, table_name as table, record_id,"
         " array_to_string(changed_columns, ', ') as columns, reason, request_id, host(source_ip) as source_ip"
         f" from public.user_action_audit_log where case when tenant_id = {{}} then true end{conditions}"
         " order by tenant_id desc, occurred_at desc, id desc limit {}::bigint",
         current_scope().tenant,
-        *given.values(),
+        *values,
         limit,
     )
-    async with engine().transaction():
-        await record("audit_read", new={"search": sorted(given)})
-        return await engine().run_plan(plan)
+
+
+async def _moment(before: UUID) -> datetime:
+    """When the record with that id was made. Raises ``ProtectedQueryError`` when there is none in sight."""
+    made = EPOCH + timedelta(milliseconds=before.int >> 80)
+    plan = Plan(
+        "select occurred_at from public.user_action_audit_log where case when tenant_id = {} then true end"
+        " and occurred_at >= {}::timestamptz and occurred_at < {}::timestamptz and id = {}",
+        current_scope().tenant,
+        *(made + moved for moved in MADE) if made < LATEST else (LATEST, LATEST),
+        before,
+    )
+    rows = await engine().run_plan(plan)
+    if not rows:
+        raise ProtectedQueryError("There is no record of that id. The next page is before the last record of this one.")
+    moment: datetime = rows[0]["occurred_at"]
+    return moment

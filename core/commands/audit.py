@@ -18,13 +18,13 @@ from core.audit.search import Filter, search
 from core.commands.bar import bar
 from core.commands.family import Failure, command, console
 from core.commands.options import existing_tenant, resolve_actor
+from core.registered import tenant_tables
 from core.scope import scope
-from core.tables import Client, Facility, TenantKey, TenantTable, User
+from core.tables import TenantTable
 
 __all__ = ["audit_history", "audit_search", "audit_who_saw"]
 
 WIDEST = 10_000  # characters: what a table would take if it could
-TABLES: dict[str, type[TenantTable]] = {t._meta.tablename: t for t in (Client, Facility, User, TenantKey)}
 
 
 @command()
@@ -46,7 +46,7 @@ async def audit_history(
     :param record:
         The record's id.
     :param table:
-        The record's table: client, facility, app_user or tenant_key.
+        The record's table: client, facility, app_user, tenant_key, or one of your own.
     :param since:
         From when on, as 2026-01-31 or 2026-01-31T08:00.
 
@@ -90,7 +90,7 @@ async def audit_who_saw(
     :param record:
         The record's id.
     :param table:
-        The record's table: client, facility, app_user or tenant_key.
+        The record's table: client, facility, app_user, tenant_key, or one of your own.
     :param since:
         From when on, as 2026-01-31 or 2026-01-31T08:00.
     :param limit:
@@ -184,9 +184,10 @@ async def _reading(tenant: str, actor: str, *, quiet: bool) -> AsyncIterator[Non
 
 
 def _table(name: str) -> type[TenantTable]:
-    if name not in TABLES:
-        raise Failure(f"--table takes one of {', '.join(TABLES)}.")
-    return TABLES[name]
+    known = {table._meta.tablename: table for table in tenant_tables() if table.audited}
+    if name not in known:
+        raise Failure(f"--table takes one of {', '.join(known)}.")
+    return known[name]
 
 
 def _id(text: str) -> UUID:

@@ -99,14 +99,14 @@ async def examine(
     ``patience``: seconds for one question about the data. ``progress`` is told which check runs, and of how many.
     """
     began, at = time.monotonic(), datetime.now(UTC)
-    tables, shared = registered()
+    declared, shared = registered()
     findings: list[Finding] = []
     differences: list[Difference] = []
     async with migrating(locked=False) as connection:
         live = None
         # Drift alone is looked for in any database, one without tenants too.
         if wanted := [item for item in CHECKS.values() if not only or item.name in only]:
-            live = await Live.read(connection, tables, shared)
+            live = await Live.read(connection, declared, shared)
             # From here to the end nothing changes anything.
             await connection.execute(f"set statement_timeout = {max(1, round(patience * 1000))}")
             for number, item in enumerate(wanted):
@@ -115,7 +115,7 @@ async def examine(
                 findings += await look(live, item)
         if not only or DRIFT in only:
             await connection.execute("set statement_timeout = 0")
-            differences = await drift(connection, tables, shared)
+            differences = await drift(connection, declared, shared)
             findings = fold(findings, differences)
         database, server = await here(connection)
     place = {rule: number for number, rule in enumerate(RULES)}

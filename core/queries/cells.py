@@ -15,7 +15,7 @@ from piccolo.table import Table
 from piccolo.utils.sql_values import convert_to_sql_value
 
 from core.arguments import TENANT, Deferred
-from core.columns import BlindIndex, CreatedAt, Encrypted, TenantId
+from core.columns import ActorId, BlindIndex, CreatedAt, Encrypted, TenantId
 from core.crypto.keyring import TenantKeys
 from core.queries.shape import is_computed
 
@@ -37,7 +37,7 @@ class Cells:
 
     def __init__(self, table: type[Table]) -> None:
         self.table = table
-        self.columns = [c for c in table._meta.columns if not isinstance(c, CreatedAt)]
+        self.columns = [c for c in table._meta.columns if not isinstance(c, (ActorId, CreatedAt))]
         # Whether a row may name another that is written later.
         self.refers_to_itself = any(
             key._foreign_key_meta.resolved_references is table for key in table._meta.foreign_key_columns

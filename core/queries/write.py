@@ -18,7 +18,7 @@ from piccolo.table import Table
 from piccolo.utils.sql_values import convert_to_sql_value
 
 from core.arguments import Deferred, Sealed
-from core.columns import BlindIndex, CreatedAt, Encrypted, RowId, TenantId
+from core.columns import ActorId, BlindIndex, CreatedAt, Encrypted, RowId, TenantId
 from core.crypto.derive import forgetful, forgetful_later
 from core.crypto.values import Kind
 from core.errors import ProtectedQueryError, ScopeError
@@ -433,7 +433,7 @@ def _unique(column: Encrypted[Any]) -> Column:
     return exact_ones[0] if exact_ones else column.refuse("find a conflict on it")
 
 
-FIXED = (RowId, TenantId, CreatedAt, BlindIndex)
+FIXED = (RowId, TenantId, ActorId, CreatedAt, BlindIndex)
 
 
 def refuse_fixed(column: Column) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-from piccolo.conf.apps import Finder
 
 from core.columns import BlindIndex, Encrypted
 from core.crypto.derive import forgetful
@@ -24,6 +23,7 @@ from core.crypto.envelope import envelope_header
 from core.crypto.keyring import TenantKeys
 from core.errors import ChartholdError
 from core.permissions import roles_for
+from core.registered import tenant_tables
 from core.schema.quoting import quote_ident
 from core.tables import TenantTable
 
@@ -132,13 +132,10 @@ class SealedTable:
 def sealed_tables() -> list[SealedTable]:
     """Every table with sealed columns, of all registered apps."""
     found = []
-    for app in Finder().get_app_configs():
-        for table in app.table_classes:
-            if issubclass(table, TenantTable):
-                columns = table._meta.columns
-                sealed = tuple(c for c in columns if isinstance(c, Encrypted))
-                if sealed:
-                    found.append(SealedTable(table, sealed, tuple(c for c in columns if isinstance(c, BlindIndex))))
+    for table in tenant_tables():
+        columns = table._meta.columns
+        if sealed := tuple(c for c in columns if isinstance(c, Encrypted)):
+            found.append(SealedTable(table, sealed, tuple(c for c in columns if isinstance(c, BlindIndex))))
     return found
 
 
