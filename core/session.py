@@ -103,7 +103,10 @@ async def begin_session(
             "%23 for #, %2F for /, %3F for ?, %40 for @, %5B for [."
         ) from None
     except asyncpg.InvalidParameterValueError:
-        raise ConfigurationError(f"The role {role} does not exist yet. Run: piccolo migrations forwards core") from None
+        raise ConfigurationError(
+            f"The role {role} does not exist yet. Run: piccolo migrations forwards core; after a "
+            "restore, piccolo core doctor shows how to make it."
+        ) from None
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         check = f"Check {named_by}." if named_by else "Is CHARTHOLD_HOME of another installation?"
         raise ConfigurationError(f"PostgreSQL refused the connection: {error}. {check}") from None

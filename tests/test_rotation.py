@@ -358,6 +358,28 @@ async def test_a_value_that_became_twice_unique_is_reported_and_stays_searchable
     assert (outcome.twins, outcome.retired, outcome.resumed) == ([], [1], True)
 
 
+async def test_a_row_that_no_key_opens_is_passed_over_and_reported(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection
+) -> None:
+    application = Application(clinic, 20)
+    await application.fill()
+    async with clinic.as_admin():
+        spoilt = await Client.objects().where(Client.ssn == "999-000007").first()
+    await owner.execute(
+        "begin; set local session_replication_role = replica;"
+        " update client set email = set_byte(email, octet_length(email) - 1,"
+        f" (get_byte(email, octet_length(email) - 1) + 1) % 256) where id = '{spoilt.id}'; commit"
+    )
+    [outcome] = await rotate([target], wait=WAIT, batch=7)
+    assert (outcome.problem, outcome.altered, outcome.twins) == ("", [f"client {spoilt.id}"], [])
+    assert outcome.retired == [1]
+    assert (await under(owner, clinic, 2))[0] == (await under(owner, clinic, 2))[1] - 1
+    async with clinic.as_admin():
+        await Client.update({Client.email: "mended@mail.example"}).where(Client.id == spoilt.id)
+    [again] = await rotate([target], wait=WAIT, batch=7)
+    assert again.altered == []
+
+
 async def test_one_at_a_time(
     clinic: Clinic, target: Target, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

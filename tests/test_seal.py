@@ -753,3 +753,18 @@ async def test_the_log_of_a_suspended_tenant_is_sealed_and_verified_too(hillside
     assert await seal_audit.__wrapped__(tenant="hillside") == 0
     assert "hillside: 1 records sealed" in capsys.readouterr().out
     assert await verify_audit.__wrapped__(tenant="hillside") == 0
+
+
+async def test_a_seal_says_who_made_it_and_nobody_makes_one_for_another(victim, superuser, database):
+    clinic, _ = victim
+    assert await superuser.fetchval(
+        "select distinct sealed_by from audit_seal where tenant_id = $1", clinic.tenant
+    ) == (clinic.admin)
+    async with clinic.as_admin():
+        with pytest.raises(ScopeError, match="row-level security"):
+            async with transaction():
+                await Facility.raw(
+                    "insert into audit_seal select * from jsonb_populate_record(null::audit_seal, (select to_jsonb(s)"
+                    " || jsonb_build_object('id', {}::uuid, 'tree_size', 10000, 'sealed_by', {}::uuid)"
+                    " from audit_seal as s limit 1))", uuid7(), clinic.clinician,
+                )  # fmt: skip

@@ -19,13 +19,6 @@ def stop_quietly() -> None:
     """Let Ctrl-C before a command begins be a word too, and ``--help | head`` none; Python itself exits with 130."""
     if Path(sys.argv[0]).stem != "piccolo":
         return  # who only imports the tables keeps its own ways
-    # A closed standard stream's number would go to the next file that is opened, such as a socket, and the event loop
-    # aborts when it closes that.
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     usual = sys.excepthook
 
     @atexit.register  # Python's own last flush would complain

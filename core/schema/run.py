@@ -14,7 +14,7 @@ from core.schema.step import Raw, Step
 from core.schema.unfinished import unfinished, whole
 from core.settings import settings
 
-__all__ = ["BUSY", "print_step", "run_after", "run_step", "terminated"]
+__all__ = ["BUSY", "failed", "preamble", "print_step", "run_after", "run_step", "terminated"]
 
 ATTEMPTS = 5
 PAUSE = 0.5  # seconds before the second attempt; doubled before each further one

@@ -72,7 +72,7 @@ async def load(
     - An organization is found again by its Id in ``settings``, or by its name where a facility has no such Id; a
       provider by the e-mail made of name and Id; a patient by the MRN, which is its Id. What is found is not changed.
     - A patient's record names no organization: the facility is chosen by a checksum of the patient's Id.
-    - Each batch of 1,000 rows is one statement, and stays whatever happens to the next. When the database refuses a
+    - Each batch of 1,000 rows is one transaction, and stays whatever happens to the next. When the database refuses a
       batch, it is halved until the bad rows are alone.
     """
     loading = _Loading(tenant, actor, report, progress)
