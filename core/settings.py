@@ -34,7 +34,7 @@ from pathlib import Path
 
 from core.errors import ConfigurationError
 
-__all__ = ["Settings", "settings"]
+__all__ = ["MOST_SECONDS", "Settings", "settings"]
 
 # What begins with CHARTHOLD_ and is none of these is a mistake: a setting that nobody reads protects nobody.
 VARIABLES = (

@@ -461,6 +461,18 @@ async def test_an_answer_about_a_user_that_is_not_what_the_row_says_is_told(supe
     assert failures(await examine(["admins"])) == set()
 
 
+async def test_a_token_key_of_somebody_else_under_our_id_is_told(superuser, database):
+    mine = database.token_key
+    await superuser.execute(
+        "update charthold.token_key set inner_pad = sha512('x') where id = $1 and inner_pad = $2",
+        mine.id,
+        mine.inner_pad,
+    )
+    assert failures(await examine(["token_keys"])) == {("token_keys", f"token key {mine.id}")}
+    await superuser.execute("update charthold.token_key set inner_pad = $2 where id = $1", mine.id, mine.inner_pad)
+    assert failures(await examine(["token_keys"])) == set()
+
+
 async def test_token_keys_are_told(superuser):
     await superuser.execute(
         "insert into charthold.token_key (id, inner_pad, outer_pad) values ('strange1', sha512('x'), sha512('y'))"

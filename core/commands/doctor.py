@@ -13,6 +13,7 @@ from core.commands.family import FOUND, Failure, command, console
 from core.doctor import PATIENCE, RULES, Examination, Finding, check_names, examine
 from core.doctor.examination import registered
 from core.doctor.report import render
+from core.settings import MOST_SECONDS
 
 __all__ = ["FORMAT", "as_json", "doctor"]
 
@@ -41,8 +42,8 @@ async def doctor(
         Seconds that one question about the data may take; what takes longer is a warning: not completed.
 
     """
-    if patience <= 0:
-        raise Failure("--patience takes a number of seconds above 0.")
+    if not 0 < patience <= MOST_SECONDS:
+        raise Failure(f"--patience takes a number of seconds above 0, at most {MOST_SECONDS:,}.")
     with bar("looking", show=not quiet) as progress:
         found = await examine(_names(only), patience=patience, progress=progress)
     if report:

@@ -44,7 +44,7 @@ LOGINS = """select count(*) as records from public.user_action_audit_log
 where ($1::uuid is null or tenant_id = $1) and action_type in ('login', 'login_failed', 'logout')
     and occurred_at > now() - interval '30 days'"""
 
-SIGNERS = """select id, retired_at is not null and retired_at <= now() as retired, retired_at
+SIGNERS = """select id, inner_pad, outer_pad, retired_at is not null and retired_at <= now() as retired, retired_at
 from charthold.token_key order by created_at"""
 
 
@@ -117,6 +117,15 @@ async def token_keys(live: Live, notes: Notes) -> None:
             subject=f"token key {mine}",
             mend="piccolo core install_token_key",
         )
+    ours = engine().token_key
+    for row in rows:
+        # Threat: whoever writes this table signs for anybody, under an id that everybody trusts.
+        if row["id"] == mine and (row["inner_pad"], row["outer_pad"]) != (ours.inner_pad, ours.outer_pad):
+            notes.fail(
+                f"Token key {mine} is not the one that follows from this master key: somebody else can sign.",
+                subject=f"token key {mine}",
+                mend="Find out who wrote there; then delete the row, and run piccolo core install_token_key.",
+            )
     for other in (key for key in valid if key != mine):
         notes.warn(
             f"Token key {other}, of another master key, still signs scopes.",

@@ -21,6 +21,12 @@ PLAIN = """select count(*) from pg_hba_file_rules where type in ('host', 'hostno
 and auth_method <> 'reject' and coalesce(address, '') not in ('127.0.0.1', '::1', 'localhost', 'samehost')"""
 
 
+# Lines that let anybody in without asking for anything: from this machine, and from elsewhere.
+TRUST = """select count(*) filter (where here) as here, count(*) filter (where not here) as elsewhere
+from (select type = 'local' or coalesce(address, '') in ('127.0.0.1', '::1', 'localhost', 'samehost') as here
+    from pg_hba_file_rules where auth_method = 'trust') as lines"""
+
+
 @check("164.312(e)")
 async def tls(live: Live, notes: Notes) -> None:
     """Threat: PHI is sealed before it travels, but scopes, names of facilities and answers to questions are not."""
@@ -29,8 +35,22 @@ async def tls(live: Live, notes: Notes) -> None:
     try:
         listens = await live.connection.fetchval("select current_setting('listen_addresses')")
         plain = await live.connection.fetchval(PLAIN)
-    except asyncpg.PostgresError:  # managed servers do not show it
-        listens, plain = "", 0
+        trust = dict(await live.connection.fetchrow(TRUST) or {})
+    except asyncpg.PostgresError:
+        listens, plain, trust = "", 0, {}
+        notes.warn(
+            "The rules by which the server lets somebody in could not be looked at: only a superuser sees them.",
+            mend="Let an administrator see whether pg_hba.conf asks for passwords, and from elsewhere for TLS.",
+        )
+    for place, lines in trust.items():
+        if lines:
+            tell = notes.fail if place == "elsewhere" else notes.warn
+            whom = "anybody from elsewhere" if place == "elsewhere" else "whoever is on the server's machine"
+            tell(
+                f"{plural(lines, 'line')} of pg_hba.conf let {whom} in under any name, without a password.",
+                subject="setting pg_hba.conf",
+                mend="Write scram-sha-256 instead of trust, and reload the server.",
+            )
     if listens and plain:
         notes.warn(
             f"{plural(plain, 'line')} of pg_hba.conf accept connections from elsewhere without TLS.",
