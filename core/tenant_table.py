@@ -14,7 +14,6 @@ from piccolo.columns import (
     Date,
     ForeignKey,
     Integer,
-    Serial,
     SmallInt,
     Timestamp,
     Timestamptz,
@@ -24,11 +23,12 @@ from piccolo.table import Table
 
 from core.audit.capture import capture_function, capture_triggers
 from core.audit.mixin import Audited
+from core.class_rules import refuse_columns, refuse_misspelt
 from core.columns import BlindIndex, CreatedAt, RowId, TenantForeignKey, TenantId, UpdatedAt
 from core.crypto.derive import forgetful
-from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError
+from core.errors import ChartholdError, ProtectedQueryError
 from core.layout import Layout
-from core.permissions import COMMANDS, ROLES, Command, roles_for
+from core.permissions import COMMANDS, Command, roles_for
 from core.policies import policies
 from core.queries import (
     TenantCount,
@@ -61,12 +61,6 @@ __all__ = ["ProtectedTable", "TenantTable"]
 # What the planner may keep a sample of: values that are nobody's.
 SAMPLED_TYPES = (BigInt, Boolean, Integer, SmallInt)
 SAMPLED = ("action_type", "kind", "role", "status", "table_name")
-
-
-# Bytes of a table's name: "capture_" and the name are the name of a function, and PostgreSQL knows 63.
-LONGEST = 55
-# Whose attributes mean something.
-OURS = ("core.tenant_table", "core.audit.mixin")
 
 
 class ProtectedTable(Table):
@@ -118,25 +112,7 @@ class ProtectedTable(Table):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._layout = Layout(cls._meta.columns)
-        taken = [
-            c._meta.name
-            for c in cls._meta.columns
-            if any(not isinstance(vars(k).get(c._meta.name, c), Column) for k in cls.__mro__ if k.__module__ in OURS)
-        ]
-        if taken:
-            raise ConfigurationError(
-                f"{cls.__name__}.{taken[0]} means something to Charthold. Call the column otherwise, with "
-                f'db_column_name="{taken[0]}".'
-            )
-        if len(cls._meta.tablename.encode()) > LONGEST:
-            raise ConfigurationError(
-                f"The name of the table {cls._meta.tablename} has more than {LONGEST} bytes, and PostgreSQL would cut "
-                "what is named after it. Give it a shorter one."
-            )
-        if serial := [c._meta.name for c in cls._meta.columns if isinstance(c, Serial)]:
-            raise ConfigurationError(
-                f"{cls.__name__}.{serial[0]} would count the rows of all tenants. Count a tenant's own, or use its id."
-            )
+        refuse_columns(cls)
 
     @classmethod
     def of_row(cls, row: dict[str, Any]) -> Self:
@@ -348,26 +324,7 @@ class TenantTable(Audited, ProtectedTable):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._refuse_misspelt()
-
-    @classmethod
-    def _refuse_misspelt(cls) -> None:
-        """Raise ``ConfigurationError`` for a name that is none, in what the class says about itself.
-
-        Threat: a misspelt name protects nothing and says nothing; the value that it was to keep out is in the log.
-        """
-        permissions, facility = cls.permissions or {}, [cls.facility_column] if cls.facility_column else []
-        for said, names, known in (
-            ("permissions", permissions, COMMANDS),
-            ("permissions", [role for roles in permissions.values() for role in roles], ROLES),
-            ("whole_tenant", cls.whole_tenant, COMMANDS),
-            ("unrecorded", cls.unrecorded, [c._meta.name for c in cls._meta.columns]),
-            ("facility_column", facility, [c._meta.db_column_name for c in cls._meta.columns]),
-        ):
-            if unknown := [name for name in names if name not in known]:
-                raise ConfigurationError(
-                    f"{cls.__name__}.{said} names {unknown[0]!r}. It may name: {', '.join(known)}."
-                )
+        refuse_misspelt(cls)
 
     @classmethod
     def implied_objects(cls) -> tuple[SchemaObject, ...]:

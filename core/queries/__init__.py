@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from core.queries.delete import TenantDelete
+from core.queries.insert import TenantInsert
 from core.queries.read import TenantCount, TenantExists, TenantObjects, TenantRaw, TenantSelect
 from core.queries.row import TenantRefresh, TenantUpdateSelf
-from core.queries.write import TenantDelete, TenantInsert, TenantUpdate
+from core.queries.update import TenantUpdate
 
 __all__ = [
     "TenantCount",

@@ -1,0 +1,61 @@
+"""What the class of a table may not say, found out when it is written and not when a migration is run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from piccolo.columns import Column, Serial
+
+from core.errors import ConfigurationError
+from core.permissions import COMMANDS, ROLES
+
+if TYPE_CHECKING:
+    from core.tenant_table import ProtectedTable, TenantTable
+
+__all__ = ["refuse_columns", "refuse_misspelt"]
+
+# Bytes of a table's name: "capture_" and the name are the name of a function, and PostgreSQL knows 63.
+LONGEST = 55
+# Whose attributes mean something.
+OURS = ("core.tenant_table", "core.audit.mixin")
+
+
+def refuse_columns(cls: type[ProtectedTable]) -> None:
+    """Raise ``ConfigurationError`` for a name or a column that the table cannot have."""
+    columns = cls._meta.columns
+    taken = [
+        c._meta.name
+        for c in columns
+        if any(not isinstance(vars(k).get(c._meta.name, c), Column) for k in cls.__mro__ if k.__module__ in OURS)
+    ]
+    if taken:
+        raise ConfigurationError(
+            f"{cls.__name__}.{taken[0]} means something to Charthold. Call the column otherwise, with "
+            f'db_column_name="{taken[0]}".'
+        )
+    if len(cls._meta.tablename.encode()) > LONGEST:
+        raise ConfigurationError(
+            f"The name of the table {cls._meta.tablename} has more than {LONGEST} bytes, and PostgreSQL would cut "
+            "what is named after it. Give it a shorter one."
+        )
+    if serial := [c._meta.name for c in columns if isinstance(c, Serial)]:
+        raise ConfigurationError(
+            f"{cls.__name__}.{serial[0]} would count the rows of all tenants. Count a tenant's own, or use its id."
+        )
+
+
+def refuse_misspelt(cls: type[TenantTable]) -> None:
+    """Raise ``ConfigurationError`` for a name that is none, in what the class says about itself.
+
+    Threat: a misspelt name protects nothing and says nothing; the value that it was to keep out is in the log.
+    """
+    permissions, facility = cls.permissions or {}, [cls.facility_column] if cls.facility_column else []
+    for said, names, known in (
+        ("permissions", permissions, COMMANDS),
+        ("permissions", [role for roles in permissions.values() for role in roles], ROLES),
+        ("whole_tenant", cls.whole_tenant, COMMANDS),
+        ("unrecorded", cls.unrecorded, [c._meta.name for c in cls._meta.columns]),
+        ("facility_column", facility, [c._meta.db_column_name for c in cls._meta.columns]),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigurationError(f"{cls.__name__}.{said} names {unknown[0]!r}. It may name: {', '.join(known)}.")

@@ -1,0 +1,63 @@
+"""What a statement that writes has beside its own: RETURNING, what it looks for, and what it may not touch."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Literal
+
+from piccolo.columns import Column
+from piccolo.custom_types import Combinable
+from piccolo.query.mixins import Returning
+from piccolo.querystring import QueryString
+from piccolo.table import Table
+
+from core.columns import ActorId, BlindIndex, CreatedAt, RowId, TenantId
+from core.errors import ProtectedQueryError
+from core.plan import Plan
+from core.queries.read import opened_columns
+from core.queries.shape import columns_shape
+from core.queries.where import searched
+from core.shown import Look
+
+__all__ = ["FIXED", "look_of", "refuse_fixed", "returning_plan", "returning_shape"]
+
+# What a row is: set once, by Charthold.
+FIXED = (RowId, TenantId, ActorId, CreatedAt, BlindIndex)
+
+
+def refuse_fixed(column: Column) -> None:
+    """Refuse to write what a row is."""
+    if isinstance(column, FIXED):
+        raise ProtectedQueryError(
+            f"{column._meta.name} is kept by Charthold and cannot be set. Leave it out of the update."
+        )
+
+
+def look_of(table: type[Table], where: Combinable) -> Look | None:
+    """That a write looks for a value, and by what it changes or returns tells whether it is there."""
+    columns = searched(where)
+    return Look("search", table._meta.tablename, columns) if columns else None
+
+
+def returning_plan(
+    statement: QueryString,
+    returning: Returning | None,
+    *,
+    joined: Literal["", "where", "and"] = "",
+    look: Look | None = None,
+) -> Plan:
+    """The statement with its RETURNING clause; what it returns is opened and recorded as any other read."""
+    if returning is None:
+        return Plan("{}", statement, returns=False, joined=joined, look=look)
+    columns = list(returning.columns)
+    for column in columns:
+        if isinstance(column, BlindIndex):
+            column.refuse("show them")
+    opened, rows = opened_columns(columns)
+    clause = Returning(columns=[*columns, *rows]).querystring
+    return Plan("{}{}", statement, clause, opened=opened, outputs=len(columns), look=look)
+
+
+def returning_shape(returning: Returning | None) -> Hashable:
+    """The shape of a RETURNING clause."""
+    return None if returning is None else columns_shape(returning.columns)
