@@ -18,8 +18,9 @@ from core.errors import (
 from core.scope import Scope, current_scope, scope
 
 if TYPE_CHECKING:
-    from core.audit.history import ALTERED, DESTROYED, Change, Sighting
+    from core.audit.history import Change, Sighting
     from core.audit.record import record
+    from core.audit.recorded import ALTERED, DESTROYED
     from core.provision import FoundTenant, ProvisionedTenant, find_tenant, provision_tenant, set_tenant_status
     from core.transactions import Transaction
 
@@ -51,9 +52,9 @@ __all__ = [
 
 # Where the names are that are looked up late: they need the tables, and the tables an engine, only when they are used.
 LATE = {
-    "ALTERED": "core.audit.history",
+    "ALTERED": "core.audit.recorded",
     "Change": "core.audit.history",
-    "DESTROYED": "core.audit.history",
+    "DESTROYED": "core.audit.recorded",
     "FoundTenant": "core.provision",
     "ProvisionedTenant": "core.provision",
     "Sighting": "core.audit.history",

@@ -16,8 +16,9 @@ import pytest
 from piccolo.query.functions import Count, Max
 
 from core import ChartholdError, ProtectedQueryError, ScopeError, provision_tenant, scope, transaction
-from core.audit.history import ALTERED, DESTROYED, history
+from core.audit.history import history
 from core.audit.partitions import archive_partition
+from core.audit.recorded import ALTERED, DESTROYED
 from core.audit.seal import seal
 from core.engine import ChartholdEngine
 from core.errors import SealedValueError

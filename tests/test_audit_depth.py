@@ -33,7 +33,8 @@ from core.audit.canonical import (
     jsonb_text,
 )
 from core.audit.head import public_keys
-from core.audit.history import _plain, history
+from core.audit.history import history
+from core.audit.recorded import _plain
 from core.audit.seal import seal
 from core.audit.verify import verify
 from core.commands.audit import audit_history, audit_search, audit_who_saw

@@ -19,7 +19,7 @@ import asyncpg
 import pytest
 
 from core import ChartholdError, transaction
-from core.audit.history import DESTROYED
+from core.audit.recorded import DESTROYED
 from core.columns import Encrypted
 from core.commands.rotate_keys import rotate_keys
 from core.crypto.keyring import Keyring, _Entry

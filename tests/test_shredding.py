@@ -11,7 +11,7 @@ import pytest
 
 from core import ChartholdError, ScopeError
 from core.audit.canonical import RECORD_SQL
-from core.audit.history import DESTROYED
+from core.audit.recorded import DESTROYED
 from core.audit.seal import seal
 from core.audit.verify import verify
 from core.commands.rotate_keys import rotate_keys

@@ -6,63 +6,33 @@ a read of the row: the history of a record is the record.
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from uuid import UUID
 
-from piccolo.columns import JSON, Array, Column, ForeignKey
-
-from core.audit.canonical import parse_jsonb, write_jsonb
 from core.audit.record import record
-from core.columns import BlindIndex, Encrypted
-from core.crypto.derive import forgetful_later
+from core.audit.recorded import ALTERED, DESTROYED, Opener, sealed_anew
+from core.columns import Encrypted
 from core.crypto.keyring import MissingKeyError
 from core.engine import engine
-from core.errors import ChartholdError, ProtectedQueryError, SealedValueError
+from core.errors import ChartholdError, ProtectedQueryError
 from core.plan import Plan
-from core.scope import Scope, current_scope
+from core.scope import current_scope
 from core.shown import Record
 from core.transactions import Transaction
 
 if TYPE_CHECKING:
-    from core.crypto.keyring import TenantKeys
     from core.tenant_table import TenantTable
 
-__all__ = ["ALTERED", "DESTROYED", "Change", "Sighting", "as_of", "history", "revert", "rows_as_of", "who_saw"]
+__all__ = ["Change", "Sighting", "as_of", "history", "revert", "rows_as_of", "who_saw"]
 
 Row = TypeVar("Row", bound="TenantTable")
 
 PAGE = 500  # records a statement
 EVER = datetime(1, 1, 2, tzinfo=UTC)
 FOREVER = datetime(9999, 12, 30, tzinfo=UTC)
-
-
-class _Destroyed:
-    """Stands for a value whose key was destroyed: the envelope is in the log, and nobody can open it."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "<key destroyed>"
-
-
-DESTROYED = _Destroyed()
-
-
-class _Altered:
-    """Stands for an envelope that was never sealed for this row: somebody wrote it by hand."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "<altered by hand>"
-
-
-ALTERED = _Altered()
 
 
 @dataclass(frozen=True)
@@ -239,7 +209,7 @@ async def _changes(
             )  # fmt: skip
             rows = await engine().run_plan(plan)
             for row in rows:
-                anew = _sealed_anew(table, row["old"], row["new"], row.pop("changed_columns") or ())
+                anew = sealed_anew(table, row["old"], row["new"], row.pop("changed_columns") or ())
                 # Nothing opened gets a name here: it would stand in the frame of an error about the next record.
                 yield Change(**row | {end: await opener.values(row_id, row[end]) for end in ("old", "new")}), anew
             if len(rows) < PAGE:
@@ -258,146 +228,21 @@ def _told(change: Change, anew: set[str]) -> Change | None:
     return replace(change, old=old, new=new) if moved else None
 
 
-def _sealed_anew(table: type[TenantTable], old: str | None, new: str | None, changed: Sequence[str]) -> set[str]:
-    """The encrypted columns that an update may have written without another value.
-
-    Threat: an old envelope is put back by hand, and with it the hashes of somebody else: nothing to be seen in the
-    value, and searches find another patient. Hashes change with the value, or with the key: under a later version.
-    """
-    if old is None or new is None:
-        return set()
-    before, after = parse_jsonb(old), parse_jsonb(new)
-    by_hand = {
-        name
-        for index in table._meta.columns
-        if isinstance(index, BlindIndex) and index._meta.db_column_name in changed
-        for name in index.of
-    }
-    return {
-        column._meta.name
-        for column in table._meta.columns
-        if isinstance(column, Encrypted)
-        and (
-            column._meta.name not in by_hand
-            or _version(before, column._meta.db_column_name) < _version(after, column._meta.db_column_name)
-        )
-    }
-
-
-def _version(document: Mapping[str, Any], name: str) -> int:
-    """The version of the key under which a recorded value was sealed; its form is in ``docs/envelope.md``."""
-    return int(str(document.get(name) or "")[4:12] or "0", 16)
-
-
 def _sealed(table: type[TenantTable]) -> list[str]:
     return sorted(c._meta.db_column_name for c in table._meta.columns if isinstance(c, Encrypted))
 
 
-async def _recorded(table: type[TenantTable], rows: list[UUID]) -> _Opener:
+async def _recorded(table: type[TenantTable], rows: list[UUID]) -> Opener:
     """Record that the rows are shown; only then what opens them."""
     sealed, scope = _sealed(table), current_scope()
     if not sealed or not rows:
-        return _Opener(table, scope, None)
+        return Opener(table, scope, None)
     name = table._meta.tablename
     await engine().run_plan(
         Plan("select charthold.record_read({}, {}::uuid[], {}::text[]) as shown", name, rows, sealed)
     )
     cast("Transaction", engine().current_transaction.get()).shown.append(Record.of_rows(name, rows, sealed))
     try:
-        return _Opener(table, scope, await engine().keys_of(scope))
+        return Opener(table, scope, await engine().keys_of(scope))
     except MissingKeyError:  # the tenant is shredded; who did what and when remains
-        return _Opener(table, scope, None)
-
-
-class _Opener:
-    """Recorded documents as Python values: what JSON had to write as text comes back as what it was."""
-
-    def __init__(self, table: type[TenantTable], scope: Scope, keys: TenantKeys | None) -> None:
-        self._table = table
-        self._scope = scope
-        self._keys = keys
-        self._destroyed: set[int | None] = set()
-
-    @forgetful_later
-    async def values(self, row_id: UUID, document: str | None) -> dict[str, Any]:
-        """The document's values by the names of the columns."""
-        recorded: dict[str, Any] = parse_jsonb(document) if document else {}
-        while True:
-            try:
-                return {
-                    column._meta.name: self._value(column, row_id, recorded[column._meta.db_column_name])
-                    for column in self._table._meta.columns
-                    if column._meta.db_column_name in recorded
-                }
-            except MissingKeyError as missing:
-                await self._look_for(missing.version)
-
-    async def _look_for(self, version: int | None) -> None:
-        # Another process rotated the tenant's key a moment ago; or the key is no more.
-        try:
-            self._keys = await engine().keys_of(self._scope, version)
-        except MissingKeyError:
-            self._destroyed.add(version)
-
-    def _value(self, column: Column, row_id: UUID, value: Any) -> Any:
-        if value is None:
-            return None
-        if not isinstance(column, Encrypted):
-            return _plain(column, value)
-        if self._keys is None:
-            return DESTROYED
-        sealer = self._keys.sealer(self._table._meta.tablename, column._meta.db_column_name, column.kind)
-        try:
-            return sealer.open(row_id, bytes.fromhex(value[2:]))
-        except MissingKeyError as missing:
-            if missing.version in self._destroyed:
-                return DESTROYED
-            raise
-        except SealedValueError:
-            # Threat: who may write the row writes an envelope that does not open, and with it closes the row's past,
-            # which cannot be mended.
-            return ALTERED
-
-
-def _plain(column: Column, value: Any) -> Any:
-    """One value out of ``to_jsonb``: uuid, timestamp, date, number and bytes were written as text or as a number."""
-    if isinstance(column, Array):
-        return [None if item is None else _plain(column.base_column, item) for item in value]
-    # As the row itself has it, which is text: of any depth, with each digit.
-    if isinstance(column, JSON) or isinstance(value, dict | list):
-        return write_jsonb(value)
-    if isinstance(column, ForeignKey) or column.value_type is UUID:
-        return UUID(value)
-    if column.value_type in (datetime, date, time):
-        try:
-            return column.value_type.fromisoformat(value)
-        except ValueError:
-            return value  # "infinity", and what is no time for Python: before the year 1 and after 9999
-    if column.value_type is timedelta:
-        return _interval(value)
-    if column.value_type is float and isinstance(value, str):
-        return float(value)  # NaN and the infinities are none of JSON's numbers
-    if column.value_type is Decimal:
-        return Decimal(value)  # of a text too, as above
-    if isinstance(value, Decimal):
-        return float(value) if column.value_type is float or value != int(value) else int(value)
-    if column.value_type is bytes:
-        return bytes.fromhex(value[2:])
-    return value
-
-
-_INTERVAL = re.compile(
-    r"(?:([+-]?\d+) years? ?)?(?:([+-]?\d+) mons? ?)?(?:([+-]?\d+) days? ?)?"
-    r"(?:([+-]?)(\d+):(\d+):(\d+)(?:\.(\d+))?)?"
-)
-
-
-def _interval(text: str) -> timedelta | str:
-    """PostgreSQL's text of an interval, as the driver reads one: a year has 365 days and a month 30."""
-    found = _INTERVAL.fullmatch(text)
-    if found is None:
-        return text
-    years, months, days = (int(part or 0) for part in found.groups()[:3])
-    hours, minutes, seconds = (int(part or 0) for part in found.groups()[4:7])
-    clock = timedelta(hours=hours, minutes=minutes, seconds=seconds, microseconds=int((found[8] or "").ljust(6, "0")))
-    return timedelta(days=years * 365 + months * 30 + days) + (-clock if found[4] == "-" else clock)
+        return Opener(table, scope, None)
