@@ -7,7 +7,7 @@ import dataclasses
 import time
 from datetime import UTC, date, datetime
 from typing import Any
-from uuid import RFC_4122, uuid4
+from uuid import RFC_4122, UUID, uuid4
 
 import asyncpg
 import pytest
@@ -187,8 +187,9 @@ async def test_the_log_is_searched_page_by_page(lakeside: Clinic) -> None:
         everything = await search(Filter(action="insert"), limit=1_000)
         first = await search(Filter(action="insert"), limit=3)
         second = await search(Filter(action="insert", before=first[-1]["id"]), limit=3)
-        with pytest.raises(ProtectedQueryError, match="There is no record of that id"):
-            await search(Filter(before=uuid4()))
+        for nobody in (uuid4(), UUID(int=2**128 - 1), UUID(int=0)):
+            with pytest.raises(ProtectedQueryError, match="There is no record of that id"):
+                await search(Filter(before=nobody))
         assert [r["id"] for r in first + second] == [r["id"] for r in everything[:6]]
         assert all(r["user_id"] == lakeside.clinician for r in await search(Filter(user_id=lakeside.clinician)))
         assert await search(Filter(until=datetime(2000, 1, 1, tzinfo=UTC))) == []

@@ -17,7 +17,7 @@ __all__ = ["Filter", "search"]
 
 MOST = 10_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LATEST = datetime(9000, 1, 1, tzinfo=UTC)
+LATEST = 10**14  # milliseconds: the year 5138
 
 CONDITIONS = {
     "user_id": "user_id = {}",
@@ -76,12 +76,13 @@ def _page(conditions: str, values: list[Any], limit: int) -> Plan:
 
 async def _moment(before: UUID) -> datetime:
     """When the record with that id was made. Raises ``ProtectedQueryError`` when there is none in sight."""
-    made = EPOCH + timedelta(milliseconds=before.int >> 80)
+    # Of an id that is none of the log's these bits may say any year.
+    made = EPOCH + timedelta(milliseconds=min(before.int >> 80, LATEST))
     plan = Plan(
         "select occurred_at from public.user_action_audit_log where case when tenant_id = {} then true end"
         " and occurred_at >= {}::timestamptz and occurred_at < {}::timestamptz and id = {}",
         current_scope().tenant,
-        *(made + moved for moved in MADE) if made < LATEST else (LATEST, LATEST),
+        *(made + moved for moved in MADE),
         before,
     )
     rows = await engine().run_plan(plan)
