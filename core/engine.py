@@ -100,6 +100,7 @@ class ChartholdEngine(PostgresEngine):
             arguments,
             role=None if owner else f"{configured.role_prefix}app_runtime",
             named_by=configured.owner_named_by if owner else configured.named_by,
+            bound=configured.bind_backend,
             lock_timeout=lock_timeout,
         )
 

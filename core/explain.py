@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncpg
 
 from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError, ScopeError
+from core.pooler import SEE
 
 __all__ = ["explain"]
 
@@ -66,7 +67,7 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
         "The row belongs to another tenant than the scope. Change each tenant's rows in a scope of its own.",
     ),
 }
-DENIED, SYNTAX = "42501", "42601"
+DENIED, SYNTAX, NO_STATEMENT = "42501", "42601", "26000"
 # Messages of these classes name objects, never values.
 NAMES_ONLY = ("23", "40", "42", "25", "53", "55", "57", "08", "0A", "28", "3D", "3F")
 
@@ -82,6 +83,8 @@ def explain(error: asyncpg.PostgresError) -> Exception:
             f"The scope's role may not do that: {error.args[0] if error.args else state}. "
             "The permission matrix is core/permissions.py."
         )
+    if state == NO_STATEMENT:
+        return ConfigurationError(f"The pooler passes no prepared statements on. {SEE}")
     for attribute in ("detail", "context", "internal_query", "query", "hint"):
         if hasattr(error, attribute):
             setattr(error, attribute, None)

@@ -17,6 +17,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "actor_places": ("actor_places", "()", ("app_runtime", "app_auditor")),
     "actor_role": ("actor_role", "()", ("app_runtime", "app_auditor")),
     "archive_partition": ("archive_partition", "(text, uuid[], bigint[])", ()),
+    "begin_session": ("begin_session", "()", ("app_runtime",)),
     "ensure_partitions": ("ensure_partitions", "(integer)", ()),
     "find_principal": ("find_principal", "(uuid, text)", ()),
     "find_tenant": ("find_tenant", "(text)", ("app_runtime",)),

@@ -17,6 +17,7 @@ from core.commands.doctor import doctor
 from core.commands.import_synthea import import_synthea
 from core.commands.install_token_key import install_token_key
 from core.commands.partitions import partitions
+from core.commands.pooler import pooler
 from core.commands.rotate_keys import rotate_keys
 from core.commands.seal_audit import seal_audit
 from core.commands.shred_tenant import shred_tenant
@@ -48,6 +49,7 @@ COMMANDS = (
     import_synthea,
     install_token_key,
     partitions,
+    pooler,
     rotate_keys,
     seal_audit,
     shred_tenant,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
 
+from core import pooler
 from core.errors import ConfigurationError
 
 __all__ = ["SESSION", "begin_session"]
@@ -75,11 +77,17 @@ class Connection(asyncpg.Connection):
 
 
 async def begin_session(
-    arguments: Mapping[str, Any], *, role: str | None, named_by: str | None, lock_timeout: str | None = None
+    arguments: Mapping[str, Any],
+    *,
+    role: str | None,
+    named_by: str | None,
+    bound: bool,
+    lock_timeout: str | None = None,
 ) -> asyncpg.Connection[Any]:
     """Connect, and act as ``role``; as the schema's owner when it is None.
 
     ``named_by``: the variable that names the server and the login, for errors; None for the embedded server.
+    ``bound``: whether tokens are bound to a backend, see ``core.pooler``.
     ``lock_timeout``: how long a statement waits for a lock; as the server has it when it is None.
 
     Raises ``ConfigurationError`` when there is no connection, or it may not act as ``role``, or is bound by no policy;
@@ -88,13 +96,14 @@ async def begin_session(
     Threat: policies look on while a superuser, an owner or a BYPASSRLS role works, and triggers sleep in a session that
     plays the replica. Such a connection is refused.
     """
+    mark = secrets.token_hex(8)
+    patience = {"lock_timeout": lock_timeout} if lock_timeout else {}
+    begins = OWNER_SESSION if role is None else {**SESSION, **patience, "role": role}
+    kind = asyncpg.Connection if role is None else Connection
+    connection: asyncpg.Connection[Any]
     try:
-        if role is None:
-            owned: asyncpg.Connection[Any] = await asyncpg.connect(**arguments, server_settings=OWNER_SESSION)
-            return owned
-        patience = {"lock_timeout": lock_timeout} if lock_timeout else {}
-        connection: asyncpg.Connection[Any] = await asyncpg.connect(
-            **arguments, server_settings={**SESSION, **patience, "role": role}, connection_class=Connection
+        connection = await asyncpg.connect(
+            **arguments, server_settings={**begins, pooler.MARK: mark}, connection_class=kind
         )
     except ValueError:
         # It quotes parts of the URL, such as a piece of the password.
@@ -117,36 +126,64 @@ async def begin_session(
             f"The login of {named_by or 'the embedded server'} may not act as {role}. "
             f"As the owner run: grant {role} to <login>"
         ) from None
+    except asyncpg.ProtocolViolationError as error:
+        raise ConfigurationError(pooler.refused(named_by, str(error), owner=role is None)) from None
     except OSError as error:
         server = f"the server that {named_by} names" if named_by else "the embedded server"
         raise ConfigurationError(f"No connection to {server}: {error.strerror or error}. Is it running?") from None
-    # Who are we, really: the role in force must be one that the policies bind.
     try:
-        found = await connection.fetchrow(
-            "select rolsuper or rolbypassrls or exists ("
-            " select from pg_catalog.pg_class where oid = to_regclass('public.client')"
-            " and pg_has_role(r.oid, relowner, 'usage')) as powerful,"
-            " current_setting('session_replication_role') <> 'origin' as unwatched"
-            " from pg_catalog.pg_roles as r where rolname = current_user"
-        )
-        assert found is not None
+        await _examine(connection, role, mark, begins, named_by=named_by, bound=bound)
     except asyncpg.InternalClientError:
         # The server ended the session as soon as it began, and the driver does not know what to make of that.
         connection.terminate()
         raise asyncpg.ConnectionDoesNotExistError("the server closed the connection; nothing was sent") from None
+    except asyncpg.InvalidSQLStatementNameError:
+        connection.terminate()
+        raise ConfigurationError(f"The pooler passes no prepared statements on. {pooler.SEE}") from None
     except BaseException:
-        connection.terminate()  # cancelled half-way, nobody else would close it
+        connection.terminate()  # refused, or cancelled half-way: nobody else would close it
         raise
+    return connection
+
+
+async def _examine(
+    connection: asyncpg.Connection[Any],
+    role: str | None,
+    mark: str,
+    begins: Mapping[str, str],
+    *,
+    named_by: str | None,
+    bound: bool,
+) -> None:
+    """Who are we, really: the role in force must be one that the policies bind, in a session that began as we said."""
+    if role is None:
+        if await connection.fetchval("select pg_catalog.current_setting($1, true)", pooler.MARK) != mark:
+            raise ConfigurationError(
+                f"{named_by} leads through a connection pooler, and migrations hold locks for a session. Name the "
+                "server itself in DATABASE_OWNER_URL."
+            )
+        return
+    found = await connection.fetchrow(
+        "select rolsuper or rolbypassrls or exists ("
+        " select from pg_catalog.pg_class where oid = to_regclass('public.client')"
+        " and pg_has_role(r.oid, relowner, 'usage')) as powerful,"
+        " current_setting('session_replication_role') <> 'origin' as unwatched,"
+        " current_setting($1, true) is distinct from $2 as pooled"
+        " from pg_catalog.pg_roles as r where rolname = current_user",
+        pooler.MARK,
+        mark,
+    )
+    assert found is not None
     if found["unwatched"]:
-        await connection.close()
         raise ConfigurationError(
             "Sessions of the application's login have session_replication_role set, so no trigger records anything. "
             "Run piccolo core doctor, which shows where to reset it."
         )
     if found["powerful"]:
-        await connection.close()
         raise ConfigurationError(
             f"{role} is a superuser, an owner of our tables, or past row-level security, and must be none of these. "
             "Run piccolo core doctor, which shows what to revoke."
         )
-    return connection
+    if found["pooled"]:
+        # A lock_timeout of its own, which lanes need, a pooler does not give: then there are no lanes.
+        await pooler.examine(connection, begins, bound=bound)
