@@ -157,9 +157,10 @@ class ChartholdEngine(PostgresEngine):
 
     @property
     def token_key(self) -> TokenKey:
-        """The key that signs scopes; derived from the master key."""
+        """The key that signs scopes; follows from the master key and the generation."""
         if self._token_key is None:
-            self._token_key = TokenKey.derive(self.settings.master_key or development_key(self.settings.home))
+            master = self.settings.master_key or development_key(self.settings.home)
+            self._token_key = TokenKey.derive(master, self.settings.token_generation)
         return self._token_key
 
     async def _load_keys(self, tenant: UUID) -> Sequence[WrappedKey]:

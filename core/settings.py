@@ -7,6 +7,7 @@
 | ``CHARTHOLD_HOME`` | where the embedded server and a development key live | ``~/.charthold`` |
 | ``CHARTHOLD_MASTER_KEY`` | the key-encrypting key: 32 bytes, base64; required with ``DATABASE_URL`` | made on first use |
 | ``CHARTHOLD_RETIRED_MASTER_KEYS`` | earlier master keys, comma-separated, still able to unwrap | none |
+| ``CHARTHOLD_TOKEN_GENERATION`` | a number to raise for a new key that signs scopes, under the same master key | 1 |
 | ``CHARTHOLD_ROLE_PREFIX`` | put before ``app_runtime`` and ``app_auditor``; one cluster, several databases | none |
 | ``CHARTHOLD_SCOPE_SECONDS`` | how long a scope lives, 164.312(a)(2)(iii) | 900 |
 | ``CHARTHOLD_BIND_BACKEND`` | ``off``: tokens are not bound to a backend (transaction poolers) | ``on`` |
@@ -41,6 +42,7 @@ VARIABLES = (
     "CHARTHOLD_HOME",
     "CHARTHOLD_MASTER_KEY",
     "CHARTHOLD_RETIRED_MASTER_KEYS",
+    "CHARTHOLD_TOKEN_GENERATION",
     "CHARTHOLD_ROLE_PREFIX",
     "CHARTHOLD_SCOPE_SECONDS",
     "CHARTHOLD_BIND_BACKEND",
@@ -67,6 +69,7 @@ class Settings:
     home: Path = field(default_factory=lambda: Path.home() / ".charthold")
     master_key: bytes | None = field(default=None, repr=False)
     retired_master_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    token_generation: int = 1
     role_prefix: str = ""
     scope_seconds: int = 900
     bind_backend: bool = True
@@ -118,6 +121,7 @@ class Settings:
                 for key in environ.get("CHARTHOLD_RETIRED_MASTER_KEYS", "").split(",")
                 if key.strip()
             ),
+            token_generation=_whole(environ, "CHARTHOLD_TOKEN_GENERATION", 1, least=1, most=1_000_000),
             role_prefix=prefix,
             scope_seconds=_whole(environ, "CHARTHOLD_SCOPE_SECONDS", 900, least=1, most=86_400),
             bind_backend=_choice(environ, "CHARTHOLD_BIND_BACKEND", ("on", "off")) == "on",

@@ -36,9 +36,10 @@ class TokenKey:
     outer_pad: bytes = field(repr=False)
 
     @classmethod
-    def derive(cls, master_key: bytes) -> TokenKey:
-        """The token key of a master key: HKDF-SHA-256 (RFC 5869), so that a new master key brings a new token key."""
-        key = HKDF(hashes.SHA256(), 32, salt=None, info=b"charthold/v1/token").derive(master_key)
+    def derive(cls, master_key: bytes, generation: int = 1) -> TokenKey:
+        """A master key's token key of that generation: HKDF-SHA-256 (RFC 5869). Nobody can tell one from another."""
+        info = f"charthold/v1/token/{generation}".encode()
+        key = HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(master_key)
         block = key.ljust(BLOCK, b"\0")
         return cls(
             id=hashlib.sha256(b"charthold/v1/token-id" + key).hexdigest()[:8],

@@ -10,8 +10,8 @@ __all__ = ["install_token_key"]
 async def install_token_key(*, retire_others_after: float | None = None) -> bool:
     """Put this process's token key where ``charthold.scope()`` reads it, as the schema's owner; True if it was new.
 
-    The key follows from the master key, so after a change of master key it is run again; other keys stay valid for
-    ``retire_others_after`` seconds (for ever when None), so nobody is interrupted.
+    The key follows from CHARTHOLD_MASTER_KEY and CHARTHOLD_TOKEN_GENERATION, so this is run after a change
+    of either; other keys stay valid for ``retire_others_after`` seconds (for ever when None): nobody is interrupted.
     """
     key = engine().token_key
     connection = await engine().connect(owner=True)

@@ -666,6 +666,27 @@ async def test_the_key_that_signs_scopes_rotates_while_scopes_are_open(
         await owner.execute("delete from charthold.token_key where id = $1", new.id)
 
 
+async def test_a_new_generation_of_the_key_that_signs_needs_no_new_master_key(
+    database: ChartholdEngine, lakeside: Clinic, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threat: a backup holds the key, and whoever has it and can run SQL signs a scope of their own."""
+    stolen = database.token_key
+    try:
+        async with set_up(monkeypatch, database, token_generation=2):
+            database._token_key = None  # as a process that starts
+            new = database.token_key
+            assert await install_token_key(retire_others_after=0)
+            async with lakeside.as_admin():
+                assert await Client.count() > 0
+                database._token_key = stolen
+                with pytest.raises(ScopeError, match="knows no key"):
+                    await Client.count()
+    finally:
+        database._token_key = stolen
+        await install_token_key()
+        await owner.execute("delete from charthold.token_key where id = $1", new.id)
+
+
 async def test_a_token_is_bound_to_a_backend_unless_that_is_switched_off(
     database: ChartholdEngine, lakeside: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def test_an_error_names_the_variable_by_which_somebody_connects() -> None:
         ("CHARTHOLD_POOL_SIZE", "-3", "must be a whole number from 1 to 10,000"),
         ("CHARTHOLD_POOL_SIZE", "٣", "must be a whole number from 1 to 10,000"),
         ("CHARTHOLD_SCOPE_SECONDS", "100000", "must be a whole number from 1 to 86,400, not '100000'"),
+        ("CHARTHOLD_TOKEN_GENERATION", "0", "must be a whole number from 1 to 1,000,000"),
         ("CHARTHOLD_SHRED_DAYS", "inf", "must be a whole number from 0 to 36,500"),
         ("CHARTHOLD_SHRED_DAYS", "9" * 5_000, "must be a whole number from 0 to 36,500"),
         ("CHARTHOLD_POOL_SECONDS", "0", "must be a number from 0.001 to 1,000,000"),

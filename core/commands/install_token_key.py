@@ -17,8 +17,8 @@ KEEP = -1
 async def install_token_key(*, retire_after: int = KEEP, json: bool = False, quiet: bool = False) -> None:
     """Put the key that signs scopes where the database reads it.
 
-    The key follows from the master key: run this after a change of CHARTHOLD_MASTER_KEY, before the application
-    restarts. Several keys are valid at once, so nobody is interrupted. ``forwards`` runs it too.
+    The key follows from CHARTHOLD_MASTER_KEY and CHARTHOLD_TOKEN_GENERATION: run this after a change of either, before
+    the application restarts. Several keys are valid at once, so nobody is interrupted. ``forwards`` runs it too.
 
     Example: piccolo core install_token_key --retire_after=900
 

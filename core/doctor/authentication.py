@@ -113,7 +113,7 @@ async def token_keys(live: Live, notes: Notes) -> None:
     ]
     if mine not in valid:
         notes.fail(
-            f"The database does not know token key {mine}, which follows from this master key: no scope opens.",
+            f"The database does not know token key {mine}, which follows from this configuration: no scope opens.",
             subject=f"token key {mine}",
             mend="piccolo core install_token_key",
         )
@@ -122,15 +122,15 @@ async def token_keys(live: Live, notes: Notes) -> None:
         # Threat: whoever writes this table signs for anybody, under an id that everybody trusts.
         if row["id"] == mine and (row["inner_pad"], row["outer_pad"]) != (ours.inner_pad, ours.outer_pad):
             notes.fail(
-                f"Token key {mine} is not the one that follows from this master key: somebody else can sign.",
+                f"Token key {mine} is not the one that follows from this configuration: somebody else can sign.",
                 subject=f"token key {mine}",
                 mend="Find out who wrote there; then delete the row, and run piccolo core install_token_key.",
             )
     for other in (key for key in valid if key != mine):
         notes.warn(
-            f"Token key {other}, of another master key, still signs scopes.",
+            f"Token key {other}, of another master key or generation, still signs scopes.",
             subject=f"token key {other}",
-            mend="After a change of master key: piccolo core install_token_key --retire_after=900",
+            mend="After such a change: piccolo core install_token_key --retire_after=900",
         )
     retired = len(rows) - len(valid)
     notes.end(f"{plural(len(valid), 'token key')} valid, {retired} retired; scopes are signed by {mine}.")
