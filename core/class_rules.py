@@ -56,6 +56,7 @@ def refuse_misspelt(cls: type[TenantTable]) -> None:
         ("whole_tenant", cls.whole_tenant, COMMANDS),
         ("unrecorded", cls.unrecorded, [c._meta.name for c in cls._meta.columns]),
         ("facility_column", facility, [c._meta.db_column_name for c in cls._meta.columns]),
+        ("facility_from", cls.facility_from or (), [c._meta.name for c in cls._meta.foreign_key_columns]),
     ):
         if unknown := [name for name in names if name not in known]:
             raise ConfigurationError(f"{cls.__name__}.{said} names {unknown[0]!r}. It may name: {', '.join(known)}.")

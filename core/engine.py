@@ -309,13 +309,22 @@ class ChartholdEngine(PostgresEngine):
         """Set the context for the rest of the link's transaction."""
         await link.carry(self._token(scope, link))
 
+    async def record_now(self, scope: Scope, shown: Sequence[Record]) -> None:
+        """Record what is about to be shown, and commit that, whatever becomes of the transaction that shows it."""
+        pool = self._here().pool
+        async with pool.lease(pool.spare) as link, link.connection.transaction():
+            await self.set_scope(link, scope)
+            for record in shown:
+                await record.write(link)
+
     async def record_again(self, link: Link, scope: Scope, shown: Sequence[Record]) -> None:
         """Record again, in the link's transaction, what was shown before a rollback took its records away."""
-        await link.carry(scope.last_token(self.token_key, link.backend))
-        for record in shown:
-            await record.write(link)
-        # The token outlives the scope, so it must not outlive this.
-        await link.carry_nothing()
+        token = scope.last_token(self.token_key, link.backend)
+        try:
+            for record in shown:
+                await record.write_late(link, token)
+        except asyncpg.PostgresError as error:
+            raise explain(error) from None
 
     async def record_after(self, link: Link, scope: Scope | None, shown: Sequence[Record]) -> None:
         """The same when that transaction is over; on another connection when this one is lost."""

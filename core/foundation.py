@@ -34,6 +34,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("app_runtime",),
     ),
     "record": ("record", "(text, text, uuid, jsonb, jsonb)", ("app_runtime", "app_auditor")),
+    "record_late": ("record_late", "(text, text, text, uuid[], text[], jsonb)", ("app_runtime", "app_auditor")),
     "record_read": ("record_read", "(text, uuid[], text[])", ("app_runtime", "app_auditor")),
     "refuse_change": ("refuse_change", "()", ()),
     "refuse_scope": ("refuse_scope", "(text)", ()),

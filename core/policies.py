@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from core.permissions import COMMANDS, ROLES, Command, roles_for
 from core.schema import Policy
+from core.schema.quoting import quote_ident
 
-__all__ = ["policies"]
+__all__ = ["in_facilities", "in_facility", "policies", "with_row_of"]
 
 
 def policies(
@@ -15,17 +16,19 @@ def policies(
     tenant_column: str,
     *,
     permissions: Mapping[str, tuple[str, ...]] | None = None,
-    facility_column: str | None = None,
+    within: str | None = None,
     whole_tenant: Sequence[Command] = (),
 ) -> tuple[Policy, ...]:
     """One restrictive policy for the tenant, which no later policy can widen, and one permissive policy a command.
+
+    ``within``: the condition on rows for a user who is bound to facilities, if there is one.
 
     Each function call stands in a sub-select, so that it runs once a statement and not once a row; but each place where
     one stands asks for the scope once more: 5 us, though it was verified by then. PostgreSQL keeps one of two equal
     conditions, so a restrictive policy for all commands is asked once of the rows found and once of the rows left. And
     of the rows left no role is asked: it was, when they were found.
     """
-    found = list(_isolation(tenant_column, facility_column))
+    found = list(_isolation(tenant_column, within))
     for command in whole_tenant:
         asked = _asked(command, tenant_column, "charthold.tenant_everywhere()")
         using = asked if command != "insert" else None
@@ -59,7 +62,26 @@ def _asked(command: Command, tenant_column: str, answer: str) -> str:
     return f"(select {answer}) is not null and {pinned}" if command == "select" else pinned
 
 
-def _isolation(tenant_column: str, facility_column: str | None) -> Iterator[Policy]:
+def in_facility(tenant_column: str, column: str) -> str:
+    """That the row is of one of the user's facilities."""
+    return f"{tenant_column}::text || {column}::text = any ((select charthold.actor_places())::text[])"
+
+
+def with_row_of(parent: str, on: str, column: str) -> str:
+    """That the user sees the row of ``parent`` which the column refers to: its own policies are asked."""
+    key = f"{on}.{quote_ident(column)}"
+    return f"exists (select from {parent} as parent where parent.tenant_id = {on}.tenant_id and parent.id = {key})"
+
+
+def in_facilities(conditions: Mapping[str, str]) -> str | None:
+    """That each condition holds whose column says something, and that one does: column -> condition."""
+    if len(conditions) < 2:
+        return next(iter(conditions.values()), None)
+    each = [f"({quote_ident(column)} is null or {condition})" for column, condition in conditions.items()]
+    return f"coalesce({', '.join(map(quote_ident, conditions))}) is not null and {' and '.join(each)}"
+
+
+def _isolation(tenant_column: str, within: str | None) -> Iterator[Policy]:
     """The tenant, and within it the facilities of a user who is bound to some.
 
     Threat: PostgreSQL asks the cheapest conditions first, leakproof ones of the caller's too, before a policy that
@@ -68,10 +90,6 @@ def _isolation(tenant_column: str, facility_column: str | None) -> Iterator[Poli
     """
     here = f"{tenant_column} = any (array[(select charthold.tenant_id())])"
     yield Policy(name="tenant_isolation", command="all", using=here, check=here, restrictive=True)
-    if facility_column is not None:
-        place = f"{tenant_column}::text || {facility_column}::text"
-        within = (
-            f"case when {tenant_column} = (select charthold.tenant_everywhere()) then true"
-            f" else {place} = any ((select charthold.actor_places())::text[]) end"
-        )
+    if within is not None:
+        within = f"case when {tenant_column} = (select charthold.tenant_everywhere()) then true else {within} end"
         yield Policy(name="facility_isolation", command="all", using=within, check=within, restrictive=True)

@@ -17,24 +17,44 @@ __all__ = ["Look", "Opened", "Record", "row_alias"]
 
 
 class Record(NamedTuple):
-    """A call that writes one kind of record, to be made once more."""
+    """What was recorded when something was shown, so that it can be recorded by itself."""
 
-    sql: str
-    arguments: tuple[Any, ...]
+    action: str
+    table: str | None
+    rows: Sequence[UUID | None]
+    columns: Sequence[str] | None = None
+    said: str | None = None  # a JSON document
 
     @classmethod
     def of_rows(cls, table: str, rows: Sequence[UUID], columns: Sequence[str]) -> Record:
         """That these columns of these rows were opened."""
-        return cls("select charthold.record_read($1, $2::uuid[], $3::text[])", (table, rows, columns))
+        return cls("read", table, rows, columns)
 
     @classmethod
     def of_action(cls, action: str, table: str | None, row: UUID | None, said: str | None) -> Record:
         """That somebody did something; ``said`` is a JSON document."""
-        return cls("select charthold.record($1, $2, $3, null, $4::jsonb)", (action, table, row, said))
+        return cls(action, table, [row], None, said)
 
     async def write(self, link: Link) -> None:
         """Write it, in the link's transaction and the scope that this is in."""
-        await link.connection.fetchval(self.sql, *self.arguments)
+        if self.action == "read":
+            call = "select charthold.record_read($1, $2::uuid[], $3::text[])"
+            await link.connection.fetchval(call, self.table, self.rows, self.columns)
+        else:
+            call = "select charthold.record($1, $2, $3, null, $4::jsonb)"
+            await link.connection.fetchval(call, self.action, self.table, self.rows[0], self.said)
+
+    async def write_late(self, link: Link, token: str) -> None:
+        """Write it again, for whom the token names, in the link's transaction, which then has no scope."""
+        await link.connection.fetchval(
+            "select charthold.record_late($1, $2, $3, $4::uuid[], $5::text[], $6::jsonb)",
+            token,
+            self.action,
+            self.table,
+            self.rows,
+            self.columns,
+            self.said,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, Self
 
 from piccolo.columns import (
-    JSON,
     BigInt,
     Boolean,
     Column,
@@ -29,7 +28,7 @@ from core.crypto.derive import forgetful
 from core.errors import ChartholdError, ProtectedQueryError
 from core.layout import Layout
 from core.permissions import COMMANDS, Command, roles_for
-from core.policies import policies
+from core.policies import in_facilities, in_facility, policies, with_row_of
 from core.queries import (
     TenantCount,
     TenantDelete,
@@ -61,6 +60,12 @@ __all__ = ["ProtectedTable", "TenantTable"]
 # What the planner may keep a sample of: values that are nobody's.
 SAMPLED_TYPES = (BigInt, Boolean, Integer, SmallInt)
 SAMPLED = ("action_type", "kind", "role", "status", "table_name")
+# Of these types what is equal is the same; of 1.0 and 1.00, a month and 30 days, 0 and -0 it is not.
+EXACT_TYPES = (
+    "BIGINT", "BOOLEAN", "BYTEA", "CHARTHOLD.ENVELOPE", "DATE", "INTEGER", "SMALLINT", "TEXT", "TIME", "TIMESTAMP",
+    "TIMESTAMPTZ", "UUID", "VARCHAR",
+)  # fmt: skip
+FACILITY = "facility"  # the table by whose rows users may be bound
 
 
 class ProtectedTable(Table):
@@ -286,7 +291,7 @@ class ProtectedTable(Table):
             if not isinstance(c, SAMPLED_TYPES) and c._meta.name not in SAMPLED
         ]
         name = cls._meta.tablename
-        table = f"alter table {quote_ident(cls._meta.schema or 'public')}.{quote_ident(name)}\n    "
+        table = f"alter table {_written(cls)}\n    "
 
         def each(target: int) -> str:
             return table + ",\n    ".join(f"alter column {quote_ident(c)} set statistics {target}" for c in columns)
@@ -317,8 +322,10 @@ class TenantTable(Audited, ProtectedTable):
 
     # command -> roles, for a table that core/permissions.py does not name.
     permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
-    # The column by which users bound to facilities are narrowed, if any.
+    # The column by which users bound to facilities are narrowed, when that is no reference.
     facility_column: ClassVar[str | None] = None
+    # Else the references by which they are: to a facility, or to a row that they see. None: all of them; (): none.
+    facility_from: ClassVar[Sequence[str] | None] = None
     # Columns whose values the audit log must not hold.
     unrecorded: ClassVar[Sequence[str]] = ()
 
@@ -340,7 +347,7 @@ class TenantTable(Audited, ProtectedTable):
                 name,
                 "tenant_id",
                 permissions=cls.permissions,
-                facility_column=cls.facility_column,
+                within=cls._within(),
                 whole_tenant=cls.whole_tenant,
             ),
             *([Grant(privileges=granted, to="app_runtime")] if (granted := cls._privileges()) else ()),
@@ -354,6 +361,39 @@ class TenantTable(Audited, ProtectedTable):
             *(cls._capture() if cls.audited else ()),
             cls._unsampled(),
         )
+
+    @classmethod
+    def narrowed_by(cls, below: frozenset[type[TenantTable]] = frozenset()) -> list[str]:
+        """The columns by which users bound to facilities are narrowed: its facility, or what belongs to one.
+
+        Threat: a table of notes about clients shows those of all facilities to whom its author did not think of.
+        ``below``: the tables from which references led here; one that leads back says nothing.
+        """
+        if cls.facility_column is not None:
+            return [cls.facility_column]
+        found = []
+        for column in cls._meta.foreign_key_columns:
+            if cls.facility_from is not None and column._meta.name not in cls.facility_from:
+                continue
+            to = column._foreign_key_meta.resolved_references
+            above = issubclass(to, TenantTable) and to not in below | {cls} and to.narrowed_by(below | {cls})
+            if above or to._meta.tablename == FACILITY:
+                found.append(column._meta.db_column_name)
+        return found
+
+    @classmethod
+    def _within(cls) -> str | None:
+        keys = {c._meta.db_column_name: c for c in cls._meta.foreign_key_columns}
+        conditions = {}
+        for column in cls.narrowed_by():
+            to = keys[column]._foreign_key_meta.resolved_references if column in keys else None
+            direct = to is None or to._meta.tablename == FACILITY or column == cls.facility_column
+            conditions[column] = (
+                in_facility("tenant_id", quote_ident(column))
+                if direct
+                else with_row_of(_written(to), _written(cls), column)
+            )
+        return in_facilities(conditions)
 
     @classmethod
     def _references(cls) -> list[SchemaObject]:
@@ -411,7 +451,7 @@ class TenantTable(Audited, ProtectedTable):
     def _capture(cls) -> tuple[SchemaObject, ...]:
         name = cls._meta.tablename
         recorded = [c._meta.db_column_name for c in cls._layout.recorded if c._meta.name not in cls.unrecorded]
-        documents = [c._meta.db_column_name for c in cls._meta.columns if isinstance(c, JSON)]
+        loose = [c._meta.db_column_name for c in cls._meta.columns if _loose(c)]
         indexes = {
             c._meta.db_column_name: [cls._meta.get_column_by_name(of)._meta.db_column_name for of in c.of]
             for c in cls._meta.columns
@@ -423,5 +463,14 @@ class TenantTable(Audited, ProtectedTable):
             for c in cls._meta.columns
             if isinstance(c, (Date, Timestamp, Timestamptz))
         }
-        capture = capture_function(name, recorded, documents=documents, indexes=indexes, lengths=lengths, times=times)
+        capture = capture_function(name, recorded, loose=loose, indexes=indexes, lengths=lengths, times=times)
         return (capture, *capture_triggers(name))
+
+
+def _loose(column: Column) -> bool:
+    """Whether the database calls values of the column equal that are not the same."""
+    return column.column_type.upper().replace("[]", "").partition("(")[0] not in EXACT_TYPES
+
+
+def _written(table: Any) -> str:
+    return f"{quote_ident(table._meta.schema or 'public')}.{quote_ident(table._meta.tablename)}"

@@ -81,9 +81,9 @@ $$""",
         source="""-- Detaches one month of the audit log, so that it can be dumped and kept elsewhere, 164.316(b)(2)(i).
 --
 -- Threat: evidence is "archived" to make it disappear. So a month leaves only when its youngest record is older than the
--- longest retention among the tenants in it, six years at least, and only when every record in it is sealed: the seals
--- stay, and a month that was altered on the way to the archive does not fit them. Which seals are signed only the caller
--- can tell: it gives the horizon of each tenant's last one, below which every record is sealed.
+-- longest retention among the tenants in it, six years at least, and only when every record in it was sealed as long ago:
+-- the seals stay, and a month that was altered on the way to the archive does not fit them. Which seals are signed only
+-- the caller can tell: it gives the horizon of each tenant's last one that is so old, below which every record is sealed.
 create function charthold.archive_partition(part text, tenants uuid[], horizons bigint[]) returns bigint
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -118,7 +118,9 @@ begin
         );
     end if;
     if unsealed > 0 then
-        raise exception using errcode = 'CH022', message = format('%I holds %s records that are not sealed', part, unsealed);
+        raise exception using errcode = 'CH022', message = format(
+            '%I holds %s records that are not sealed, or not for the years that they must be kept', part, unsealed
+        );
     end if;
     execute format('alter table public.user_action_audit_log detach partition public.%I', part);
     return kept;
@@ -393,7 +395,8 @@ $$""",
         name="charthold.keep_partition",
         signature="(text)",
         source="""-- Makes a table that is about to be a partition of the audit log as guarded as the log itself: nothing of it is sampled that
--- the log's own is not, and its rows are shown to nobody who names it directly.
+-- the log's own is not, its rows are shown to nobody who names it directly, and it is not emptied: a statement's trigger on
+-- the log does not hear of what is done to one month.
 create function charthold.keep_partition(part text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -408,6 +411,10 @@ begin
     );
     execute format('alter table public.%I enable row level security', part);
     execute format('alter table public.%I force row level security', part);
+    execute format(
+        'create or replace trigger append_only_truncate before truncate on public.%I'
+        ' for each statement execute function charthold.refuse_change()', part
+    );
 end
 $$""",
     )
@@ -514,6 +521,12 @@ begin
         raise exception using errcode = 'check_violation', constraint = 'user_action_audit_log_action_known',
             table = 'user_action_audit_log', message = 'there is no such kind of record';
     end if;
+    -- Threat: anybody declares that the log was verified, or that a key is gone.
+    if action in ('key_rotation', 'key_shredding', 'tenant_change') and charthold.actor_role() not in ('admin', 'system')
+        or action in ('audit_read', 'seal') and charthold.actor_role() not in ('admin', 'auditor', 'system')
+    then
+        raise exception using errcode = 'insufficient_privilege', message = format('a record of %s', action);
+    end if;
     insert into public.user_action_audit_log (
         id, tenant_id, user_id, action_type, table_name, record_id, old_values, new_values, request_id, source_ip, reason
     )
@@ -525,6 +538,68 @@ begin
         split_part(s, chr(31), 4)
     );
     return made;
+end
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.record_late",
+        signature="(text, text, text, uuid[], text[], jsonb)",
+        source="""-- Records again, for a token that was signed for it, what its user was shown in a transaction that was rolled back: also
+-- when the user was locked meanwhile, or the tenant suspended, which may be why it was rolled back.
+--
+-- Threat: who knows to be locked soon reads in a transaction and lets it fail. So no scope is asked for, only the token's
+-- code, its end and its backend; and what is written can only add to what is known of that user. The log's own policies
+-- want a scope all the same: of the tenant, by somebody in it who is a principal.
+create function charthold.record_late(
+    token text, action text, about_table text, ids uuid[], opened text[], said jsonb
+) returns bigint
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    said_by_scope constant text := substr(token, 165);
+    tenant uuid;
+    actor uuid;
+    witness uuid;
+    written bigint;
+begin
+    if action not in ('read', 'search', 'audit_read') or action is null then
+        raise exception using errcode = 'CH014', message = 'that kind of record is not written again';
+    end if;
+    if not exists (
+        select from charthold.token_key as k
+        where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
+            and sha256(convert_to(left(token, 64), 'UTF8'))
+                = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, convert_to(substr(token, 65), 'UTF8')), 'UTF8'))
+            and substr(token, 73, 10) > extract(epoch from clock_timestamp())::text
+            and substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
+    ) then
+        perform charthold.refuse_scope(token);
+    end if;
+    tenant := substr(token, 93, 36);
+    actor := substr(token, 129, 36);
+    select p.user_id into witness from charthold.principal as p
+    where p.tenant_id = tenant and p.standing is not null
+        and (p.locked_until is null or p.locked_until <= clock_timestamp())
+    order by p.user_id <> actor, p.role <> 'admin', p.user_id limit 1;
+    if witness is null then
+        perform charthold.refuse_scope(token);
+    end if;
+    perform set_config('charthold.scope', charthold.sign(tenant, witness, 'record again what was shown'), true);
+    insert into public.user_action_audit_log (
+        id, tenant_id, user_id, action_type, table_name, record_id, new_values, changed_columns,
+        request_id, source_ip, reason
+    )
+    select charthold.uuid7(), tenant, actor, action, about_table, row_id, said, opened,
+        nullif(split_part(said_by_scope, chr(31), 1), ''), nullif(split_part(said_by_scope, chr(31), 2), '')::inet,
+        split_part(said_by_scope, chr(31), 3)
+    from unnest(ids) as row_id
+    where row_id is not null or action <> 'read';
+    get diagnostics written = row_count;
+    perform charthold.forget_scope();
+    return written;
 end
 $$""",
         execute_to=("app_runtime", "app_auditor"),

@@ -460,8 +460,20 @@ async def forwards():
 
     manager.add_check(
         table="audit_seal",
+        name="audit_seal_key_id_form",
+        condition="key_id ~ '^[0-9a-f]{16}$'",
+    )
+
+    manager.add_check(
+        table="audit_seal",
         name="audit_seal_leaves_counted",
         condition="octet_length(leaf_hashes) = 32 * cardinality(record_ids)",
+    )
+
+    manager.add_check(
+        table="audit_seal",
+        name="audit_seal_sealed_at_possible",
+        condition="sealed_at >= '2000-01-01 00:00:00+00' and sealed_at < '9999-12-31 00:00:00+00'",
     )
 
     manager.add_check(

@@ -1032,8 +1032,8 @@ $$""",
     manager.add_policy(
         table="client",
         name="facility_isolation",
-        using="case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[]) end",
-        check="case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[]) end",
+        using='case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || "facility_id"::text = any ((select charthold.actor_places())::text[]) end',
+        check='case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || "facility_id"::text = any ((select charthold.actor_places())::text[]) end',
         restrictive=True,
     )
 

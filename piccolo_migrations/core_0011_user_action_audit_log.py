@@ -366,6 +366,12 @@ async def forwards():
         columns=("tenant_id", "occurred_at", "id"),
     )
 
+    manager.add_check(
+        table="user_action_audit_log",
+        name="user_action_audit_log_size",
+        condition="(pg_column_size(old_values) <= 8000 or octet_length(old_values::text) <= 64000000) and (pg_column_size(new_values) <= 8000 or octet_length(new_values::text) <= 64000000) and pg_column_size(changed_columns) <= 100000 and octet_length(table_name) <= 200",
+    )
+
     manager.add_index(
         table="user_action_audit_log",
         name="user_action_audit_log_by_record",
@@ -472,15 +478,7 @@ async def forwards():
         forwards="""do $$
 begin
     create table public.user_action_audit_log_default partition of public.user_action_audit_log default;
-    -- A partition does not take over what the planner must not sample.
-    execute (
-        select 'alter table public.user_action_audit_log_default '
-            || string_agg(format('alter column %I set statistics 0', attname), ', ')
-        from pg_attribute
-        where attrelid = 'public.user_action_audit_log'::regclass and attnum > 0 and attstattarget = 0
-    );
-    alter table public.user_action_audit_log_default enable row level security;
-    alter table public.user_action_audit_log_default force row level security;
+    perform charthold.keep_partition('user_action_audit_log_default');
 end
 $$""",
         backwards="drop table public.user_action_audit_log_default",

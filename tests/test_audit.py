@@ -179,7 +179,20 @@ async def test_who_saw_names_each_reader_and_the_columns(lakeside: Clinic) -> No
             (lakeside.clinician, ("last_name", "ssn"), "rounds")
         ]
     async with lakeside.as_clinician():
-        assert await new.who_saw() == [], "a clinician may not read the log"
+        ways = (
+            new.who_saw,
+            new.history,
+            lambda: new.as_of(datetime.now(UTC)),
+            lambda: Client.as_of(datetime.now(UTC)),
+            lambda: new.revert(to=datetime.now(UTC)),
+            lambda: search(Filter()),
+        )
+        for way in ways:
+            # An empty answer would say that nobody saw it, and that nothing happened.
+            with pytest.raises(ScopeError, match="The log is read"):
+                await way()
+    async with lakeside.as_admin():
+        assert len(await new.who_saw()) == 1, "and who was refused saw nothing"
 
 
 async def test_the_log_is_searched_page_by_page(lakeside: Clinic) -> None:

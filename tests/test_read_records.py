@@ -547,7 +547,7 @@ NO_WAY: dict[str, str] = {
         "about the table, not its rows",
     ),
     **dict.fromkeys(("Table.from_dict", "Table.to_dict"), "about a row that is here already"),
-    "Table.all_related": "names columns",
+    **dict.fromkeys(("Table.all_related", "TenantTable.narrowed_by"), "names columns"),
     "Table.ref": "names a column of another table without joining it, which PostgreSQL refuses",
     **dict.fromkeys(("Select.as_of", "Objects.as_of"), "of another database"),
     **dict.fromkeys(

@@ -44,14 +44,15 @@ def capture_function(
     columns: Sequence[str],
     *,
     tenant: str = "tenant_id",
-    documents: Collection[str] = (),
+    loose: Collection[str] = (),
     indexes: Mapping[str, Sequence[str]] = MappingProxyType({}),
     lengths: Mapping[str, int] = MappingProxyType({}),
     times: Mapping[str, str] = MappingProxyType({}),
 ) -> Function:
     """The function ``charthold.capture_<table>``; ``columns`` are those whose values are recorded.
 
-    ``documents``: which of them are JSON, whose equality knows no difference between 1 and 1.0.
+    ``loose``: which of them call more equal than is the same, as JSON does 1 and 1.0, and an interval a month and
+    30 days.
     ``indexes``: the blind indexes, and what each is made of. They are not recorded, so none changes by itself, and an
     update names those that changed. ``lengths``: the bytes of each. ``times``: which columns are dates or timestamps.
     """
@@ -59,7 +60,7 @@ def capture_function(
     if re.fullmatch(r"[a-z_][a-z0-9_]*", table):
         written = name
     chunks = [columns[start : start + TOGETHER] for start in range(0, len(columns), TOGETHER)]
-    changes = "\n".join(_changed(chunk, documents) for chunk in chunks)
+    changes = "\n".join(_changed(chunk, loose) for chunk in chunks)
     # These are kept by triggers once the row is there.
     moving = {column: kind for column, kind in times.items() if column not in ("created_at", "updated_at")}
     if indexes or moving:
@@ -171,15 +172,15 @@ def _unreadable(row: str, lengths: Mapping[str, int], times: Mapping[str, str]) 
     return " or ".join([*found, *(f"octet_length({row}.{quote_ident(c)}) <> {n}" for c, n in lengths.items())])
 
 
-def _row(row: str, columns: Iterable[str], documents: Collection[str] = ()) -> str:
-    return ", ".join(f"{row}.{quote_ident(c)}{'::text' if c in documents else ''}" for c in columns)
+def _row(row: str, columns: Iterable[str], loose: Collection[str] = ()) -> str:
+    return ", ".join(f"{row}.{quote_ident(c)}{'::text' if c in loose else ''}" for c in columns)
 
 
-def _changed(columns: Sequence[str], documents: Collection[str] = ()) -> str:
+def _changed(columns: Sequence[str], loose: Collection[str] = ()) -> str:
     """The statements that look for changes among a few columns."""
-    rows = [_row(row, columns, documents) for row in ("old", "new")]
+    rows = [_row(row, columns, loose) for row in ("old", "new")]
     each = "\n".join(
-        f"            if {_row('old', [c], documents)} is distinct from {_row('new', [c], documents)} then\n"
+        f"            if {_row('old', [c], loose)} is distinct from {_row('new', [c], loose)} then\n"
         f"                before := before || jsonb_build_object('{c}', old.{quote_ident(c)});\n"
         f"                after := after || jsonb_build_object('{c}', new.{quote_ident(c)});\n"
         f"                changed := changed || '{c}'::text;\n"

@@ -6,7 +6,8 @@ a read of the row: the history of a record is the record.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -14,10 +15,11 @@ from uuid import UUID
 
 from core.audit.record import record
 from core.audit.recorded import ALTERED, DESTROYED, Opener, sealed_anew
+from core.audit.stream import NOT_A_READER, READS_THE_LOG
 from core.columns import Encrypted
 from core.crypto.keyring import MissingKeyError
 from core.engine import engine
-from core.errors import ChartholdError, ProtectedQueryError
+from core.errors import ChartholdError, ProtectedQueryError, ScopeError
 from core.plan import Plan
 from core.scope import current_scope
 from core.shown import Record
@@ -26,7 +28,17 @@ from core.transactions import Transaction
 if TYPE_CHECKING:
     from core.tenant_table import TenantTable
 
-__all__ = ["Change", "Sighting", "as_of", "history", "revert", "rows_as_of", "who_saw"]
+__all__ = [
+    "Change",
+    "Sighting",
+    "as_of",
+    "check_reader",
+    "check_times",
+    "history",
+    "revert",
+    "rows_as_of",
+    "who_saw",
+]
 
 Row = TypeVar("Row", bound="TenantTable")
 
@@ -61,7 +73,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Sighting:
-    """One time that somebody was shown a row: who, when, which PHI columns, and why (164.528 asks for this)."""
+    """One time that somebody was shown a row: who, when, which PHI columns, and why, 164.312(b)."""
 
     id: UUID
     occurred_at: datetime
@@ -86,20 +98,25 @@ async def history(
     was sealed under a key that is destroyed is told as ``DESTROYED``, and what was never sealed as ``ALTERED``.
     A value whose blind index was changed by hand is told, though it is the same before and after.
     """
-    told = [_told(change, anew) async for change, anew in _changes(table, row_id, since=since, until=until)]
+    check_times(since, until)
+    async with aclosing(_changes(table, row_id, since=since, until=until)) as changes:
+        told = [_told(change, anew) async for change, anew in changes]
     return [change for change in told if change is not None]
 
 
 async def as_of(table: type[TenantTable], row_id: UUID, time: datetime) -> dict[str, Any] | None:
     """The row's values at that time, from the log; None before its insert and after its delete."""
+    check_times(time)
     values: dict[str, Any] | None = None
-    async for change, _ in _changes(table, row_id, until=time):
-        values = None if change.action == "delete" else {**(values or {}), **change.new}
+    async with aclosing(_changes(table, row_id, until=time)) as changes:
+        async for change, _ in changes:
+            values = None if change.action == "delete" else {**(values or {}), **change.new}
     return values
 
 
 async def rows_as_of(table: type[Row], time: datetime) -> list[Row]:
     """Every row of the table as it was at that time, from the log, deleted ones included. Each is recorded as read."""
+    check_times(time)
     scope, name = current_scope(), table._meta.tablename
     # Later values win; a row whose last change is a delete is gone.
     plan = Plan(
@@ -113,6 +130,7 @@ async def rows_as_of(table: type[Row], time: datetime) -> list[Row]:
         scope.tenant, name, time, scope.tenant, name, time,
     )  # fmt: skip
     async with engine().transaction():
+        await check_reader()
         await record("audit_read", table=table)
         rows = await engine().run_plan(plan)
         opener = await _recorded(table, [row["record_id"] for row in rows])
@@ -125,8 +143,10 @@ async def rows_as_of(table: type[Row], time: datetime) -> list[Row]:
 async def revert(row: TenantTable, to: datetime) -> None:
     """Give the row the values that it had at that time, as an ordinary update, which is recorded as any other.
 
-    Raises ``ProtectedQueryError`` when there was no such row then, or is none now, or a value of then opens no more.
+    Raises ``ProtectedQueryError`` when there was no such row then, or is none now, or a value of then opens no more;
+    ``ScopeError`` for who may not read the log.
     """
+    check_times(to)
     table: Any = type(row)
     mine = table._meta.primary_key == row.id
     async with engine().transaction():
@@ -137,10 +157,11 @@ async def revert(row: TenantTable, to: datetime) -> None:
             )
         past: dict[str, Any] | None = None
         now: dict[str, Any] = {}
-        async for change, _ in _changes(table, row.id):
-            now |= change.new
-            if change.occurred_at <= to:
-                past = dict(now)
+        async with aclosing(_changes(table, row.id)) as changes:
+            async for change, _ in changes:
+                now |= change.new
+                if change.occurred_at <= to:
+                    past = dict(now)
         if past is None:
             raise ProtectedQueryError(
                 f"There was no such {table.__name__} at that time, so there is nothing to go back to."
@@ -164,6 +185,7 @@ async def who_saw(
     limit: int = 1_000,
 ) -> list[Sighting]:
     """Who was shown the row's PHI, the latest first. Asking is recorded as ``audit_read``."""
+    check_times(since, until)
     plan = Plan(
         "select id, occurred_at, user_id, changed_columns, reason, request_id, host(source_ip) as source_ip"
         " from public.user_action_audit_log where case when tenant_id = {} then true end and record_id = {}"
@@ -178,6 +200,7 @@ async def who_saw(
         limit,
     )
     async with engine().transaction():
+        await check_reader()
         await record("audit_read", table=table, record_id=row_id)
         rows = await engine().run_plan(plan)
     return [Sighting(columns=tuple(row.pop("changed_columns") or ()), **row) for row in rows]
@@ -185,7 +208,7 @@ async def who_saw(
 
 async def _changes(
     table: type[TenantTable], row_id: UUID, *, since: datetime | None = None, until: datetime | None = None
-) -> AsyncIterator[tuple[Change, set[str]]]:
+) -> AsyncGenerator[tuple[Change, set[str]], None]:
     """The row's changes in pages, each with the columns that it may only have sealed anew.
 
     The reading is recorded first, in the same transaction: no record, no history.
@@ -193,6 +216,7 @@ async def _changes(
     scope, name = current_scope(), table._meta.tablename
     after_time, after_id = since or EVER, UUID(int=0)
     async with engine().transaction():
+        await check_reader()
         if not _sealed(table):
             await record("audit_read", table=table, record_id=row_id)
         opener = await _recorded(table, [row_id])
@@ -215,6 +239,18 @@ async def _changes(
             if len(rows) < PAGE:
                 return
             after_time, after_id = rows[-1]["occurred_at"], rows[-1]["id"]
+
+
+async def check_reader() -> None:
+    """Raise ``ScopeError`` for who may not read the log: an empty answer would say that nothing happened."""
+    [row] = await engine().run_plan(Plan(f"select {READS_THE_LOG} as may"))
+    if not row["may"]:
+        raise ScopeError(NOT_A_READER)
+
+
+def check_times(*times: datetime | None) -> None:
+    if any(time is not None and time.tzinfo is None for time in times):
+        raise ProtectedQueryError("A time without a zone is another moment elsewhere. Give it one: tzinfo=UTC.")
 
 
 def _told(change: Change, anew: set[str]) -> Change | None:

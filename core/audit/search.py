@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from core.audit.history import check_reader, check_times
 from core.audit.record import record
 from core.engine import engine
 from core.errors import ProtectedQueryError
@@ -52,9 +53,11 @@ async def search(wanted: Filter, *, limit: int = 100) -> list[dict[str, Any]]:
     """The records that fit, the latest first. Values stay out: ``history`` opens them. Recorded as ``audit_read``."""
     if not 0 < limit <= MOST:
         raise ProtectedQueryError(f"A page of the audit log has 1 to {MOST} records.")
+    check_times(wanted.since, wanted.until)
     given = {name: [value] for name in CONDITIONS if (value := getattr(wanted, name)) is not None}
     conditions = "".join(f" and {CONDITIONS[name]}" for name in given)
     async with engine().transaction():
+        await check_reader()
         await record("audit_read", new={"search": sorted(given)})
         if wanted.before is not None:
             given["before"] = [await _moment(wanted.before), wanted.before]

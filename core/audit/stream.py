@@ -18,13 +18,20 @@ from core.errors import ScopeError
 from core.permissions import roles_for
 from core.scope import current_scope
 
-__all__ = ["BATCH", "Connection", "in_scope", "records"]
+__all__ = ["BATCH", "NOT_A_READER", "READS_THE_LOG", "Connection", "in_scope", "records"]
 
 BATCH = 4096  # records; a few megabytes
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 READERS = roles_for("user_action_audit_log", "select")
+
+# Whether the scope's user may read the log, all of it: to anybody else the policies show an empty one, in which nothing
+# is ever wrong, and nobody saw anything.
+READS_THE_LOG = (
+    f"charthold.tenant_as({', '.join(map(repr, READERS))}) is not null and charthold.tenant_everywhere() is not null"
+)
+NOT_A_READER = f"The log is read, sealed and verified by a user with one of the roles {', '.join(READERS)} who is bound to no facility."
 
 # What a long statement of ours wants: plans that know its arguments, and sorting in more than a web request's memory.
 SETTINGS = "set local plan_cache_mode = force_custom_plan; set local work_mem = '64MB'"
@@ -43,9 +50,8 @@ async def in_scope(*, snapshot: bool = False) -> AsyncIterator[Connection]:
         await connection.execute(SETTINGS)
         transaction.keep_scope(current_scope())
         await engine().set_scope(transaction.link, current_scope())
-        # To anybody else the policies show an empty log, in which nothing is ever wrong.
-        if await connection.fetchval("select charthold.actor_role()") not in READERS:
-            raise ScopeError(f"The log is sealed and verified by a user with one of the roles {', '.join(READERS)}.")
+        if not await connection.fetchval(f"select {READS_THE_LOG}"):
+            raise ScopeError(NOT_A_READER)
         yield connection
 
 

@@ -59,15 +59,14 @@ async def tenant_policies(live: Live, notes: Notes) -> None:
             f"{name} has no restrictive policy that pins {column} to the scope's tenant for every command.",
             subject=f"policy {title}",
             # One that is there, and unlike ours, drift replaces.
-            sql="" if title in live.catalog["policy"] else _isolation(live, name),
+            sql="" if title in live.catalog["policy"] else _isolation(name),
         )
     notes.end(f"A restrictive policy for every command pins the tenant on each of {plural(len(checked), 'table')}.")
 
 
-def _isolation(live: Live, table: str) -> str:
+def _isolation(table: str) -> str:
     """What creates the policy, as the table is declared."""
-    facility = getattr(live.declared().get(table), "facility_column", None)
-    ours = policies(table.removeprefix("public."), tenant_column(table), facility_column=facility)
+    ours = policies(table.removeprefix("public."), tenant_column(table))
     policy = next(policy for policy in ours if policy.name == "tenant_isolation")
     return (
         f"create policy tenant_isolation on {table} as restrictive using ({policy.using}) with check ({policy.check});"

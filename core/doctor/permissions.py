@@ -8,6 +8,7 @@ from core.doctor.check import Notes, check
 from core.doctor.live import Live, plural
 from core.doctor.policy import Asked, ask_policies
 from core.permissions import COMMANDS, ROLES, roles_for
+from core.tenant_table import TenantTable
 
 # Who may act now, and how many of them within facilities.
 PEOPLE = """select role, count(*) as users, count(facility_scope) as bound from charthold.principal
@@ -20,7 +21,8 @@ async def permissions(live: Live, notes: Notes) -> None:
     matrix: list[dict[str, Any]] = []
     for name in live.isolated():
         declared = live.declared().get(name)
-        facility = getattr(declared, "facility_column", None)
+        narrowed = declared.narrowed_by() if declared and issubclass(declared, TenantTable) else []
+        facility = narrowed[0] if len(narrowed) == 1 else None
         for command in COMMANDS:
             policies = {
                 title: policy
@@ -28,6 +30,8 @@ async def permissions(live: Live, notes: Notes) -> None:
                 if policy["on"] == name and policy["command"] in (command, "all")
             }
             asked = await ask_policies(live, list(policies.values()), name, facility)
+            if "exists" in str(policies.get(f"facility_isolation on {name}", {}).get("using")).lower():
+                asked.outside.clear()  # it asks the policies of another table; whether it is ours, ``drift`` says
             matrix.append(
                 {
                     "table": name,
@@ -40,7 +44,7 @@ async def permissions(live: Live, notes: Notes) -> None:
                 continue
             wanted = set(roles_for(name.removeprefix("public."), command, getattr(declared, "permissions", None)))
             whole = command in getattr(declared, "whole_tenant", ())
-            loose = asked.inside | asked.outside if whole else asked.outside if facility else set()
+            loose = asked.inside | asked.outside if whole else asked.outside if narrowed else set()
             because = [
                 f"{', '.join(role for role in ROLES if role in roles)} {what}"
                 for roles, what in (

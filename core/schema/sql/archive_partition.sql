@@ -1,9 +1,9 @@
 -- Detaches one month of the audit log, so that it can be dumped and kept elsewhere, 164.316(b)(2)(i).
 --
 -- Threat: evidence is "archived" to make it disappear. So a month leaves only when its youngest record is older than the
--- longest retention among the tenants in it, six years at least, and only when every record in it is sealed: the seals
--- stay, and a month that was altered on the way to the archive does not fit them. Which seals are signed only the caller
--- can tell: it gives the horizon of each tenant's last one, below which every record is sealed.
+-- longest retention among the tenants in it, six years at least, and only when every record in it was sealed as long ago:
+-- the seals stay, and a month that was altered on the way to the archive does not fit them. Which seals are signed only
+-- the caller can tell: it gives the horizon of each tenant's last one that is so old, below which every record is sealed.
 create function charthold.archive_partition(part text, tenants uuid[], horizons bigint[]) returns bigint
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -38,7 +38,9 @@ begin
         );
     end if;
     if unsealed > 0 then
-        raise exception using errcode = 'CH022', message = format('%I holds %s records that are not sealed', part, unsealed);
+        raise exception using errcode = 'CH022', message = format(
+            '%I holds %s records that are not sealed, or not for the years that they must be kept', part, unsealed
+        );
     end if;
     execute format('alter table public.user_action_audit_log detach partition public.%I', part);
     return kept;

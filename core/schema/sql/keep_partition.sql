@@ -1,5 +1,6 @@
 -- Makes a table that is about to be a partition of the audit log as guarded as the log itself: nothing of it is sampled that
--- the log's own is not, and its rows are shown to nobody who names it directly.
+-- the log's own is not, its rows are shown to nobody who names it directly, and it is not emptied: a statement's trigger on
+-- the log does not hear of what is done to one month.
 create function charthold.keep_partition(part text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -14,5 +15,9 @@ begin
     );
     execute format('alter table public.%I enable row level security', part);
     execute format('alter table public.%I force row level security', part);
+    execute format(
+        'create or replace trigger append_only_truncate before truncate on public.%I'
+        ' for each statement execute function charthold.refuse_change()', part
+    );
 end
 $$

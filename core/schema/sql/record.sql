@@ -21,6 +21,12 @@ begin
         raise exception using errcode = 'check_violation', constraint = 'user_action_audit_log_action_known',
             table = 'user_action_audit_log', message = 'there is no such kind of record';
     end if;
+    -- Threat: anybody declares that the log was verified, or that a key is gone.
+    if action in ('key_rotation', 'key_shredding', 'tenant_change') and charthold.actor_role() not in ('admin', 'system')
+        or action in ('audit_read', 'seal') and charthold.actor_role() not in ('admin', 'auditor', 'system')
+    then
+        raise exception using errcode = 'insufficient_privilege', message = format('a record of %s', action);
+    end if;
     insert into public.user_action_audit_log (
         id, tenant_id, user_id, action_type, table_name, record_id, old_values, new_values, request_id, source_ip, reason
     )

@@ -1,0 +1,56 @@
+-- Records again, for a token that was signed for it, what its user was shown in a transaction that was rolled back: also
+-- when the user was locked meanwhile, or the tenant suspended, which may be why it was rolled back.
+--
+-- Threat: who knows to be locked soon reads in a transaction and lets it fail. So no scope is asked for, only the token's
+-- code, its end and its backend; and what is written can only add to what is known of that user. The log's own policies
+-- want a scope all the same: of the tenant, by somebody in it who is a principal.
+create function charthold.record_late(
+    token text, action text, about_table text, ids uuid[], opened text[], said jsonb
+) returns bigint
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    said_by_scope constant text := substr(token, 165);
+    tenant uuid;
+    actor uuid;
+    witness uuid;
+    written bigint;
+begin
+    if action not in ('read', 'search', 'audit_read') or action is null then
+        raise exception using errcode = 'CH014', message = 'that kind of record is not written again';
+    end if;
+    if not exists (
+        select from charthold.token_key as k
+        where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
+            and sha256(convert_to(left(token, 64), 'UTF8'))
+                = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, convert_to(substr(token, 65), 'UTF8')), 'UTF8'))
+            and substr(token, 73, 10) > extract(epoch from clock_timestamp())::text
+            and substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
+    ) then
+        perform charthold.refuse_scope(token);
+    end if;
+    tenant := substr(token, 93, 36);
+    actor := substr(token, 129, 36);
+    select p.user_id into witness from charthold.principal as p
+    where p.tenant_id = tenant and p.standing is not null
+        and (p.locked_until is null or p.locked_until <= clock_timestamp())
+    order by p.user_id <> actor, p.role <> 'admin', p.user_id limit 1;
+    if witness is null then
+        perform charthold.refuse_scope(token);
+    end if;
+    perform set_config('charthold.scope', charthold.sign(tenant, witness, 'record again what was shown'), true);
+    insert into public.user_action_audit_log (
+        id, tenant_id, user_id, action_type, table_name, record_id, new_values, changed_columns,
+        request_id, source_ip, reason
+    )
+    select charthold.uuid7(), tenant, actor, action, about_table, row_id, said, opened,
+        nullif(split_part(said_by_scope, chr(31), 1), ''), nullif(split_part(said_by_scope, chr(31), 2), '')::inet,
+        split_part(said_by_scope, chr(31), 3)
+    from unnest(ids) as row_id
+    where row_id is not null or action <> 'read';
+    get diagnostics written = row_count;
+    perform charthold.forget_scope();
+    return written;
+end
+$$
