@@ -189,7 +189,7 @@ async def test_who_saw_names_each_reader_and_the_columns(lakeside: Clinic) -> No
         )
         for way in ways:
             # An empty answer would say that nobody saw it, and that nothing happened.
-            with pytest.raises(ScopeError, match="The log is read"):
+            with pytest.raises(ScopeError, match="The log is for users"):
                 await way()
     async with lakeside.as_admin():
         assert len(await new.who_saw()) == 1, "and who was refused saw nothing"

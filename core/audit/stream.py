@@ -31,7 +31,7 @@ READERS = roles_for("user_action_audit_log", "select")
 READS_THE_LOG = (
     f"charthold.tenant_as({', '.join(map(repr, READERS))}) is not null and charthold.tenant_everywhere() is not null"
 )
-NOT_A_READER = f"The log is read, sealed and verified by a user with one of the roles {', '.join(READERS)} who is bound to no facility."
+NOT_A_READER = f"The log is for users with one of the roles {', '.join(READERS)} who are bound to no facility."
 
 # What a long statement of ours wants: plans that know its arguments, and sorting in more than a web request's memory.
 SETTINGS = "set local plan_cache_mode = force_custom_plan; set local work_mem = '64MB'"
