@@ -21,9 +21,12 @@ import asyncpg
 import pytest
 from piccolo.columns import Text, Timestamptz
 
+from core.audit.head import SealKey
 from core.audit.seal import seal
+from core.audit.verdict import Verdict
 from core.commands.doctor import as_json, doctor
 from core.commands.import_synthea import import_export
+from core.crypto.kms import master_key
 from core.doctor import RULES, Examination, Finding, check_names, examine
 from core.doctor.audit import month_after
 from core.doctor.authentication import admins
@@ -393,16 +396,29 @@ async def test_records_that_were_not_sealed_in_time_are_a_warning(replica, clini
 
 
 async def test_a_verification_on_record_is_shown_and_one_that_failed_fails(replica, clinic):
-    told = f"'{clinic.tenant}', '{clinic.admin}', 'audit_read', 'test'"
-    into = f"insert into {LOG} (id, new_values, tenant_id, user_id, action_type, reason) values ('{clinic.client}',"
-    await replica.execute(f'{into} \'{{"verified": {{"good": true}}}}\', {told})')
-    found = await examine(["seals"])
+    into = (
+        f"insert into {LOG} (id, tenant_id, user_id, action_type, reason, new_values) values ('{clinic.client}',"
+        f" '{clinic.tenant}', '{clinic.admin}', 'audit_read', 'test', $1::jsonb)"
+    )
+    key, now = SealKey(master_key(settings())), datetime.now(UTC)
+
+    async def told(said):
+        await replica.execute(into, json.dumps({"verified": said}))
+        found = await examine(["seals"])
+        await replica.execute(f"delete from {LOG} where id = '{clinic.client}'")
+        return found
+
+    found = await told(Verdict(clinic.tenant, good=True, records=1, at=now).signed(key))
     assert not found.failed
-    assert found.shown["seals"][1]["verified_at"] is not None
-    await replica.execute(f"delete from {LOG} where id = '{clinic.client}'")
-    await replica.execute(f'{into} \'{{"verified": {{"good": false}}}}\', {told})')
-    assert failures(await examine(["seals"])) == {("seals", "seal lakeside")}
-    await replica.execute(f"delete from {LOG} where id = '{clinic.client}'")
+    assert found.shown["seals"][1]["verified_at"] == now
+    found = await told(Verdict(clinic.tenant, good=False, records=1, at=now).signed(key))
+    assert failures(found) == {("seals", "seal lakeside")}
+    # What anybody could have written, or is of another tenant, is no verdict.
+    genuine = Verdict(clinic.tenant, good=False, records=1, at=now).signed(key)
+    of_another = Verdict(clinic.admin, good=True, records=1, at=now).signed(key)
+    forged = ({"good": True}, {"good": False}, genuine | {"good": True}, genuine | {"records": 2}, of_another, "x", [1])
+    for said in forged:
+        assert (await told(said)).shown["seals"][1]["verified_at"] is None
 
 
 async def test_a_key_of_an_unknown_master_key_and_an_old_one_are_told(replica, clinic):

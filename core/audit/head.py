@@ -138,7 +138,11 @@ class SealKey(Secret):
     def sign(self, **said: Any) -> TreeHead:
         """A head that says so."""
         head = TreeHead(**said, key_id=self.id, signature=b"")
-        return TreeHead(**said, key_id=self.id, signature=self._private.sign(head.signed_bytes()))
+        return TreeHead(**said, key_id=self.id, signature=self.sign_bytes(head.signed_bytes()))
+
+    def sign_bytes(self, data: bytes) -> bytes:
+        """The signature, 64 bytes. What is signed begins with a label of its kind."""
+        return self._private.sign(data)
 
 
 def key_id_of(public: bytes) -> str:

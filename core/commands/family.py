@@ -30,7 +30,7 @@ from core.commands.streams import nobody_reads
 from core.engine import engine
 from core.errors import ChartholdError
 
-__all__ = ["MIGRATE", "OPTIONS", "STATUSES", "Failure", "command", "console", "errors"]
+__all__ = ["MIGRATE", "OPTIONS", "STATUSES", "Failure", "command", "console", "errors", "sentence"]
 
 FOUND, TROUBLE, SKIPPED, STOPPED, UNREAD = 1, 2, 3, 130, 141
 STATUSES = (
@@ -57,8 +57,20 @@ class Failure(ChartholdError):  # noqa: N818  # a sentence and a status rather t
 
 
 class _Console(Console):
+    """Threat: a name with line breaks and escape sequences in it looks like another line, or hides one."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # rich would exit with 1
+
+
+def printable(text: str) -> str:
+    """The text with whatever a terminal would obey, or would not show, written out; lines stay lines."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def console() -> Console:

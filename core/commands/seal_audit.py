@@ -12,9 +12,8 @@ from uuid import UUID
 from core.audit.head import TreeHead, public_keys
 from core.audit.seal import MOST, Sealed, seal
 from core.commands.bar import bar
-from core.commands.family import SKIPPED, Failure, command, console, errors
+from core.commands.family import SKIPPED, Failure, command, console, errors, sentence
 from core.commands.options import ALL, by_slug, resolve_actor
-from core.errors import ChartholdError
 from core.scope import scope
 from core.settings import settings
 
@@ -46,12 +45,11 @@ async def seal_audit(
             progress(f"sealing {slug}", number, len(tenants) if len(tenants) > 1 else None)
             try:
                 added, newest = await _seal_all(tenant_id, actor)
-            except ChartholdError as error:
+            except Exception as error:  # whatever it is, the other tenants' logs are no less worth sealing
                 if tenant != ALL:
                     raise
-                # The other tenants' logs are no less worth sealing.
-                errors().print(f"{slug}: {error}")
-                printed.append({"slug": slug, "problem": str(error)})
+                errors().print(f"{slug}: {sentence(error)}")
+                printed.append({"slug": slug, "problem": sentence(error)})
                 status = SKIPPED
                 continue
             if newest and file:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json as jsonlib
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
-from core.audit.head import TreeHead, public_keys
+from core.audit.head import SealKey, TreeHead, public_keys
 from core.audit.proof import prove, prove_growth
 from core.audit.record import record as record_action
 from core.audit.report import Report
+from core.audit.verdict import Verdict
 from core.audit.verify import verify
 from core.commands.bar import bar
-from core.commands.family import FOUND, SKIPPED, Failure, command, console, errors
+from core.commands.family import FOUND, SKIPPED, Failure, command, console, errors, sentence
 from core.commands.options import ALL, by_slug, resolve_actor
+from core.crypto.kms import master_key
 from core.errors import ChartholdError
 from core.scope import scope
 from core.settings import settings
@@ -65,6 +68,7 @@ async def verify_audit(
         await _print_growth(tenants[tenant], actor, exported, growth)
         return 0
 
+    key = SealKey(master_key(settings()))
     reports: dict[str, Report] = {}
     skipped: dict[str, str] = {}
     uncompared: list[str] = []
@@ -76,13 +80,13 @@ async def verify_audit(
                 async with scope(tenant=tenant_id, actor=who, reason="verify the audit log"):
                     reports[slug] = await verify(exported)
                     # Who looked, and what was seen, for the report; the evidence itself is the verification.
-                    seen = {"good": reports[slug].good, "records": reports[slug].tree_size}
-                    await record_action("audit_read", new={"verified": seen})
-            except ChartholdError as error:
+                    seen = Verdict(tenant_id, reports[slug].good, reports[slug].tree_size, datetime.now(UTC))
+                    await record_action("audit_read", new={"verified": seen.signed(key)})
+            except Exception as error:  # whatever it is, it says nothing about the other tenants' logs
                 if tenant != ALL:
                     raise
-                skipped[slug] = str(error)
-                errors().print(f"{slug}: not verified. {error}")
+                skipped[slug] = sentence(error)
+                errors().print(f"{slug}: not verified. {sentence(error)}")
                 continue
             if heads and not reports[slug].exported_heads:
                 # Threat: who empties the file of heads makes every past a good one.
@@ -131,7 +135,7 @@ async def _print_proof(tenant: UUID, actor: str, record: str) -> None:
     except ValueError:
         raise Failure("--proof takes the id of a record of the log, a UUID.") from None
     async with scope(tenant=tenant, actor=await resolve_actor(tenant, actor), reason="prove an audit record"):
-        print(jsonlib.dumps(await prove(record_id), indent=2, ensure_ascii=False))
+        print(jsonlib.dumps(await prove(record_id), indent=2))
 
 
 async def _print_growth(tenant: UUID, actor: str, exported: list[TreeHead], file: str) -> None:

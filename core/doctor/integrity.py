@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from core.audit.head import HEAD_COLUMNS, TreeHead, public_keys
+from core.audit.verdict import Verdict
 from core.doctor.check import Notes, check
 from core.doctor.live import Live, plural
 
@@ -27,10 +29,9 @@ left join (
 where ($1::uuid is null or l.tenant_id = $1) and l.transaction_id >= coalesce(s.horizon, 0)
 group by 1"""
 
-# verify_audit records that it ran, and whether the log was as sealed.
+# verify_audit records that it ran, and whether the log was as sealed. Who puts unsigned ones on top hides the rest.
 VERIFIED = """
-select tenant_id, max(occurred_at) as at,
-    (array_agg(new_values -> 'verified' -> 'good' order by occurred_at desc))[1]::text as good
+select tenant_id, (array_agg((new_values -> 'verified')::text order by occurred_at desc))[1:50] as said
 from public.user_action_audit_log
 where ($1::uuid is null or tenant_id = $1) and action_type = 'audit_read' and new_values ? 'verified'
 group by 1"""
@@ -44,7 +45,7 @@ async def seals(live: Live, notes: Notes) -> None:
     counted = await live.ask_or_warn(notes, "The count of what is not sealed yet", UNSEALED)
     looked = await live.ask_or_warn(notes, "The search for the last verification", VERIFIED)
     waiting = {row["tenant_id"]: row for row in counted or []}
-    verified = {row["tenant_id"]: row for row in looked or []}
+    verified = {row["tenant_id"]: _last_verdict(row, keys) for row in looked or []}
     live.shown["verifications"] = looked is not None
     shown: list[dict[str, Any]] = []
     for tenant in live.seen():
@@ -61,8 +62,8 @@ async def seals(live: Live, notes: Notes) -> None:
                 "records": row["tree_size"] if row else 0,
                 "signature": good,
                 "unsealed": wait["records"] if wait else None if counted is None else 0,
-                "verified_at": check_["at"] if check_ else None,
-                "verified_good": check_["good"] == "true" if check_ else None,
+                "verified_at": check_.at if check_ else None,
+                "verified_good": check_.good if check_ else None,
             }
         )
         subject = f"seal {tenant.slug}"
@@ -72,7 +73,7 @@ async def seals(live: Live, notes: Notes) -> None:
                 subject=subject,
                 mend=f"piccolo core verify_audit --tenant={tenant.slug} says what was changed.",
             )
-        if check_ and check_["good"] == "false":
+        if check_ and not check_.good:
             notes.fail(
                 f"The last verification of {tenant.slug} found records that are not as sealed.",
                 subject=subject,
@@ -97,6 +98,12 @@ async def seals(live: Live, notes: Notes) -> None:
         f"{plural(len(sealed), 'tenant')} of {len(shown)} have a head; the signature of each newest head holds"
         f"{wait_}{live.unseen()}."
     )
+
+
+def _last_verdict(row: Any, keys: Mapping[str, bytes]) -> Verdict | None:
+    """The latest that is signed, by the moment that it says itself."""
+    found = [verdict for said in row["said"] if (verdict := Verdict.read(row["tenant_id"], said, keys))]
+    return max(found, key=lambda verdict: verdict.at, default=None)
 
 
 @check("164.312(c)")
