@@ -26,6 +26,7 @@ from core import embedded
 from core.arguments import LATE, bind, needs_keys
 from core.batch import Batch
 from core.connections import Connections
+from core.crypto.derive import forgetful_later
 from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
 from core.crypto.kms import development_key, provider_from_settings
 from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
@@ -93,8 +94,9 @@ class ChartholdEngine(PostgresEngine):
         self.database = database
         self._keyring = self._token_key = None
 
+    @forgetful_later
     async def connect(self, *, owner: bool, lock_timeout: str | None = None) -> asyncpg.Connection[Any]:
-        """A new connection, as the schema's owner or as the application's role."""
+        """A new connection, as the schema's owner or as the application's role. The frames below hold the password."""
         arguments, configured = self._arguments(owner=owner), self.settings
         return await begin_session(
             arguments,
@@ -212,9 +214,12 @@ class ChartholdEngine(PostgresEngine):
         if transaction is not None:
             transaction.keep_scope(scope)
             link = transaction.link
-            link.dirty |= not statement.trusted
-            # The commit is not only the read's, so it waits for the disk.
-            rows = await self._send(link, scope, statement.gated, bound, counted=statement.counted)
+            try:
+                # The commit is not only the read's, so it waits for the disk.
+                rows = await self._send(link, scope, statement.gated, bound, counted=statement.counted)
+            finally:
+                if not statement.trusted:
+                    await link.soil()
         else:
             rows = await self._autocommit(statement, scope, arguments, bound)
         if transaction is not None and plan.look is not None and not (plan.look.unless_shown and rows):
@@ -263,7 +268,8 @@ class ChartholdEngine(PostgresEngine):
             try:
                 for part in itertools.chain([plan], more):
                     statement, arguments = part.compiled()
-                    link.dirty |= not statement.trusted
+                    if not statement.trusted:
+                        await link.soil()
                     bound = bind(arguments, scope.tenant, await self.keys_of(scope))
                     if sending is not None:
                         written += await sending
@@ -295,12 +301,13 @@ class ChartholdEngine(PostgresEngine):
         _refuse_the_end(transaction, sql)
         transaction.keep_scope(scope)
         link = transaction.link
-        link.dirty = True
         await self.set_scope(link, scope)
         try:
             return await link.connection.fetch(sql, *bound)
         except asyncpg.PostgresError as error:
             raise explain(error) from None
+        finally:
+            await link.soil()
 
     def _token(self, scope: Scope, link: Link) -> str:
         return scope.token(self.token_key, link.backend)
@@ -348,10 +355,17 @@ class ChartholdEngine(PostgresEngine):
                 return int((await link.connection.execute(sql, *arguments, token)).rpartition(" ")[2])
             return await link.connection.fetch(sql, *arguments, token)
         except asyncpg.PostgresError as error:
-            raise explain(error) from None
+            # Threat: who reports an error reports the frames that it passed through, and these hold a token, which with
+            # CHARTHOLD_BIND_BACKEND=off is good everywhere.
+            failure = explain(error).with_traceback(None)
         except asyncpg.InternalClientError:
             # The server ended the idle session a moment ago, and the driver has not seen the socket close yet.
-            raise asyncpg.ConnectionDoesNotExistError("the server closed the connection; nothing was sent") from None
+            failure = asyncpg.ConnectionDoesNotExistError("the server closed the connection; nothing was sent")
+        token, arguments = "", ()
+        try:
+            raise failure
+        finally:
+            del failure  # else the frame and the exception keep each other alive
 
     @contextlib.asynccontextmanager
     async def outside(self) -> AsyncIterator[asyncpg.Connection[Any]]:
@@ -370,8 +384,11 @@ class ChartholdEngine(PostgresEngine):
             link = transaction.link
             if transaction.scope_is_over:
                 await link.carry_nothing()
-            link.dirty |= not leaves_nothing(sql)
-            return await link.connection.fetch(sql, *arguments)
+            try:
+                return await link.connection.fetch(sql, *arguments)
+            finally:
+                if not leaves_nothing(sql):
+                    await link.soil()
         if owner_mode.get():
             connection = await self.connect(owner=True)
             try:

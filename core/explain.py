@@ -84,7 +84,7 @@ def explain(error: asyncpg.PostgresError) -> Exception:
             "The permission matrix is core/permissions.py."
         )
     if state == NO_STATEMENT:
-        return ConfigurationError(f"The pooler passes no prepared statements on. {SEE}")
+        return ConfigurationError(f"A prepared statement is gone. If a pooler stands before the database: {SEE}")
     for attribute in ("detail", "context", "internal_query", "query", "hint"):
         if hasattr(error, attribute):
             setattr(error, attribute, None)

@@ -34,6 +34,14 @@ class Link:
         self.dirty = False
         self.born = asyncio.get_running_loop().time()
 
+    async def soil(self) -> None:
+        """Say that SQL which we did not compile ran in the session: it is closed when its transaction ends.
+
+        Threat: until then, another text stands under the name of a query that the driver prepared. So it prepares anew.
+        """
+        self.dirty = True
+        await self.connection.reload_schema_state()
+
     async def carry(self, token: str) -> None:
         """Set the context for the rest of the transaction."""
         await self.connection.fetchval("select pg_catalog.set_config('charthold.scope', $1, true)", token)

@@ -33,6 +33,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
+from core.crypto.derive import forgetful
 from core.errors import ConfigurationError
 
 __all__ = ["MOST_SECONDS", "Settings", "settings"]
@@ -98,6 +99,7 @@ class Settings:
         return "DATABASE_OWNER_URL" if self.owner_url != self.database_url else self.named_by
 
     @classmethod
+    @forgetful
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read and check every variable; raises ``ConfigurationError`` naming the first that is wrong."""
         _refuse_the_unknown(environ)

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 from piccolo.query.functions import Count, Max
 
+import core.audit.seal as sealing
 from core import ChartholdError, ProtectedQueryError, ScopeError, provision_tenant, scope, transaction
 from core.audit.history import history
 from core.audit.partitions import archive_partition
@@ -531,7 +532,7 @@ async def test_a_month_is_not_archived_on_the_word_of_a_seal_that_nobody_signed(
         "insert into audit_seal (id, tenant_id, version, tree_size, root_hash, era, cluster, horizon, sealed_at, leaf_list,"
         " previous, key_id, signature, frontier, record_ids, leaf_hashes)"
         f" values (charthold.uuid7(), '{hillside.tenant}', 1, 9000000000000000000, sha256('x'), 1, 1, 9000000000000000000,"
-        " now(), sha256('x'), sha256('x'), 'x', sha512('x'), '', '{}', '')"
+        " '2010-01-01', sha256('x'), sha256('x'), '0123456789abcdef', sha512('x'), '', '{}', '')"
     )
     with pytest.raises(ChartholdError, match="1 records that are not sealed"):
         await archive_partition(part)
@@ -542,6 +543,19 @@ async def test_a_month_that_is_sealed_is_archived(
 ) -> None:
     part = await month(owner, database, lakeside, 2014)
     async with lakeside.as_admin():
+        await seal()
+    # Threat: a record of today is given an old id and an old month, sealed, and "archived".
+    with pytest.raises(ChartholdError, match="1 records that are not sealed, or not for the years"):
+        await archive_partition(part)
+
+
+async def test_a_month_that_was_sealed_when_it_was_young_is_archived(
+    hillside: Clinic, owner: asyncpg.Connection, database: ChartholdEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = await month(owner, database, hillside, 2013)
+    monkeypatch.setattr(sealing, "_not_before", lambda *_: datetime(2013, 2, 1, tzinfo=UTC))
+    await owner.execute("delete from audit_seal")
+    async with hillside.as_admin():
         await seal()
     assert await archive_partition(part) == 1
     assert await owner.fetchval("select relforcerowsecurity from pg_class where relname = 'audit_seal'")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -18,14 +19,16 @@ import pytest
 from piccolo.apps.migrations.tables import Migration
 from piccolo.querystring import QueryString
 
-from core import ProtectedQueryError, scope, transaction
+from core import ProtectedQueryError, ScopeError, record, scope, transaction
 from core.audit.canonical import RECORD_SQL, decode, encode
 from core.audit.history import history
 from core.audit.seal import seal
 from core.audit.verify import verify
 from core.engine import ChartholdEngine
+from core.scope import open_scope
 from core.tables import Client, Facility, User, UserActionAuditLog
-from tests.conftest import Clinic
+from tests.conftest import Clinic, make_clinic
+from tests.test_scope import someone
 
 LOG = UserActionAuditLog
 RECORDS = "select count(*) from user_action_audit_log where tenant_id = $1 and action_type = $2"
@@ -430,3 +433,138 @@ async def test_a_conflict_does_not_take_a_row_for_inserted(lakeside: Clinic) -> 
         assert answered == []
         assert not second._exists_in_db
         assert await Facility.select(Facility.name).where(Facility.id == first.id) == [{"name": first.name}]
+
+
+# -- what cannot be read back, or is taken away ------------------------------------------------------------------------
+
+TOO_LONG = '{"a": [' + ", ".join(["1e131071"] * 9000) + "]}"  # 80 kB; as PostgreSQL writes it, more than a gigabyte
+
+
+async def test_no_document_makes_a_record_that_is_too_long_to_be_sealed(hillside: Clinic) -> None:
+    async with hillside.as_admin():
+        with pytest.raises((asyncpg.CheckViolationError, asyncpg.ProgramLimitExceededError)):
+            await Facility(name="big", settings=TOO_LONG).save()
+        with pytest.raises((asyncpg.CheckViolationError, asyncpg.ProgramLimitExceededError)):
+            await LOG.raw("select charthold.record('login', null, null, {}::jsonb, null)", TOO_LONG)
+        with pytest.raises(asyncpg.CheckViolationError, match="user_action_audit_log_size"):
+            await LOG.raw(
+                "select charthold.record_read('client', array[{}::uuid], array(select 'x' || n from generate_series(1,"
+                " 50000) as n))",
+                hillside.client,
+            )
+        await seal()
+        assert (await verify()).findings == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"sealed_at": "'294000-01-01'"},
+        {"sealed_at": "'4000-01-01 BC'"},
+        {"sealed_at": "'infinity'"},
+        {"key_id": r"E'\x1b[2K all is well'"},
+    ],
+)
+async def test_a_seal_that_our_side_cannot_read_or_that_writes_on_a_terminal_is_refused(
+    row: dict[str, str], hillside: Clinic
+) -> None:
+    said = {
+        "id": "charthold.uuid7()", "tenant_id": f"'{hillside.tenant}'", "version": "1", "tree_size": "9000000000",
+        "root_hash": "sha256('x')", "era": "1", "cluster": "1", "horizon": "1", "sealed_at": "now()",
+        "leaf_list": "sha256('x')", "previous": "sha256('x')", "key_id": "'0123456789abcdef'",
+        "signature": "sha512('x')", "frontier": "''", "record_ids": "'{{}}'", "leaf_hashes": "''",
+    } | row  # fmt: skip
+    async with hillside.as_admin():
+        with pytest.raises(asyncpg.CheckViolationError, match="audit_seal_"):
+            await LOG.raw(f"insert into audit_seal ({', '.join(said)}) values ({', '.join(said.values())})")
+
+
+async def test_the_owner_empties_no_month_of_the_log(owner: asyncpg.Connection, hillside: Clinic) -> None:
+    parts = await owner.fetch(
+        "select inhrelid::regclass::text as name from pg_inherits where inhparent = 'user_action_audit_log'::regclass"
+    )
+    assert len(parts) > 2
+    for part in parts:
+        with pytest.raises(asyncpg.PostgresError, match="append-only"):
+            await owner.execute(f"truncate {part['name']}")
+
+
+@pytest.mark.parametrize("end", ["locked", "suspended"])
+@pytest.mark.parametrize("way", ["transaction", "batch", "savepoint"])
+async def test_what_a_user_saw_stays_recorded_when_the_user_is_out_before_the_end(
+    way: str, end: str, database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    """Threat: somebody exports what they can, is locked half-way, and the failing statement takes the records along."""
+    clinic = await make_clinic(f"{way}-{end}")
+    async with clinic.as_admin():
+        await Client.insert(*[someone(clinic, first_name=f"N{n}") for n in range(4)])
+        shown = await Client.count()
+    reads = "select count(*), min(reason) from user_action_audit_log where action_type = 'read' and user_id = $1"
+    with pytest.raises(ScopeError, match="not an active user"):
+        async with clinic.as_clinician("leaving"):
+            if way == "batch":
+                async with await Client.select(Client.first_name).batch(batch_size=shown - 1) as batch:
+                    assert len(await anext(batch)) == shown - 1
+                    await out(clinic, end, owner)
+                    await anext(batch)
+            elif way == "transaction":
+                async with transaction():
+                    assert len(await Client.select(Client.first_name)) == shown
+                    await out(clinic, end, owner)
+                    await Client.select(Client.first_name)
+            else:
+                async with transaction():
+                    with contextlib.suppress(ZeroDivisionError):
+                        async with transaction():
+                            assert len(await Client.select(Client.first_name)) == shown
+                            await out(clinic, end, owner)
+                            raise ZeroDivisionError
+                    await Client.select(Client.first_name)
+    assert tuple(await owner.fetchrow(reads, clinic.clinician)) == (shown - (way == "batch"), "leaving")
+
+
+async def out(clinic: Clinic, end: str, owner: asyncpg.Connection) -> None:
+    """Lock the clinician, or suspend the tenant, in a session of its own."""
+    if end == "suspended":
+        await owner.execute(
+            "select charthold.set_tenant_status($1, $2, 'suspended', 'test')", clinic.tenant, clinic.admin
+        )
+        return
+
+    async def lock() -> None:
+        async with clinic.as_admin():
+            await User.update({User.status: "locked"}).where(User.id == clinic.clinician)
+
+    await asyncio.create_task(lock(), context=contextvars.Context())
+
+
+async def test_what_is_recorded_again_wants_a_token_of_ours_and_says_who_it_is(
+    hillside: Clinic, lakeside: Clinic, database: ChartholdEngine, runtime: asyncpg.Connection
+) -> None:
+    async with hillside.as_clinician("mine"):
+        here = open_scope()
+        token = here.last_token(database.token_key, runtime.get_server_pid())
+        elsewhere = here.last_token(database.token_key, runtime.get_server_pid() + 1)
+    late = "select charthold.record_late($1, $2, 'client', array[$3::uuid], array['notes'], null)"
+    assert await runtime.fetchval(late, token, "read", hillside.client) == 1
+    forged = token[:128] + str(hillside.admin) + token[164:]
+    for bad in (forged, elsewhere, "", token[:64] + "0" * 8 + token[72:]):
+        with pytest.raises(asyncpg.PostgresError):
+            await runtime.fetchval(late, bad, "read", hillside.client)
+    for action in ("insert", "update", "delete", "login", None):
+        with pytest.raises(asyncpg.PostgresError, match="not written again"):
+            await runtime.fetchval(late, token, action, hillside.client)
+    # It leaves no scope behind, also for who asks in the same transaction.
+    async with runtime.transaction():
+        await runtime.fetchval(late, token, "read", hillside.client)
+        with pytest.raises(asyncpg.PostgresError, match="no scope"):
+            async with runtime.transaction():
+                await runtime.fetchval("select charthold.tenant_id()")
+
+
+@pytest.mark.parametrize("kind", ["audit_read", "seal", "key_rotation", "key_shredding", "tenant_change"])
+async def test_nobody_records_what_only_others_do(kind: str, hillside: Clinic) -> None:
+    for role in (hillside.clinician, hillside.billing):
+        async with scope(tenant=hillside.tenant, actor=role, reason="test"):
+            with pytest.raises(ScopeError, match=f"a record of {kind}"):
+                await record(kind, new={"verified": {"good": True}})

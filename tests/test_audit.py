@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import RFC_4122, UUID, uuid4
 
@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 from piccolo.querystring import QueryString
 
+import core.audit.seal as sealing
 from core import ProtectedQueryError, ScopeError, scope, transaction
 from core.audit.history import who_saw
 from core.audit.partitions import archive_partition
@@ -336,7 +337,7 @@ async def test_a_deactivated_users_records_stay(lakeside: Clinic, owner: asyncpg
 
 
 async def test_a_month_is_archived_only_when_it_is_old_and_sealed(
-    database: ChartholdEngine, owner: asyncpg.Connection, lakeside: Clinic
+    database: ChartholdEngine, owner: asyncpg.Connection, lakeside: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def month(back: int) -> str:
         first = datetime.now(UTC).replace(year=datetime.now(UTC).year - back, day=1)
@@ -366,8 +367,11 @@ async def test_a_month_is_archived_only_when_it_is_old_and_sealed(
         await archive_partition(old)
     with pytest.raises(Exception, match="not a month"):
         await archive_partition("client")
-    async with lakeside.as_admin():
-        await seal()
+    with monkeypatch.context() as then:
+        # Sealed while it was young, as cron does.
+        then.setattr(sealing, "_not_before", lambda now, _: now - timedelta(days=365 * 8))
+        async with lakeside.as_admin():
+            await seal()
     with pytest.raises(Exception, match="must be kept for 6 years"):
         await archive_partition(young)
     async with lakeside.as_admin():

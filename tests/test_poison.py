@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from piccolo.query.functions import Concat, Upper
 from piccolo.querystring import QueryString
 from piccolo.table import Table
 
-from core import ProtectedQueryError, ScopeError, find_tenant, transaction
+from core import ConfigurationError, ProtectedQueryError, ScopeError, find_tenant, transaction
 from core.engine import ChartholdEngine
 from core.residue import is_one_statement, leaves_nothing
 from core.session import SESSION
@@ -367,3 +368,27 @@ async def test_a_logins_own_defaults_do_not_reach_the_session(
     finally:
         await owner.execute(f"alter role {name} reset all")
         await login.close()
+
+
+async def test_a_statement_that_somebody_prepared_under_our_name_is_not_run_for_us(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    """Threat: within one transaction SQL that a person wrote puts another text under the name of a prepared query."""
+    search = Client.select(Client.first_name).where(Client.status == "on_hold")
+    reads = "select count(*) from user_action_audit_log where action_type = 'read' and tenant_id = $1"
+    async with lakeside.as_admin(), transaction():
+        assert await search == []
+        before = await owner.fetchval(reads, lakeside.tenant)
+        [ours] = await Client.raw(
+            "select name, statement from pg_prepared_statements"
+            " where statement like '%record_read%' and statement not like '%pg_prepared%'"
+        )
+        evil = ours["statement"].split(" and (select charthold.record_read")[0]
+        evil = evil.replace('"client"."status" = $2', "($2::text is not null)")
+        assert evil.count("record_read") == 0
+        for statement in (f'deallocate "{ours["name"]}"', f'prepare "{ours["name"]}" as {evil}'):
+            with contextlib.suppress(asyncpg.PostgresError, ConfigurationError):  # the driver closed it already
+                async with transaction():
+                    await Client.raw(statement)
+        assert await search == []
+    assert await owner.fetchval(reads, lakeside.tenant) == before

@@ -72,14 +72,16 @@ class Comparison:
         """``archived_before``: how an id (UUIDv7) begins before which records may be archived with their month."""
         self._log = log
         self._archived_before = archived_before
+        self._archivable = False
         self.archived = 0
         self._awaited: dict[bytes, tuple[int, bytes]] = {}  # sealed, not met in the log so far
         self._strange: dict[bytes, Entry] = {}  # met in the log, not in a list so far
         self._odd: list[tuple[int, bytes, bool]] = []  # met out of step, in the log's order: place, id, changed
         self._twice: list[Entry] = []
 
-    async def leaves(self, start: int, ids: list[UUID], hashes: bytes) -> None:
-        """The next sealed leaves, from the place ``start`` of the tree on."""
+    async def leaves(self, start: int, ids: list[UUID], hashes: bytes, *, archivable: bool) -> None:
+        """The next sealed leaves, from the place ``start`` of the tree on. ``archivable``: sealed long enough ago."""
+        self._archivable = archivable
         log, keys = self._log, [i.bytes for i in ids]
         index: dict[bytes, int] = {}
         met = self._met_before(start, keys, hashes)
@@ -163,7 +165,7 @@ class Comparison:
         for place in range(at, end):
             if place in met:
                 continue
-            if keys[place] < self._archived_before:
+            if self._archivable and keys[place] < self._archived_before:
                 self.archived += 1
             else:
                 self._awaited[keys[place]] = (start + place, _hash(hashes, place))

@@ -8,6 +8,7 @@ from uuid import UUID
 import asyncpg
 
 from core.audit.head import HEAD_COLUMNS, TreeHead, public_keys
+from core.audit.retention import kept_since
 from core.engine import engine
 from core.errors import ChartholdError
 from core.explain import explain
@@ -19,7 +20,8 @@ __all__ = ["archive_partition", "make_partitions"]
 async def archive_partition(part: str) -> int:
     """Detach a month of the audit log for archiving, as the schema's owner; how many records it holds.
 
-    Refused for a month that must still be kept, 164.316(b)(2)(i), or that holds records which are not sealed.
+    Refused for a month that must still be kept, 164.316(b)(2)(i), or that holds records which were not sealed for as
+    long: ``verify`` takes for archived only what was sealed so long ago.
     """
     connection = await engine().connect(owner=True)
     try:
@@ -40,16 +42,18 @@ async def archive_partition(part: str) -> int:
 
 
 async def _horizons(connection: asyncpg.Connection[Any]) -> dict[UUID, int]:
-    """Below which transaction each tenant's records are sealed, by the last head that is signed.
+    """Below which transaction each tenant's records are sealed, by the last head that is signed and old enough.
 
-    Threat: whoever may seal can write a head; only the master key signs one.
+    Threat: whoever may seal can write a head; only the master key signs one, and with it the moment of sealing.
     """
     keys, horizons = public_keys(settings()), {}
+    kept = await connection.fetch("select tenant_id, retention_years from charthold.tenant_directory")
+    since = {row["tenant_id"]: kept_since(row["retention_years"]) for row in kept}
     # The owner is bound by the policies too; it looks past them here, while nobody else can use the table.
     await connection.execute("alter table public.audit_seal no force row level security")
     async for row in connection.cursor(f"select {HEAD_COLUMNS} from public.audit_seal order by tenant_id, tree_size"):
         head = TreeHead.from_row(row)
-        if head.is_signed_by(keys):
+        if head.is_signed_by(keys) and head.tenant_id in since and head.sealed_at < since[head.tenant_id]:
             horizons[head.tenant_id] = head.horizon
     await connection.execute("alter table public.audit_seal force row level security")
     return horizons

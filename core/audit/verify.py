@@ -9,7 +9,7 @@ trace here: only heads that were exported show them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from core.audit.compare import Comparison, Log
 from core.audit.head import HEAD_COLUMNS, NO_HEAD, TreeHead, leaf_list_hash, public_keys
 from core.audit.merkle import HASH_BYTES, Frontier
 from core.audit.report import Report
+from core.audit.retention import kept_since
 from core.audit.stream import Connection, in_scope, records
 from core.explain import explain
 from core.scope import current_scope
@@ -40,7 +41,6 @@ KEPT = r"""select t.retention_years, (
     where i.inhparent = 'public.user_action_audit_log'::regclass
 ) as oldest_month
 from public.tenant as t where t.id = $1"""
-LEAST_YEARS = 6  # 164.316(b)(2)(i), whatever the tenant's row says
 
 
 async def verify(exported: Sequence[TreeHead] = ()) -> Report:
@@ -66,6 +66,7 @@ class _Verification:
         self.tree: Frontier | None = Frontier()  # None: lost, until a head's right edge shows it again
         self.certain = 0  # up to where the tree is known to be the signed one
         self.roots: dict[int, bytes] = {}  # at the sizes of exported heads
+        self.kept_since: datetime | None = None  # what was sealed before may have been archived; None: nothing
         self.keys = public_keys(settings())
 
     async def run(self) -> Report:
@@ -137,13 +138,15 @@ class _Verification:
         if row["id"] in self.forged:
             # Its list may help to find records again; the next signed head says whether it is right.
             if self.tree and self.last and start == self.tree.size and head.tree_size < self.last.tree_size:
-                await comparison.leaves(start, ids, hashes)
+                await comparison.leaves(start, ids, hashes, archivable=False)
                 self._grow(leaves)
             return
+        # Threat: an id can be made that looks old. When a record was sealed is signed, and then it was there.
+        archivable = self.kept_since is not None and head.sealed_at < self.kept_since
         if self.tree and start > self.tree.size:
             self._grow(await comparison.unlisted(start - self.tree.size, {i.bytes for i in ids}))
         if leaf_list_hash(ids, hashes) == head.leaf_list:
-            await comparison.leaves(start, ids, hashes)
+            await comparison.leaves(start, ids, hashes, archivable=archivable)
             self._grow(leaves)
         else:
             self.report.found("list", f"The list of leaves of the head of size {head.tree_size} was altered.")
@@ -153,7 +156,7 @@ class _Verification:
                 log.skip(len(theirs))  # the records themselves are what was signed
                 self._grow(theirs)
             else:
-                await comparison.leaves(start, ids, hashes)
+                await comparison.leaves(start, ids, hashes, archivable=archivable)
                 self._grow(leaves)
         if self.tree is None or self.tree.root() != head.root_hash:
             if self.tree is not None:
@@ -202,7 +205,6 @@ class _Verification:
         row = await self.connection.fetchrow(KEPT, self.report.tenant)
         if row is None or row["oldest_month"] is None:
             return b""
-        now = datetime.now(UTC)
-        kept = now.replace(year=now.year - max(LEAST_YEARS, row["retention_years"]), day=min(now.day, 28))
-        milliseconds = int(min(kept, row["oldest_month"]).timestamp() * 1000) - 1000
+        self.kept_since = kept_since(row["retention_years"])
+        milliseconds = int(min(self.kept_since, row["oldest_month"]).timestamp() * 1000) - 1000
         return max(milliseconds, 0).to_bytes(6, "big")

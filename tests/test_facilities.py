@@ -1,0 +1,180 @@
+"""A user who is bound to facilities sees what belongs to them, in tables that hold no facility too."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import date
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import asyncpg
+import pytest
+from piccolo.columns import Text
+
+from core import ConfigurationError, ScopeError, scope
+from core.columns import EncryptedText, TenantForeignKey
+from core.engine import ChartholdEngine
+from core.tables import Client, Facility, TenantTable, User
+from tests.conftest import Clinic
+from tests.ledger import create
+
+
+class Visit(TenantTable, tablename="facility_visit"):
+    client_id = TenantForeignKey(Client)
+    notes = EncryptedText(identifier="other", null=True)
+
+
+class Finding(TenantTable, tablename="facility_finding"):
+    """Two references away from a facility."""
+
+    visit_id = TenantForeignKey(Visit)
+    label = Text(default="")
+
+
+class Room(TenantTable, tablename="facility_room"):
+    facility_id = TenantForeignKey(Facility)
+    label = Text(default="")
+
+
+class Transfer(TenantTable, tablename="facility_transfer"):
+    from_id = TenantForeignKey(Facility, null=True)
+    to_id = TenantForeignKey(Facility, null=True)
+
+
+class Letter(TenantTable, tablename="facility_letter"):
+    """For everybody, whoever it is about."""
+
+    client_id = TenantForeignKey(Client)
+    facility_from = ()
+
+
+class Member(TenantTable, tablename="facility_member"):
+    """A tree of its own: what leads back to the table says nothing."""
+
+    client_id = TenantForeignKey(Client)
+    above_id = TenantForeignKey("self", null=True)
+
+
+TABLES = (Visit, Finding, Room, Transfer, Letter, Member)
+
+
+class Place(NamedTuple):
+    """A facility, with one row of each table that belongs to it."""
+
+    facility: UUID
+    client: UUID
+    rows: dict[type[TenantTable], UUID]
+
+
+@pytest.fixture(scope="module")
+async def places(database: ChartholdEngine, lakeside: Clinic) -> tuple[Place, Place]:
+    await create(database, *TABLES)
+    async with lakeside.as_admin():
+        return await furnish("Here"), await furnish("There")
+
+
+async def furnish(name: str) -> Place:
+    async def saved(row: Any) -> UUID:
+        await row.save()
+        return row.id
+
+    facility = await saved(Facility(name=name))
+    client = await saved(Client(facility_id=facility, first_name=name, last_name="Li", date_of_birth=date(1990, 1, 1)))
+    visit = await saved(Visit(client_id=client, notes=name))
+    rows = {
+        Visit: visit,
+        Finding: await saved(Finding(visit_id=visit)),
+        Room: await saved(Room(facility_id=facility)),
+        Transfer: await saved(Transfer(to_id=facility)),
+        Letter: await saved(Letter(client_id=client)),
+        Member: await saved(Member(client_id=client)),
+    }
+    return Place(facility, client, rows)
+
+
+@pytest.fixture(scope="module")
+async def nurse(lakeside: Clinic, places: tuple[Place, Place]) -> UUID:
+    """A clinician of the first facility."""
+    bound = User(
+        email="nurse@lakeside.example", full_name="Nurse", role="clinician", status="active",
+        facility_scope=[places[0].facility],
+    )  # fmt: skip
+    async with lakeside.as_admin():
+        await bound.save()
+    return bound.id
+
+
+@asynccontextmanager
+async def at_work(clinic: Clinic, nurse: UUID) -> AsyncIterator[None]:
+    async with scope(tenant=clinic.tenant, actor=nurse, reason="treatment"):
+        yield
+
+
+@pytest.mark.parametrize("table", [Visit, Finding, Room, Transfer, Member])
+async def test_a_row_is_seen_changed_and_made_by_who_sees_what_it_refers_to(
+    table: type[TenantTable], lakeside: Clinic, nurse: UUID, places: tuple[Place, Place], owner: asyncpg.Connection
+) -> None:
+    here, there = places
+    async with at_work(lakeside, nurse):
+        seen = {row["id"] for row in await table.select(table.id)}
+        assert here.rows[table] in seen
+        assert there.rows[table] not in seen
+        assert await table.count().where(table.id == there.rows[table]) == 0
+        key = table._meta.foreign_key_columns[-1 if table is Transfer else 0]
+        # Nothing is moved out of sight or made there, and nothing that is there is reached.
+        beyond = await owner.fetchval(
+            f'select "{key._meta.name}" from {table._meta.tablename} where id = $1', there.rows[table]
+        )
+        with pytest.raises(ScopeError, match="row-level security"):
+            await table.update({key: beyond}).where(table.id == here.rows[table])
+        with pytest.raises(ScopeError, match="row-level security"):
+            await table(**{key._meta.name: beyond}).save()
+        await table.update({key: beyond}).where(table.id == there.rows[table])
+        assert await table.select(table.id).where(table.id == here.rows[table])
+    async with lakeside.as_admin():
+        assert await table.count() == 2
+
+
+async def test_a_row_that_refers_to_nothing_is_not_for_who_is_bound(
+    lakeside: Clinic, nurse: UUID, places: tuple[Place, Place]
+) -> None:
+    here, there = places
+    async with lakeside.as_admin():
+        nowhere, both = Transfer(), Transfer(from_id=here.facility, to_id=there.facility)
+        await nowhere.save()
+        await both.save()
+    async with at_work(lakeside, nurse):
+        assert [row["id"] for row in await Transfer.select(Transfer.id)] == [here.rows[Transfer]]
+    async with lakeside.as_admin():
+        await Transfer.delete().where(Transfer.id.is_in([nowhere.id, both.id]))
+
+
+async def test_a_table_that_says_so_is_for_the_whole_tenant(
+    lakeside: Clinic, nurse: UUID, places: tuple[Place, Place]
+) -> None:
+    async with at_work(lakeside, nurse):
+        assert {row["id"] for row in await Letter.select(Letter.id)} == {place.rows[Letter] for place in places}
+
+
+async def test_an_audit_reader_of_one_facility_is_not_told_that_the_log_is_as_it_was_sealed(
+    lakeside: Clinic, places: tuple[Place, Place]
+) -> None:
+    from core.audit.seal import seal
+    from core.audit.verify import verify
+
+    bound = User(
+        email="auditor2@lakeside.example", full_name="Auditor", role="auditor", status="active",
+        facility_scope=[places[0].facility],
+    )  # fmt: skip
+    async with lakeside.as_admin():
+        await bound.save()
+    async with scope(tenant=lakeside.tenant, actor=bound.id, reason="audit"):
+        for work in (seal, verify):
+            with pytest.raises(ScopeError, match="bound to no facility"):
+                await work()
+
+
+def test_a_reference_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="facility_from names 'patient_id'"):
+        type("Wrong", (TenantTable,), {"client_id": TenantForeignKey(Client), "facility_from": ("patient_id",)})
