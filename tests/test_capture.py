@@ -7,12 +7,14 @@ import itertools
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from piccolo.columns import Array, DoublePrecision, Interval, Numeric
 
 from core import provision_tenant, transaction
 from core.engine import ChartholdEngine
@@ -23,6 +25,7 @@ from core.tenant_table import ProtectedTable
 from piccolo_conf import APP_REGISTRY
 from tests.conftest import Clinic
 from tests.ledger import changes, recorded, signed, stored
+from tests.ledger import create as make_tables
 
 # Tables without capture, and why.
 UNAUDITED = {
@@ -675,3 +678,39 @@ async def test_the_database_captures_every_table_that_belongs_to_a_tenant(owner:
         assert captured.pop(table._meta.tablename) == []
     every = [f"audit_{event} O" for event in ("delete", "insert", "truncate", "update")]
     assert captured == dict.fromkeys(captured, every)
+
+
+class Dose(TenantTable, tablename="capture_dose"):
+    every = Interval(default=None)
+    amount = Numeric(default=None)
+    rate = DoublePrecision(default=None)
+    steps = Array(base_column=Numeric(default=None), default=None)
+
+
+@pytest.mark.parametrize(
+    ("column", "first", "then"),
+    [
+        ("every", "'30 days'", "'1 mon'"),
+        ("every", "'30 days'", "'720 hours'"),
+        ("amount", "1.0", "1.000"),
+        ("rate", "'0'", "'-0'"),
+        ("steps", "array[1, 2]", "array[1.0, 2]"),
+    ],
+)
+async def test_a_change_is_recorded_though_postgresql_calls_both_values_equal(
+    column: str, first: str, then: str, lakeside: Clinic, database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    """A month is not thirty days: a history that leaves the change out tells another interval than the row has."""
+    if not await owner.fetchval("select to_regclass('capture_dose') is not null"):
+        await make_tables(database, Dose)
+    async with lakeside.as_admin():
+        row = Dose(every=timedelta(days=30), amount=Decimal("1.0"), rate=0.0, steps=[Decimal(1), Decimal(2)])
+        await row.save()
+        for value in (first, then):
+            await Dose.raw(f"update capture_dose set {column} = {value} where id = {{}}", row.id)
+        found = await owner.fetch(
+            "select new_values from user_action_audit_log where record_id = $1 and action_type = 'update'", row.id
+        )
+    assert column in found[-1]["new_values"]
+    stored = await owner.fetchval(f"select to_jsonb({column}) from capture_dose where id = $1", row.id)
+    assert json.loads(found[-1]["new_values"]) == {column: json.loads(stored)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib
 import inspect
 import io
 import os
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pexpect
@@ -29,6 +31,7 @@ from core.commands.verify_audit import verify_audit
 from core.engine import ChartholdEngine
 from core.errors import ChartholdError
 from core.piccolo_app import COMMANDS
+from core.scope import current_scope
 from core.tables import User
 from tests.conftest import Clinic
 from tests.test_playground import PICCOLO, REPOSITORY, child
@@ -207,6 +210,47 @@ async def test_a_tenant_that_cannot_be_looked_at_is_skipped_and_told(
         # One tenant that was asked for by name, and cannot be done, is no part of anything.
         with pytest.raises(ChartholdError, match="no active admin"):
             await command.__wrapped__(tenant="hillside")
+
+
+@pytest.mark.parametrize("name", ["seal", "verify"])
+async def test_whatever_stops_one_tenants_log_stops_no_others(
+    name: str, lakeside: Clinic, hillside: Clinic, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Threat: one row that our side cannot read keeps every log from being sealed."""
+    command = {"seal": seal_audit, "verify": verify_audit}[name]
+    work = getattr(importlib.import_module(f"core.audit.{name}"), name)
+
+    async def failing(*args: Any, **kwargs: Any) -> Any:
+        if current_scope().tenant == hillside.tenant:
+            raise OverflowError("date value out of range")
+        return await work(*args, **kwargs)
+
+    monkeypatch.setattr(f"core.commands.{name}_audit.{name}", failing)
+    monkeypatch.setattr(f"core.commands.{name}_audit.by_slug", lambda *_: both())
+
+    async def both() -> dict[str, uuid.UUID]:
+        return {"hillside": hillside.tenant, "lakeside": lakeside.tenant}
+
+    assert await command.__wrapped__() == family.SKIPPED
+    out, err = capsys.readouterr()
+    assert "hillside" in err
+    assert out.startswith("lakeside: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Ana\x1b[2K\x1b]0;title\x07", r"Ana\x1b[2K\x1b]0;title\x07"),
+        ("a\rb\tc\x9bd\u202ee", r"a\rb\tc\x9bd\u202ee"),
+        ("zwei\nZeilen, größer als 1", "zwei\nZeilen, größer als 1"),
+    ],
+)
+def test_nothing_that_a_terminal_would_obey_is_printed(
+    text: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family.console().print(text)
+    family.errors().print(text)
+    assert capsys.readouterr() == (shown + "\n", shown + "\n")
 
 
 async def test_what_is_found_outranks_what_is_skipped(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import random
 import time
@@ -15,6 +16,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from piccolo.columns.combination import WhereRaw
 
 from core import (
     ConfigurationError,
@@ -33,6 +35,7 @@ from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, Us
 from core.token import TokenKey
 from core.tokenkeys import install_token_key
 from tests.conftest import Clinic, make_clinic
+from tests.test_envelope import told
 
 
 def pool_of(db: ChartholdEngine) -> Pool:
@@ -707,6 +710,32 @@ async def test_a_token_is_bound_to_a_backend_unless_that_is_switched_off(
             with monkeypatch.context() as patch:
                 patch.setattr(type(open_scope), "token", lambda *_: free)
                 assert await Client.count() > 0
+
+
+async def test_no_error_carries_a_token_or_a_password_in_its_frames(
+    database: ChartholdEngine, lakeside: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threat: who reports an error reports the locals of each frame, to a service that is not meant to sign in."""
+    async with lakeside.as_admin() as here:
+        for statement in (
+            lambda: Client.update({Client.status: "nowhere"}).where(Client.id == lakeside.client),
+            lambda: someone(lakeside, facility_id=uuid4()).save(),
+            lambda: Client.select(Client.id).where(WhereRaw("1 / 0 = 1")),
+        ):
+            with pytest.raises(Exception) as failed:
+                await statement()
+            signed = {token[:64] for token in here._tokens.values()}
+            assert signed
+            assert not any(mac in told(failed.value) for mac in signed)
+    arguments = {"host": "127.0.0.1", "port": 1, "user": "app", "password": "hunter2", "database": "clinic"}
+    monkeypatch.setattr(type(database), "_arguments", lambda *_, **__: arguments)
+    with pytest.raises(ConfigurationError) as refused:
+        await database.connect(owner=False)
+    assert "hunter2" not in told(refused.value)
+    key = base64.b64encode(os.urandom(32)).decode()
+    with pytest.raises(ConfigurationError) as misspelt:
+        Settings.from_environ({"CHARTHOLD_MASTER_KEY": key, "CHARTHOLD_POOL_SIZE": "many"})
+    assert key not in told(misspelt.value)
 
 
 # -- everything at once ------------------------------------------------------------------------------------------------
