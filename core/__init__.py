@@ -19,7 +19,7 @@ from core.scope import Scope, current_scope, scope
 
 if TYPE_CHECKING:
     from core.audit.history import Change, Sighting
-    from core.audit.record import record
+    from core.audit.record import record, record_failed_login
     from core.audit.recorded import ALTERED, DESTROYED
     from core.provision import FoundTenant, ProvisionedTenant, find_tenant, provision_tenant, set_tenant_status
     from core.transactions import Transaction
@@ -45,6 +45,7 @@ __all__ = [
     "find_tenant",
     "provision_tenant",
     "record",
+    "record_failed_login",
     "scope",
     "set_tenant_status",
     "transaction",
@@ -62,6 +63,7 @@ LATE = {
     "find_tenant": "core.provision",
     "provision_tenant": "core.provision",
     "record": "core.audit.record",
+    "record_failed_login": "core.audit.record",
     "set_tenant_status": "core.provision",
 }
 

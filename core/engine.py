@@ -333,6 +333,13 @@ class ChartholdEngine(PostgresEngine):
         except asyncpg.PostgresError as error:
             raise explain(error) from None
 
+    async def record_late(self, scope: Scope, records: Sequence[Record]) -> None:
+        """Record, outside of every transaction, in the name of a user who may be locked."""
+        if self.current_transaction.get() is not None:
+            raise ScopeError("This happens outside of every transaction. Do it before, or after.")
+        async with self._here().pool.lease() as link, link.connection.transaction():
+            await self.record_again(link, scope, records)
+
     async def record_after(self, link: Link, scope: Scope | None, shown: Sequence[Record]) -> None:
         """The same when that transaction is over; on another connection when this one is lost."""
         if not shown or scope is None:

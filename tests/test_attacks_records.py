@@ -552,7 +552,7 @@ async def test_what_is_recorded_again_wants_a_token_of_ours_and_says_who_it_is(
         with pytest.raises(asyncpg.PostgresError):
             await runtime.fetchval(late, bad, "read", hillside.client)
     for action in ("insert", "update", "delete", "login", None):
-        with pytest.raises(asyncpg.PostgresError, match="not written again"):
+        with pytest.raises(asyncpg.PostgresError, match="not written late"):
             await runtime.fetchval(late, token, action, hillside.client)
     # It leaves no scope behind, also for who asks in the same transaction.
     async with runtime.transaction():

@@ -17,13 +17,13 @@ import core.audit.seal as sealing
 from core import ProtectedQueryError, ScopeError, scope, transaction
 from core.audit.history import who_saw
 from core.audit.partitions import archive_partition
-from core.audit.record import record
+from core.audit.record import record, record_failed_login
 from core.audit.seal import seal
 from core.audit.search import Filter, search
 from core.engine import ChartholdEngine
 from core.settings import settings
 from core.tables import ACTION_TYPES, Client, Facility, Tenant, User, UserActionAuditLog
-from tests.conftest import Clinic
+from tests.conftest import Clinic, make_clinic
 
 BORN = date(1990, 7, 1)
 
@@ -327,6 +327,37 @@ async def test_months_are_made_ahead_and_strays_move_out_of_the_default_partitio
         " and not (relrowsecurity and relforcerowsecurity)"
     )
     assert forced == []
+
+
+async def test_a_failed_login_is_recorded_though_the_user_is_locked_or_was_never_active(
+    owner: asyncpg.Connection,
+) -> None:
+    """164.308(a)(5)(ii)(C): whom somebody tries to get in as is known, and need not be able to act."""
+    clinic = await make_clinic("login-page")
+    async with clinic.as_admin():
+        invited = User(email="new@login-page.example", full_name="New")
+        await invited.save()
+        await User.update({User.status: "locked"}).where(User.id == clinic.clinician)
+    for user in (clinic.clinician, invited.id, clinic.admin):
+        await record_failed_login(tenant=clinic.tenant, user=user, source_ip="192.0.2.7", request_id="r-1")
+    rows = await owner.fetch(
+        "select user_id, reason, request_id, host(source_ip) as source_ip from user_action_audit_log"
+        " where action_type = 'login_failed' and tenant_id = $1 order by occurred_at, id",
+        clinic.tenant,
+    )
+    said = ("login", "r-1", "192.0.2.7")
+    assert [tuple(row) for row in rows] == [(user, *said) for user in (clinic.clinician, invited.id, clinic.admin)]
+
+
+async def test_a_failed_login_of_nobody_or_in_the_middle_of_something_is_refused(
+    lakeside: Clinic, hillside: Clinic
+) -> None:
+    for tenant, user in ((lakeside.tenant, uuid4()), (lakeside.tenant, hillside.admin), (uuid4(), lakeside.admin)):
+        with pytest.raises(ScopeError, match="not an active user"):
+            await record_failed_login(tenant=tenant, user=user)
+    async with lakeside.as_admin(), transaction():
+        with pytest.raises(ScopeError, match="outside of every transaction"):
+            await record_failed_login(tenant=lakeside.tenant, user=lakeside.clinician)
 
 
 async def test_a_deactivated_users_records_stay(lakeside: Clinic, owner: asyncpg.Connection) -> None:

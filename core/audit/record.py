@@ -11,10 +11,11 @@ from piccolo.table import Table
 
 from core.engine import engine
 from core.plan import Plan
+from core.scope import scope
 from core.shown import Record
 from core.transactions import Transaction
 
-__all__ = ["record"]
+__all__ = ["record", "record_failed_login"]
 
 
 async def record(
@@ -44,3 +45,19 @@ async def record(
         name, row, _, said = plan.args[1:]
         transaction.shown.append(Record.of_action(action, name, row, said))
     return cast("UUID", rows[0]["id"])
+
+
+async def record_failed_login(
+    *,
+    tenant: UUID,
+    user: UUID,
+    reason: str = "login",
+    request_id: str | None = None,
+    source_ip: str | None = None,
+) -> None:
+    """Record that somebody failed to log in as that user, 164.308(a)(5)(ii)(C): outside of every scope, locked or not.
+
+    Raises ``ScopeError`` when the tenant has no such user, or nobody at all who could act, or inside a transaction.
+    """
+    failed = scope(tenant=tenant, actor=user, reason=reason, request_id=request_id, source_ip=source_ip)
+    await engine().record_late(failed, [Record.of_action("login_failed", None, None, None)])

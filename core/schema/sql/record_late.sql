@@ -1,5 +1,6 @@
--- Records again, for a token that was signed for it, what its user was shown in a transaction that was rolled back: also
--- when the user was locked meanwhile, or the tenant suspended, which may be why it was rolled back.
+-- Records, for a token that was signed for it, what its user was shown in a transaction that was rolled back: also when the
+-- user was locked meanwhile, or the tenant suspended, which may be why it was rolled back. And that somebody failed to log in
+-- as that user, who may be locked for it.
 --
 -- Threat: who knows to be locked soon reads in a transaction and lets it fail. So no scope is asked for, only the token's
 -- code, its end and its backend; and what is written can only add to what is known of that user. The log's own policies
@@ -17,8 +18,8 @@ declare
     witness uuid;
     written bigint;
 begin
-    if action not in ('read', 'search', 'audit_read') or action is null then
-        raise exception using errcode = 'CH014', message = 'that kind of record is not written again';
+    if action not in ('read', 'search', 'audit_read', 'login_failed') or action is null then
+        raise exception using errcode = 'CH014', message = 'that kind of record is not written late';
     end if;
     if not exists (
         select from charthold.token_key as k
@@ -39,7 +40,10 @@ begin
     if witness is null then
         perform charthold.refuse_scope(token);
     end if;
-    perform set_config('charthold.scope', charthold.sign(tenant, witness, 'record again what was shown'), true);
+    perform set_config('charthold.scope', charthold.sign(tenant, witness, 'record for a user who may be locked'), true);
+    if not exists (select from public.app_user as u where u.tenant_id = tenant and u.id = actor) then
+        raise exception using errcode = 'CH005', message = 'the tenant has no such user';
+    end if;
     insert into public.user_action_audit_log (
         id, tenant_id, user_id, action_type, table_name, record_id, new_values, changed_columns,
         request_id, source_ip, reason
