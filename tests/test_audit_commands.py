@@ -97,3 +97,16 @@ async def test_quiet_leaves_out_the_remark_that_nothing_was_found(lakeside: Clin
 async def test_a_mistake_is_one_sentence(lakeside: Clinic, command: Any, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ChartholdError, match=says):
         await command.__wrapped__(**options)
+
+
+async def test_a_command_without_an_actor_says_who_ran_it(
+    lakeside: Clinic, owner: asyncpg.Connection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """164.312(a)(2)(i): it acts in an admin's name, who may be asleep."""
+    monkeypatch.setattr("getpass.getuser", lambda: "zo\x1bé")
+    latest = "select user_id, reason from user_action_audit_log where action_type = 'audit_read' order by occurred_at desc"
+    await audit_search.__wrapped__(tenant="lakeside")
+    row = await owner.fetchrow(latest)
+    assert row["reason"] == r"audit; run by the system's user zo\x1b\xe9, who named no actor"
+    await audit_search.__wrapped__(tenant="lakeside", actor=str(lakeside.auditor))
+    assert tuple(await owner.fetchrow(latest)) == (lakeside.auditor, "audit")

@@ -17,7 +17,7 @@ from core.audit.history import history, who_saw
 from core.audit.search import Filter, search
 from core.commands.bar import bar
 from core.commands.family import Failure, command, console
-from core.commands.options import existing_tenant, resolve_actor
+from core.commands.options import existing_tenant, reason_for, resolve_actor
 from core.registered import tenant_tables
 from core.scope import scope
 from core.tables import TenantTable
@@ -179,7 +179,7 @@ async def _reading(tenant: str, actor: str, *, quiet: bool) -> AsyncIterator[Non
     found = await existing_tenant(tenant)
     who = await resolve_actor(found.tenant_id, actor)
     with bar("reading the log", show=not quiet):
-        async with scope(tenant=found.tenant_id, actor=who, reason="audit"):
+        async with scope(tenant=found.tenant_id, actor=who, reason=reason_for("audit", actor)):
             yield
 
 

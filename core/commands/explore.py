@@ -22,7 +22,7 @@ import core
 from core import tables
 from core.commands.family import SKIPPED, Failure, command, console, errors
 from core.commands.import_synthea import import_export
-from core.commands.options import interruptible, known_tenants, resolve_actor, slug_of, unknown_tenant
+from core.commands.options import interruptible, known_tenants, reason_for, resolve_actor, slug_of, unknown_tenant
 from core.engine import engine
 from core.errors import ChartholdError
 from core.provision import find_tenant
@@ -85,9 +85,10 @@ class Visitor:
 
     tenant: UUID
     actor: UUID
+    reason: str
 
     def scope(self) -> Scope:
-        return scope(tenant=self.tenant, actor=self.actor, reason=REASON)
+        return scope(tenant=self.tenant, actor=self.actor, reason=self.reason)
 
 
 @command(stopped="")
@@ -134,7 +135,8 @@ async def _find(tenant: str, actor: str) -> Visitor | None:
         assert found is not None
     if found.status not in {"trial", "active"}:
         raise Failure(f"The tenant {slug} is {found.status}, so nobody works in it.")
-    return Visitor(found.tenant_id, await resolve_actor(found.tenant_id, actor))
+    who = await resolve_actor(found.tenant_id, actor)
+    return Visitor(found.tenant_id, who, reason_for(REASON, actor))
 
 
 async def _sample_wanted(slug: str) -> bool:

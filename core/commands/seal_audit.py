@@ -13,7 +13,7 @@ from core.audit.head import TreeHead, public_keys
 from core.audit.seal import MOST, Sealed, seal
 from core.commands.bar import bar
 from core.commands.family import SKIPPED, Failure, command, console, errors, sentence
-from core.commands.options import ALL, by_slug, resolve_actor
+from core.commands.options import ALL, by_slug, reason_for, resolve_actor
 from core.scope import scope
 from core.settings import settings
 
@@ -68,7 +68,7 @@ async def _seal_all(tenant: UUID, actor: str) -> tuple[int, TreeHead | None]:
     """Seal until nothing is left, a transaction and a scope at a time: a scope ends by itself."""
     who, added = await resolve_actor(tenant, actor), 0
     while True:
-        async with scope(tenant=tenant, actor=who, reason="seal the audit log"):
+        async with scope(tenant=tenant, actor=who, reason=reason_for("seal the audit log", actor)):
             done: Sealed = await seal()
         added += done.added
         if done.added < MOST:

@@ -15,7 +15,7 @@ from core.audit.verdict import Verdict
 from core.audit.verify import verify
 from core.commands.bar import bar
 from core.commands.family import FOUND, SKIPPED, Failure, command, console, errors, sentence
-from core.commands.options import ALL, by_slug, resolve_actor
+from core.commands.options import ALL, by_slug, reason_for, resolve_actor
 from core.crypto.kms import master_key
 from core.errors import ChartholdError
 from core.scope import scope
@@ -77,7 +77,7 @@ async def verify_audit(
             progress(f"verifying {slug}", number, len(tenants) if len(tenants) > 1 else None)
             try:
                 who = await resolve_actor(tenant_id, actor)
-                async with scope(tenant=tenant_id, actor=who, reason="verify the audit log"):
+                async with scope(tenant=tenant_id, actor=who, reason=reason_for("verify the audit log", actor)):
                     reports[slug] = await verify(exported)
                     # Who looked, and what was seen, for the report; the evidence itself is the verification.
                     seen = Verdict(tenant_id, reports[slug].good, reports[slug].tree_size, datetime.now(UTC))
@@ -134,7 +134,8 @@ async def _print_proof(tenant: UUID, actor: str, record: str) -> None:
         record_id = UUID(record)
     except ValueError:
         raise Failure("--proof takes the id of a record of the log, a UUID.") from None
-    async with scope(tenant=tenant, actor=await resolve_actor(tenant, actor), reason="prove an audit record"):
+    reason = reason_for("prove an audit record", actor)
+    async with scope(tenant=tenant, actor=await resolve_actor(tenant, actor), reason=reason):
         print(jsonlib.dumps(await prove(record_id), indent=2))
 
 
@@ -142,7 +143,8 @@ async def _print_growth(tenant: UUID, actor: str, exported: list[TreeHead], file
     kept = [head for head in exported if head.tenant_id == tenant]
     if not kept:
         raise Failure(f"{file} has no head of this tenant.")
-    async with scope(tenant=tenant, actor=await resolve_actor(tenant, actor), reason="prove that the log only grew"):
+    reason = reason_for("prove that the log only grew", actor)
+    async with scope(tenant=tenant, actor=await resolve_actor(tenant, actor), reason=reason):
         proved = await prove_growth(max(kept, key=lambda head: head.tree_size))
         print(jsonlib.dumps(proved, indent=2))
 
