@@ -335,9 +335,7 @@ class ChartholdEngine(PostgresEngine):
 
     async def record_late(self, scope: Scope, records: Sequence[Record]) -> None:
         """Record, outside of every transaction, in the name of a user who may be locked."""
-        if self.current_transaction.get() is not None:
-            raise ScopeError("This happens outside of every transaction. Do it before, or after.")
-        async with self._here().pool.lease() as link, link.connection.transaction():
+        async with self.outside() as link, link.connection.transaction():
             await self.record_again(link, scope, records)
 
     async def record_after(self, link: Link, scope: Scope | None, shown: Sequence[Record]) -> None:
@@ -375,12 +373,12 @@ class ChartholdEngine(PostgresEngine):
             del failure  # else the frame and the exception keep each other alive
 
     @contextlib.asynccontextmanager
-    async def outside(self) -> AsyncIterator[asyncpg.Connection[Any]]:
+    async def outside(self) -> AsyncIterator[Link]:
         """A connection of the application's role for what comes before a scope; refused inside one."""
         if self.current_transaction.get() is not None:
             raise ScopeError("This happens outside of every transaction. Do it before, or after.")
         async with self._here().pool.lease() as link:
-            yield link.connection
+            yield link
 
     async def _run_plain(self, sql: str, arguments: Sequence[Any]) -> Any:
         if any(isinstance(argument, LATE) for argument in arguments):

@@ -13,6 +13,7 @@ from core.engine import engine
 from core.errors import ChartholdError
 from core.explain import explain
 from core.ids import uuid7
+from core.scope import scope
 
 __all__ = [
     "FoundTenant",
@@ -63,10 +64,11 @@ async def provision_tenant(
     db, tenant, admin = engine(), uuid7(), uuid7()
     key: WrappedKey = await db.keyring.make_key(tenant)
     try:
-        async with db.outside() as connection:
-            await connection.execute(
+        async with db.outside() as link:
+            first = scope(tenant=tenant, actor=admin, reason="provision")
+            await link.connection.execute(
                 "select charthold.provision_tenant($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
-                db.token_key.id, tenant, slug, name, time_zone, retention_years, trial,
+                first.last_token(db.token_key, link.backend), tenant, slug, name, time_zone, retention_years, trial,
                 admin, admin_email.strip().lower(), admin_name or admin_email.partition("@")[0],
                 uuid7(), key.wrapped, key.kek,
             )  # fmt: skip
@@ -79,8 +81,8 @@ async def provision_tenant(
 
 async def find_tenant(slug: str) -> FoundTenant | None:
     """The tenant with that slug: its id and status, which is all that is known before a scope exists."""
-    async with engine().outside() as connection:
-        row = await connection.fetchrow("select tenant_id, status from charthold.find_tenant($1)", slug)
+    async with engine().outside() as link:
+        row = await link.connection.fetchrow("select tenant_id, status from charthold.find_tenant($1)", slug)
     return FoundTenant(row["tenant_id"], row["status"]) if row else None
 
 

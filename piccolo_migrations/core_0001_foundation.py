@@ -448,10 +448,13 @@ $$""",
 -- Threat: it writes before a scope exists, so it does exactly this and only for ids that are new: an id that exists
 -- is refused before anything is signed for it.
 --
+-- Threat: whoever runs SQL fills the database with tenants of their own. So it wants a token for that tenant and that admin,
+-- which only a program with the application's key signs.
+--
 -- Threat: a program with another master key than the application's wraps the tenant's key under it, and the application can
--- never open the tenant. The key that would sign the program's scopes follows from the same master key, so it must be known.
+-- never open the tenant. The key that signs the token follows from the same master key, so it must be known.
 create function charthold.provision_tenant(
-    signer text, tenant uuid, slug text, name text, time_zone text, retention_years int, trial boolean,
+    token text, tenant uuid, slug text, name text, time_zone text, retention_years int, trial boolean,
     admin uuid, admin_email text, admin_name text, key_row uuid, wrapped_key bytea, kek text
 ) returns void
     language plpgsql security definer
@@ -465,9 +468,13 @@ begin
 
     if not exists (
         select from charthold.token_key as k
-        where k.id = signer and (k.retired_at is null or k.retired_at > clock_timestamp())
+        where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
     ) then
         raise exception using errcode = 'CH007', message = 'the master key is not the one that the database knows';
+    end if;
+
+    if not charthold.token_holds(token) or substr(token, 93, 72) <> tenant::text || admin::text then
+        raise exception using errcode = 'CH002', message = 'no token of ours is for that tenant and that admin';
     end if;
 
     -- A new tenant appears in the directory first, because scope() looks there. An id or a slug that is taken fails.
@@ -569,14 +576,7 @@ begin
     if action not in ('read', 'search', 'audit_read', 'login_failed') or action is null then
         raise exception using errcode = 'CH014', message = 'that kind of record is not written late';
     end if;
-    if not exists (
-        select from charthold.token_key as k
-        where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
-            and sha256(convert_to(left(token, 64), 'UTF8'))
-                = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, convert_to(substr(token, 65), 'UTF8')), 'UTF8'))
-            and substr(token, 73, 10) > extract(epoch from clock_timestamp())::text
-            and substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
-    ) then
+    if not charthold.token_holds(token) then
         perform charthold.refuse_scope(token);
     end if;
     tenant := substr(token, 93, 36);
@@ -956,6 +956,29 @@ as $$
     select pg_catalog.substr(charthold.scope(), 18, 36)::pg_catalog.uuid
 $$""",
         execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.token_holds",
+        signature="(text)",
+        source="""-- Whether a token is signed with a key of ours, has not expired, and names this backend or none. Whether its user may act is
+-- another question, which charthold.scope() asks.
+create function charthold.token_holds(token text) returns boolean
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return exists (
+        select from charthold.token_key as k
+        where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
+            and sha256(convert_to(left(token, 64), 'UTF8')) = sha256(
+                convert_to(charthold.hmac(k.inner_pad, k.outer_pad, convert_to(substr(token, 65), 'UTF8')), 'UTF8')
+            )
+            and substr(token, 73, 10) > extract(epoch from clock_timestamp())::text
+            and substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
+    );
+end
+$$""",
     )
 
     manager.add_function(

@@ -389,7 +389,7 @@ async def test_a_commit_ends_the_context_in_the_middle_of_a_statement(attacker: 
 
 PROVISION = """
 perform set_config('charthold.scope', '', true);
-perform charthold.provision_tenant('KEY_ID', 'NEW_TENANT', 'NEW_SLUG', 'x', 'UTC', 6, false, 'NEW_ADMIN', 'a@b.example', 'x',
+perform charthold.provision_tenant('NEW_TOKEN', 'NEW_TENANT', 'NEW_SLUG', 'x', 'UTC', 6, false, 'NEW_ADMIN', 'a@b.example', 'x',
     charthold.uuid7(), 'x', 'x');
 answer := current_setting('charthold.granted', true);
 """
@@ -449,9 +449,14 @@ LEFT_BEHIND: dict[str, str] = {
 
 
 def to_provision(attacker: Session) -> UUID:
-    tenant = uuid4()
+    """As if the application had signed for it; by itself nobody provisions anything."""
+    tenant, admin = uuid4(), uuid4()
+    signed = attacker.database.token_key.sign(
+        tenant=tenant, actor=admin, expires=int(time.time()) + 60, backend=attacker.connection.get_server_pid(),
+        reason="provision",
+    )  # fmt: skip
     attacker.names |= {
-        "NEW_TENANT": str(tenant), "NEW_ADMIN": str(uuid4()), "NEW_SLUG": f"own-{tenant.hex[:8]}",
+        "NEW_TOKEN": signed, "NEW_TENANT": str(tenant), "NEW_ADMIN": str(admin), "NEW_SLUG": f"own-{tenant.hex[:8]}",
         "KEY_ID": attacker.database.token_key.id, "LIFETIME": "55..65",
     }  # fmt: skip
     return tenant

@@ -7,6 +7,7 @@ import io
 import json
 from typing import Any
 
+import asyncpg
 import pytest
 
 from core.commands.audit import audit_history, audit_search, audit_who_saw
@@ -104,7 +105,9 @@ async def test_a_command_without_an_actor_says_who_ran_it(
 ) -> None:
     """164.312(a)(2)(i): it acts in an admin's name, who may be asleep."""
     monkeypatch.setattr("getpass.getuser", lambda: "zo\x1bé")
-    latest = "select user_id, reason from user_action_audit_log where action_type = 'audit_read' order by occurred_at desc"
+    latest = (
+        "select user_id, reason from user_action_audit_log where action_type = 'audit_read' order by occurred_at desc"
+    )
     await audit_search.__wrapped__(tenant="lakeside")
     row = await owner.fetchrow(latest)
     assert row["reason"] == r"audit; run by the system's user zo\x1b\xe9, who named no actor"

@@ -541,7 +541,8 @@ async def copy_in(a: Attacker) -> None:
 
 async def provision_over_a_tenant(a: Attacker) -> None:
     call = (
-        "select charthold.provision_tenant('KEY_ID', '{tenant}', '{slug}', 'x', 'UTC', 6, false, '{admin}', 'a@b.example', 'x',"
+        f"select charthold.provision_tenant('{a.own}', "
+        "'{tenant}', '{slug}', 'x', 'UTC', 6, false, '{admin}', 'a@b.example', 'x',"
         " charthold.uuid7(), 'x', 'x')"
     )
     for scoped in (True, False):
@@ -556,11 +557,26 @@ async def provision_over_a_tenant(a: Attacker) -> None:
         await a.sql(call.format(tenant=uuid4(), slug="hillside", admin="B_USER"), *GOALS)
 
 
+async def a_tenant_of_ones_own(a: Attacker) -> None:
+    """Nobody fills the database with tenants: each wants a token for it, which only the application signs."""
+    made = "select charthold.provision_tenant('{token}', '{tenant}', '{slug}', 'x', 'UTC', 6, false, '{admin}', 'a@b.example', 'x', charthold.uuid7(), 'x', 'x')"
+    tenant, admin, own = uuid4(), uuid4(), a.own
+    await a.set_scope("")
+    swapped = own[:92] + str(tenant) + str(admin) + own[164:]
+    for token in ("", "KEY_ID", own, swapped, a.token(tenant=tenant, actor=admin)):
+        a.seen.clear()
+        await a.sql(made.format(token=token, tenant=tenant, admin=admin, slug="of-my-own"))
+        assert "CH007" in str(a.seen) or "CH002" in str(a.seen)
+    await a.sql(made.format(token=own, tenant=a.mine.tenant, admin=a.mine.admin, slug="of-my-own"))
+    assert not [row for row in a.seen if row == ("",)]
+
+
 async def context_left_by_a_definer(a: Attacker) -> None:
     # A function that signs a context for itself must not leave it, whether it ends well or not.
-    tenant = uuid4()
+    tenant, admin = uuid4(), a.theirs.admin
+    signed = a.token(a.engine.token_key, tenant=tenant, actor=admin)  # as only the application can
     call = (
-        f"perform charthold.provision_tenant('KEY_ID', '{tenant}', '%s', 'x', 'UTC', %s, false, 'B_USER', 'a@b.example', 'x',"
+        f"perform charthold.provision_tenant('{signed}', '{tenant}', '%s', 'x', 'UTC', %s, false, '{admin}', 'a@b.example', 'x',"
         " charthold.uuid7(), 'x', 'x')"
     )
     await a.set_scope("")
@@ -602,6 +618,7 @@ WRITING: dict[str, Attempt] = {
     "ensure_partitions": "select charthold.ensure_partitions(40)",
     "trigger functions by hand": ("select charthold.follow_user()", "select charthold.follow_tenant()", "select charthold.capture_client()", "call charthold.capture_client()"),
     "provision over a tenant": provision_over_a_tenant,
+    "a tenant of one's own": a_tenant_of_ones_own,
     "context left by a definer function": context_left_by_a_definer,
     "copy in": copy_in,
     "truncate": ("truncate client", "truncate tenant cascade", "truncate user_action_audit_log_default"),
@@ -911,7 +928,6 @@ CANNOT_BE_CLOSED: dict[str, tuple[str, ...]] = {
     "advisory locks": ("select pg_advisory_lock(1)",),
     "notifications": ("notify anything",),
     "large objects of one's own": ("select lo_from_bytea(0, 'x')",),
-    "a tenant of one's own": ("select set_config('charthold.scope', '', true)", "select charthold.provision_tenant('KEY_ID', charthold.uuid7(), 'of-my-own', 'x', 'UTC', 6, false, charthold.uuid7(), 'a@b.example', 'x', charthold.uuid7(), 'x', 'x')"),
     "query texts of the login's other sessions": ("set local role none", "select query from pg_stat_activity where pid <> pg_backend_pid()"),
     "the login's own password": ("set local role none", "alter role charthold_app password 'x'"),
     "the login's own settings": ("set local role none", "alter role charthold_app set statement_timeout = '1ms'"),

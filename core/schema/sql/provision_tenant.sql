@@ -3,10 +3,13 @@
 -- Threat: it writes before a scope exists, so it does exactly this and only for ids that are new: an id that exists
 -- is refused before anything is signed for it.
 --
+-- Threat: whoever runs SQL fills the database with tenants of their own. So it wants a token for that tenant and that admin,
+-- which only a program with the application's key signs.
+--
 -- Threat: a program with another master key than the application's wraps the tenant's key under it, and the application can
--- never open the tenant. The key that would sign the program's scopes follows from the same master key, so it must be known.
+-- never open the tenant. The key that signs the token follows from the same master key, so it must be known.
 create function charthold.provision_tenant(
-    signer text, tenant uuid, slug text, name text, time_zone text, retention_years int, trial boolean,
+    token text, tenant uuid, slug text, name text, time_zone text, retention_years int, trial boolean,
     admin uuid, admin_email text, admin_name text, key_row uuid, wrapped_key bytea, kek text
 ) returns void
     language plpgsql security definer
@@ -20,9 +23,13 @@ begin
 
     if not exists (
         select from charthold.token_key as k
-        where k.id = signer and (k.retired_at is null or k.retired_at > clock_timestamp())
+        where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
     ) then
         raise exception using errcode = 'CH007', message = 'the master key is not the one that the database knows';
+    end if;
+
+    if not charthold.token_holds(token) or substr(token, 93, 72) <> tenant::text || admin::text then
+        raise exception using errcode = 'CH002', message = 'no token of ours is for that tenant and that admin';
     end if;
 
     -- A new tenant appears in the directory first, because scope() looks there. An id or a slug that is taken fails.

@@ -21,14 +21,7 @@ begin
     if action not in ('read', 'search', 'audit_read', 'login_failed') or action is null then
         raise exception using errcode = 'CH014', message = 'that kind of record is not written late';
     end if;
-    if not exists (
-        select from charthold.token_key as k
-        where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
-            and sha256(convert_to(left(token, 64), 'UTF8'))
-                = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, convert_to(substr(token, 65), 'UTF8')), 'UTF8'))
-            and substr(token, 73, 10) > extract(epoch from clock_timestamp())::text
-            and substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
-    ) then
+    if not charthold.token_holds(token) then
         perform charthold.refuse_scope(token);
     end if;
     tenant := substr(token, 93, 36);
