@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from piccolo.columns import Column, Serial
 
+from core.columns import TenantForeignKey, TenantId
 from core.errors import ConfigurationError
 from core.permissions import COMMANDS, ROLES
+from core.schema import Index, Unique
 
 if TYPE_CHECKING:
     from core.tenant_table import ProtectedTable, TenantTable
@@ -42,6 +44,24 @@ def refuse_columns(cls: type[ProtectedTable]) -> None:
         raise ConfigurationError(
             f"{cls.__name__}.{serial[0]} would count the rows of all tenants. Count a tenant's own, or use its id."
         )
+    if any(isinstance(c, TenantId) for c in columns):
+        _refuse_unique_over_tenants(cls)
+
+
+def _refuse_unique_over_tenants(cls: type[ProtectedTable]) -> None:
+    """Threat: whoever is told that a value is taken learns what another tenant has, and keeps it from them too."""
+    said = "would be unique over all tenants, so that one could tell what another has. Write: "
+    for column in cls._meta.columns:
+        if column._meta.unique and not isinstance(column, TenantForeignKey):
+            name = column._meta.db_column_name
+            raise ConfigurationError(
+                f"{cls.__name__}.{column._meta.name} {said}"
+                f'declares = (Unique(name="{cls._meta.tablename}_{name}_key", columns=("tenant_id", "{name}")),)'
+            )
+    for key in cls.declares:
+        if (isinstance(key, Unique) or (isinstance(key, Index) and key.unique)) and key.columns[0] != "tenant_id":
+            columns = ("tenant_id", *(c for c in key.columns if c != "tenant_id"))
+            raise ConfigurationError(f"{cls.__name__}: {key.name} {said}columns={columns}".replace("'", '"'))
 
 
 def refuse_misspelt(cls: type[TenantTable]) -> None:

@@ -163,7 +163,8 @@ class TenantForeignKey(ForeignKey[Any]):
     """A reference to a row of the same tenant.
 
     The database holds it as a composite foreign key ``(tenant_id, x_id)``, so a reference to another tenant's row
-    cannot be written, not even by hand; ``TenantTable`` declares that constraint. Only RESTRICT and CASCADE.
+    cannot be written, not even by hand; ``TenantTable`` declares that constraint. Only RESTRICT and CASCADE. With
+    ``unique=True`` one row of the tenant refers to it at most, and Piccolo's ``reverse()`` finds that row.
     """
 
     def all_columns(self, exclude: list[Column | str] | None = None) -> list[Column]:
@@ -176,6 +177,7 @@ class TenantForeignKey(ForeignKey[Any]):
         *,
         null: bool = False,
         on_delete: OnDelete = OnDelete.restrict,
+        unique: bool = False,
         **kwargs: Any,
     ) -> None:
         if on_delete not in (OnDelete.restrict, OnDelete.cascade):
@@ -184,6 +186,8 @@ class TenantForeignKey(ForeignKey[Any]):
             )
         kwargs |= {"default": None, "on_update": OnUpdate.no_action}
         super().__init__(references, null=null, on_delete=on_delete, **kwargs)
+        # Not in Piccolo's parameters: a migration would make a constraint of its own, without the tenant.
+        self._meta.unique = unique
 
     @property
     def ddl(self) -> str:

@@ -435,11 +435,15 @@ class TenantTable(Audited, ProtectedTable):
         """An index for each foreign key (the other side's delete looks for us) and each blind index."""
         name = cls._meta.tablename
         declared = {o.columns[:2] for o in cls.declares if isinstance(o, Index) and o.where is None}
-        columns = [c._meta.db_column_name for c in cls._meta.columns if isinstance(c, (TenantForeignKey, BlindIndex))]
+        columns = {
+            c._meta.db_column_name: c._meta.unique
+            for c in cls._meta.columns
+            if isinstance(c, (TenantForeignKey, BlindIndex))
+        }
         return [
-            Index(name=f"{name}_by_{column}", columns=("tenant_id", column))
-            for column in columns
-            if ("tenant_id", column) not in declared
+            Index(name=f"{name}_by_{column}", columns=("tenant_id", column), unique=unique)
+            for column, unique in columns.items()
+            if unique or ("tenant_id", column) not in declared
         ]
 
     @classmethod

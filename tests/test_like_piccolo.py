@@ -100,9 +100,16 @@ class Basket(TenantTable, tablename="like_basket"):
     sealed = EncryptedJSON(identifier="other", null=True)
 
 
+class Badge(TenantTable, tablename="like_badge"):
+    """At most one a client."""
+
+    client_id = TenantForeignKey(Client, unique=True)
+    colour = Text(default="red")
+
+
 @pytest.fixture(scope="module", autouse=True)
 async def tables(database: Any) -> None:
-    await create(database, Basket, Parcel, Visit)
+    await create(database, Badge, Basket, Parcel, Visit)
 
 
 def client(clinic: Clinic, **values: Any) -> Client:
@@ -649,6 +656,19 @@ async def test_a_query_runs_synchronously_in_the_scope_of_whoever_calls(lakeside
     async with lakeside.as_admin():
         assert Client.count().run_sync() == await Client.count()
         assert await asyncio.to_thread(Client.count().run_sync) == await Client.count()
+
+
+async def test_a_reference_that_is_unique_is_so_in_the_database_and_can_be_reversed(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        ana = client(lakeside)
+        await ana.save()
+        await Badge(client_id=ana.id).save()
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await Badge(client_id=ana.id, colour="blue").save()
+        of_ana = Client.select(Badge.client_id.reverse().colour).where(Client.id == ana.id)
+        assert await of_ana == [{"id.colour": "red"}]
+    # A step of Piccolo's own would make a constraint without the tenant.
+    assert Badge.client_id._meta.params["unique"] is False
 
 
 # -- declarations --------------------------------------------------------------------------------------------------------
