@@ -93,7 +93,7 @@ async def create(database: ChartholdEngine, *tables: type[Table]) -> None:
     try:
         for table in tables:
             columns = ", ".join(column.ddl for column in table._meta.columns)
-            await connection.execute(f"create table {table._meta.tablename} ({columns})")
+            await connection.execute(f"create table {table._meta.get_formatted_tablename()} ({columns})")
             for item in objects_of(table):
                 for statement in item.create():
                     await connection.execute(statement)

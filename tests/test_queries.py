@@ -16,10 +16,12 @@ from piccolo.table import Table
 
 from core import ProtectedQueryError, ScopeError, SealedValueError, transaction
 from core.arguments import bind
+from core.columns import BlindIndex, EncryptedText
 from core.engine import ChartholdEngine
 from core.ids import uuid7
-from core.tables import Client, Facility, Tenant, User, UserActionAuditLog
+from core.tables import Client, Facility, Tenant, TenantTable, User, UserActionAuditLog
 from tests.conftest import Clinic
+from tests.ledger import create
 
 BORN = date(1990, 7, 1)
 
@@ -172,6 +174,29 @@ async def test_many_rows_are_inserted_in_one_transaction_and_updated_each_under_
         assert noted == {"notes": "the same"}
     sealed = await owner.fetch("select notes from client where status = 'on_hold'")
     assert len({row["notes"] for row in sealed}) == 50
+
+
+class Invoice(TenantTable, tablename="invoice", schema="billing"):
+    """In a schema of its own."""
+
+    payer = EncryptedText(identifier="name")
+    payer_folded = BlindIndex("payer", kind="folded")
+    note = EncryptedText(identifier="other", null=True)
+
+
+async def test_rows_of_a_table_in_another_schema_are_updated_each_under_its_own_envelope(
+    lakeside: Clinic, database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    await owner.execute("create schema billing; grant usage on schema billing to app_runtime")
+    await create(database, Invoice)
+    async with lakeside.as_admin():
+        await Invoice.insert(Invoice(payer="Bo"), Invoice(payer="Bo"), Invoice(payer="Cy"))
+        await Invoice.update({Invoice.note: "late"}).where(Invoice.payer == "bo")
+        assert sorted(str(note) for note in await Invoice.select(Invoice.note).output(as_list=True)) == [
+            "None", "late", "late",
+        ]  # fmt: skip
+        rows = await Invoice.objects().where(Invoice.payer == "bo").lock_rows("UPDATE", of=(Invoice,))
+        assert [row.note for row in rows] == ["late", "late"]
 
 
 async def test_insert_updates_on_conflict_by_id_and_refuses_to_move_an_envelope(lakeside: Clinic) -> None:

@@ -17,6 +17,8 @@ from piccolo.query.methods.raw import Raw
 from piccolo.query.methods.select import SelectJSON, SelectList
 from piccolo.query.mixins import (
     ColumnsDelegate,
+    LockRows,
+    LockRowsDelegate,
     OrderBy,
     OrderByDelegate,
     OrderByItem,
@@ -104,6 +106,9 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
         planned.columns_delegate = ColumnsDelegate(selected_columns=[*selected, *hidden, *rows])
         planned.where_delegate = WhereDelegate(_where=where)
         planned.order_by_delegate = self._ordered_by_tenant()
+        if lock := self.lock_rows_delegate._lock_rows:
+            how = Lock(lock.lock_strength, lock.nowait, lock.skip_locked, lock.of)
+            planned.lock_rows_delegate = LockRowsDelegate(how)
         statement = Select.default_querystrings.fget(planned)[0]  # type: ignore[attr-defined]
         keep = _judge(found, len(selected)) if found else None
         look = None
@@ -170,6 +175,18 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
             for column in inner:
                 if isinstance(column, (Encrypted, BlindIndex)):
                     column.refuse("compute with it")
+
+
+class Lock(LockRows):
+    """Names tables as they are known within the statement, which is without their schema; Piccolo puts it before."""
+
+    __slots__ = ()
+
+    @property
+    def querystring(self) -> QueryString:
+        of = ", ".join(f'"{table._meta.tablename}"' for table in self.of)
+        wait = " NOWAIT" if self.nowait else " SKIP LOCKED" if self.skip_locked else ""
+        return QueryString(f" FOR {self.lock_strength.value}{of and f' OF {of}'}{wait}")
 
 
 class TenantObjects(Kept, Objects):  # type: ignore[type-arg]
