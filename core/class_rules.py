@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from piccolo.columns import Column, Serial
+from piccolo.columns import Array, Column, Serial
 
-from core.columns import TenantForeignKey, TenantId
+from core.columns import DIGESTED, BlindIndex, Encrypted, TenantForeignKey, TenantId
 from core.errors import ConfigurationError
 from core.permissions import COMMANDS, ROLES
 from core.schema import Index, Unique
@@ -44,6 +44,13 @@ def refuse_columns(cls: type[ProtectedTable]) -> None:
         raise ConfigurationError(
             f"{cls.__name__}.{serial[0]} would count the rows of all tenants. Count a tenant's own, or use its id."
         )
+    for column in columns:
+        if isinstance(column, Encrypted):
+            _refuse_index_of_envelopes(cls, column)
+        elif isinstance(column, Array):
+            _refuse_sealed_elements(cls, column)
+        elif isinstance(column, BlindIndex):
+            _refuse_what_is_not_digested(cls, column)
     if any(isinstance(c, TenantId) for c in columns):
         _refuse_unique_over_tenants(cls)
 
@@ -62,6 +69,57 @@ def _refuse_unique_over_tenants(cls: type[ProtectedTable]) -> None:
         if (isinstance(key, Unique) or (isinstance(key, Index) and key.unique)) and key.columns[0] != "tenant_id":
             columns = ("tenant_id", *(c for c in key.columns if c != "tenant_id"))
             raise ConfigurationError(f"{cls.__name__}: {key.name} {said}columns={columns}".replace("'", '"'))
+
+
+def _refuse_index_of_envelopes(cls: type[ProtectedTable], column: Encrypted[Any]) -> None:
+    """No two envelopes are equal, and long ones do not fit into an index."""
+    name, table = column._meta.name, cls._meta.tablename
+    if column._meta.unique:
+        raise ConfigurationError(
+            f"{cls.__name__}.{name} is encrypted: no two values are equal in the database. Give it a BlindIndex, and "
+            f'declare Index(name="{table}_{name}_key", columns=("tenant_id", "<blind index>"), unique=True).'
+        )
+    if column._meta.index:
+        raise ConfigurationError(
+            f"{cls.__name__}.{name} is encrypted, so index=True would find nothing. Declare a BlindIndex beside it."
+        )
+
+
+def _refuse_sealed_elements(cls: type[ProtectedTable], column: Array) -> None:
+    inner: Column = column
+    while isinstance(inner, Array):
+        inner = inner.base_column
+    if isinstance(inner, (Encrypted, BlindIndex)):
+        raise ConfigurationError(
+            f"{cls.__name__}.{column._meta.name} is an array of {type(inner).__name__}, which is sealed for a column, "
+            "not for an element. Keep the list in an EncryptedJSON, or its elements in a table of their own."
+        )
+
+
+def _refuse_what_is_not_digested(cls: type[ProtectedTable], index: BlindIndex) -> None:
+    """A kind that does not fit would fail with each write; a name that is none, in the first migration."""
+    sealed = {c._meta.name: c for c in cls._meta.columns if isinstance(c, Encrypted)}
+    said, compound = f"{cls.__name__}.{index._meta.name}", index.spec.kind == "compound"
+    kinds = [part.kind for part in index.spec.parts] if compound else [index.spec.kind]
+    for name, kind in zip(index.of, kinds, strict=True):
+        if name not in sealed:
+            raise ConfigurationError(
+                f"{said} is a blind index of {name!r}, which is no encrypted column of the table. It may be of: "
+                f"{', '.join(sealed)}."
+            )
+        column = sealed[name]
+        # All of a compound index is asked for equality.
+        known = [k for k in DIGESTED[column.kind] if not compound or k in ("exact", "folded")]
+        if not known:
+            raise ConfigurationError(
+                f"{said} is a blind index of {cls.__name__}.{name}, an {type(column).__name__}, which no index "
+                "digests. Keep what is searched in an encrypted column of its own."
+            )
+        if kind not in known:
+            raise ConfigurationError(
+                f"{said} is of the kind {kind}, which is none of {cls.__name__}.{name} ({type(column).__name__}). "
+                f"It may be: {', '.join(known)}."
+            )
 
 
 def refuse_misspelt(cls: type[TenantTable]) -> None:

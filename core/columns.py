@@ -23,10 +23,11 @@ from piccolo.table import Table
 
 from core.crypto.blind import BlindKind, BlindSpec
 from core.crypto.values import Kind
-from core.errors import ChartholdError, ProtectedQueryError
+from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError
 from core.ids import uuid7
 
 __all__ = [
+    "DIGESTED",
     "ActorId",
     "BlindIndex",
     "CreatedAt",
@@ -145,11 +146,12 @@ class UpdatedAt(CreatedAt):
 
 
 class Inet(Column):
-    """An IP address. Text in Python."""
+    """An IP address. Text in Python, where the driver would bring an object of its own."""
 
     value_type = str
 
     def __init__(self, **kwargs: Any) -> None:
+        _refuse_default(self, kwargs)
         self.default = None
         kwargs |= {"default": None}
         super().__init__(**kwargs)
@@ -157,6 +159,19 @@ class Inet(Column):
     @property
     def column_type(self) -> str:
         return "INET"
+
+    def as_text(self, name: str) -> str:
+        """The SQL that shows it: the address, with its mask when it is a network."""
+        return f'pg_catalog.abbrev({name}) AS "{self._alias or self._meta.get_default_alias()}"'
+
+    def get_select_string(self, engine_type: str, with_alias: bool = True) -> QueryString:
+        name = self._meta.get_full_name(with_alias=False)
+        return QueryString(self.as_text(name) if with_alias else name)
+
+
+def _refuse_default(column: Column, given: dict[str, Any]) -> None:
+    if given.get("default") is not None:
+        raise ConfigurationError(f"{type(column).__name__} takes no default. Give the value when you make a row.")
 
 
 class TenantForeignKey(ForeignKey[Any]):
@@ -180,6 +195,7 @@ class TenantForeignKey(ForeignKey[Any]):
         unique: bool = False,
         **kwargs: Any,
     ) -> None:
+        _refuse_default(self, kwargs)
         if on_delete not in (OnDelete.restrict, OnDelete.cascade):
             raise ProtectedQueryError(
                 "A reference between tenants' tables is RESTRICT or CASCADE: SET NULL would clear tenant_id with it."
@@ -229,6 +245,7 @@ class Encrypted(Column, Generic[T]):
     not_sought: ClassVar[tuple[type, ...]] = ()
 
     def __init__(self, *, identifier: str = "", null: bool = False, **kwargs: Any) -> None:
+        _refuse_default(self, kwargs)
         self.default = None
         self.value_type = self.plain_type  # of the column, for those who ask what a row holds, such as pydantic
         self.identifier = identifier
@@ -381,6 +398,16 @@ class EncryptedJSON(Encrypted[Any]):
 
     kind = Kind.JSON
     plain_type = dict
+
+
+# The kinds of index that digest a kind of value, the one to take first.
+DIGESTED: dict[Kind, tuple[BlindKind, ...]] = {
+    Kind.TEXT: ("folded", "exact", "prefix", "last"),
+    Kind.DATE: ("exact", "year", "month"),
+    Kind.INTEGER: ("exact",),
+    Kind.DECIMAL: ("exact",),
+    Kind.JSON: (),
+}
 
 
 class BlindIndex(Column):

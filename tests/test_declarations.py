@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from piccolo.columns import Text
+from piccolo.columns import Array, Column, Integer, Text
 
-from core.columns import EncryptedText, TenantForeignKey
+from core.columns import (
+    BlindIndex,
+    EncryptedDate,
+    EncryptedInteger,
+    EncryptedJSON,
+    EncryptedText,
+    Inet,
+    TenantForeignKey,
+)
 from core.errors import ConfigurationError
+from core.ids import uuid7
 from core.permissions import COMMANDS, ROLES, roles_for
 from core.schema import Grant, Index, Policy, Unique
 from core.tables import Client
@@ -71,3 +81,71 @@ def test_a_reference_that_is_unique_has_a_unique_index() -> None:
     made = table(client_id=TenantForeignKey(Client, unique=True), other_id=TenantForeignKey(Client))
     indexes = {o.columns: o.unique for o in made.implied_objects() if isinstance(o, Index)}
     assert indexes == {("tenant_id", "client_id"): True, ("tenant_id", "other_id"): False}
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ({"unique": True}, r'Index(name="ward_code_key", columns=("tenant_id", "<blind index>"), unique=True)'),
+        ({"index": True}, "BlindIndex"),
+    ],
+)
+def test_an_encrypted_column_has_no_index_over_its_envelopes(said: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ConfigurationError, match="Ward.code is encrypted") as error:
+        table(code=EncryptedText(**said))
+    assert remedy in str(error.value)
+
+
+def test_a_blind_index_is_unique_together_with_the_tenant() -> None:
+    with pytest.raises(ConfigurationError, match="unique over all tenants"):
+        table(code=EncryptedText(), code_exact=BlindIndex("code", kind="exact", unique=True))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EncryptedText(default="hello"),
+        lambda: EncryptedInteger(default=0),
+        lambda: EncryptedJSON(default={}),
+        lambda: TenantForeignKey(Client, default=uuid7()),
+        lambda: Inet(default="127.0.0.1"),
+    ],
+)
+def test_a_default_that_would_be_forgotten_is_refused(make: Callable[[], Column]) -> None:
+    with pytest.raises(ConfigurationError, match="takes no default"):
+        make()
+
+
+@pytest.mark.parametrize("inner", [EncryptedText(), Array(base_column=EncryptedText())])
+def test_an_array_does_not_hold_envelopes(inner: Column) -> None:
+    with pytest.raises(ConfigurationError, match=r"Ward.codes is an array .* EncryptedJSON"):
+        table(codes=Array(base_column=inner))
+
+
+@pytest.mark.parametrize("of", ["nope", "number", "note_exact"])
+def test_a_blind_index_is_of_an_encrypted_column_of_its_table(of: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"Ward.wrong is a blind index of {of!r}, .* note"):
+        table(number=Integer(), note_exact=BlindIndex("note", kind="exact"), wrong=BlindIndex(of, kind="exact"))
+
+
+@pytest.mark.parametrize(
+    ("index", "column", "kinds"),
+    [
+        (BlindIndex("value", kind="folded"), EncryptedDate(), "exact, year, month"),
+        (BlindIndex("value", kind="prefix", length=3), EncryptedInteger(), "exact"),
+        (BlindIndex("value", kind="last", length=4), EncryptedInteger(), "exact"),
+        (BlindIndex("value", kind="year"), EncryptedText(), "folded, exact, prefix, last"),
+        (BlindIndex("value", kind="month"), EncryptedInteger(), "exact"),
+        (BlindIndex("note", "value", kind="compound", parts=("folded", "folded")), EncryptedDate(), "exact"),
+        # A condition on a whole date would find the others of its year.
+        (BlindIndex("note", "value", kind="compound", parts=("folded", "year")), EncryptedDate(), "exact"),
+    ],
+)
+def test_a_blind_index_is_of_a_kind_that_fits_its_column(index: BlindIndex, column: Column, kinds: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"Ward.wrong .* of Ward.value .* It may be: {kinds}[.]"):
+        table(value=column, wrong=index)
+
+
+def test_a_document_has_no_blind_index() -> None:
+    with pytest.raises(ConfigurationError, match="Ward.value, an EncryptedJSON, which no index digests"):
+        table(value=EncryptedJSON(), wrong=BlindIndex("value", kind="exact"))

@@ -420,7 +420,9 @@ async def test_counts_functions_and_groups_that_do_not_look_inside(clinic: Clini
         (lambda: Reading.select().where(Reading.title == Reading.client_id.last_name), "the database computes"),
         (lambda: Reading.select().where(Reading.label == Reading.title), "compare it with another column"),
         (lambda: Reading.select().where(Reading.title.is_in(Reading.select(Reading.label))), "the database computes"),
-        (lambda: Reading.select().where(Reading.details == {"k": [1]}), 'BlindIndex("details"'),
+        (lambda: Reading.select().where(Reading.details == {"k": [1]}), "for an EncryptedJSON. Keep what is searched"),
+        (lambda: Reading.select().where(Reading.taken_on == BORN), 'BlindIndex("taken_on", kind="exact")'),
+        (lambda: Reading.select().where(Reading.taken_on.is_in([BORN])), 'BlindIndex("taken_on", kind="exact")'),
         (lambda: Reading.select().where(Reading.title.ends_with("12")), 'kind="last", length=2'),
     ],
 )  # fmt: skip

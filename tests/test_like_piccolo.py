@@ -39,6 +39,7 @@ from core.columns import (
     EncryptedDecimal,
     EncryptedJSON,
     EncryptedText,
+    Inet,
     TenantForeignKey,
 )  # fmt: skip
 from core.ids import uuid7
@@ -100,6 +101,14 @@ class Basket(TenantTable, tablename="like_basket"):
     sealed = EncryptedJSON(identifier="other", null=True)
 
 
+class Device(TenantTable, tablename="like_device"):
+    """An address, and a network."""
+
+    address = Inet(null=True)
+    network = Inet(null=True)
+    badge_id = TenantForeignKey("self", null=True)
+
+
 class Badge(TenantTable, tablename="like_badge"):
     """At most one a client."""
 
@@ -109,7 +118,7 @@ class Badge(TenantTable, tablename="like_badge"):
 
 @pytest.fixture(scope="module", autouse=True)
 async def tables(database: Any) -> None:
-    await create(database, Badge, Basket, Parcel, Visit)
+    await create(database, Badge, Basket, Device, Parcel, Visit)
 
 
 def client(clinic: Clinic, **values: Any) -> Client:
@@ -656,6 +665,35 @@ async def test_a_query_runs_synchronously_in_the_scope_of_whoever_calls(lakeside
     async with lakeside.as_admin():
         assert Client.count().run_sync() == await Client.count()
         assert await asyncio.to_thread(Client.count().run_sync) == await Client.count()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_an_address_is_text_by_every_way_back(size: int, lakeside: Clinic) -> None:
+    given = {"address": "10.0.0.7", "network": "2001:db8::/32"}
+    async with lakeside.as_admin():
+        rows = [Device(**given) for _ in range(size)]
+        await Device.insert(*rows)
+        me = Device.id == rows[-1].id
+        found = Device.select(Device.address, Device.network).where(me)
+        assert await found == [given]
+        assert await found.output(nested=True) == [given]
+        assert await Device.select(Device.address.as_alias("a")).where(me).output(as_list=True) == ["10.0.0.7"]
+        one = await Device.objects().get(me & (Device.address == "10.0.0.7"))
+        assert (one.address, one.network) == tuple(given.values())
+        assert await Device.select(Device.address).where(me).order_by(Device.address).group_by(Device.address) == [
+            {"address": "10.0.0.7"}
+        ]
+        one.address = "::1"
+        await one.save()
+        changed = Device.update({Device.network: "10.0.0.0/8"}).where(me)
+        assert await changed.returning(Device.address, Device.network) == [{"address": "::1", "network": "10.0.0.0/8"}]
+        child = Device(badge_id=one.id)
+        await child.save()
+        assert await Device.select(Device.badge_id.address).where(Device.id == child.id) == [
+            {"badge_id.address": "::1"}
+        ]
+        pydantic = create_pydantic_model(Device, include_default_columns=True)
+        assert pydantic(**(await Device.objects().get(me)).to_dict()).address == "::1"
 
 
 async def test_a_reference_that_is_unique_is_so_in_the_database_and_can_be_reversed(lakeside: Clinic) -> None:

@@ -11,7 +11,7 @@ from piccolo.query.mixins import Returning
 from piccolo.querystring import QueryString
 from piccolo.table import Table
 
-from core.columns import ActorId, BlindIndex, CreatedAt, RowId, TenantId
+from core.columns import ActorId, BlindIndex, CreatedAt, Inet, RowId, TenantId
 from core.errors import ProtectedQueryError
 from core.plan import Plan
 from core.queries.read import opened_columns
@@ -39,6 +39,22 @@ def look_of(table: type[Table], where: Combinable) -> Look | None:
     return Look("search", table._meta.tablename, columns) if columns else None
 
 
+class Returned(Returning):
+    """Shows an address as a select does."""
+
+    __slots__ = ()
+
+    @property
+    def querystring(self) -> QueryString:
+        shown = (
+            c.as_text(f'"{c._meta.db_column_name}"')
+            if isinstance(c, Inet)
+            else f'"{c._meta.db_column_name}"' + (f' AS "{c._alias}"' if c._alias else "")
+            for c in self.columns
+        )
+        return QueryString(f" RETURNING {', '.join(shown)}")
+
+
 def returning_plan(
     statement: QueryString,
     returning: Returning | None,
@@ -54,7 +70,7 @@ def returning_plan(
         if isinstance(column, BlindIndex):
             column.refuse("show them")
     opened, rows = opened_columns(columns)
-    clause = Returning(columns=[*columns, *rows]).querystring
+    clause = Returned(columns=[*columns, *rows]).querystring
     return Plan("{}{}", statement, clause, opened=opened, outputs=len(columns), look=look)
 
 

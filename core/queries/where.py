@@ -28,7 +28,7 @@ from piccolo.querystring import QueryString
 from piccolo.table import Table
 
 from core.arguments import TENANT, Deferred
-from core.columns import BlindIndex, Encrypted, EndsWith, InMonth, InYear, StartsWith
+from core.columns import DIGESTED, BlindIndex, Encrypted, EndsWith, InMonth, InYear, StartsWith
 from core.crypto.blind import fold
 from core.crypto.derive import forgetful
 from core.crypto.keyring import TenantKeys
@@ -308,11 +308,21 @@ def _leaf(where: Where) -> Where:
         for index in _indexes(column):
             if index.spec.kind == kind and _fits(index, values, operator):
                 return _ask(index, list(values), NoneOf if operator in (NotEqual, NotIn) else AnyOf)
-    name = column._meta.name
-    length = f", length={_letters(values[0], operator)}" if operator in (StartsWith, EndsWith) else ""
+    return _refuse_without_index(column, where)
+
+
+def _refuse_without_index(column: Encrypted[Any], where: Where) -> NoReturn:
+    """Say which index would answer; none that could not digest what the column holds."""
+    name, operator = column._meta.name, where.operator
+    fitting = [kind for kind in DIGESTED[column.kind] if kind in SERVES[operator]]
+    said = f"{column._meta.table.__name__}.{name} is encrypted and no blind index answers that condition"
+    if not fitting:
+        raise ProtectedQueryError(
+            f"{said} for an {type(column).__name__}. Keep what is searched in an encrypted column of its own."
+        )
+    length = f", length={_letters(where.value, operator)}" if operator in (StartsWith, EndsWith) else ""
     raise ProtectedQueryError(
-        f"{column._meta.table.__name__}.{name} is encrypted and no blind index answers that condition. Declare one: "
-        f'{name}_{kinds[-1]} = BlindIndex("{name}", kind="{kinds[-1]}"{length})'
+        f'{said}. Declare one: {name}_{fitting[0]} = BlindIndex("{name}", kind="{fitting[0]}"{length})'
     )
 
 
