@@ -17,6 +17,8 @@ __all__ = ["UNRECORDED", "Field", "Layout"]
 
 # What the database or the engine fills in.
 KEPT = (TenantId, ActorId, CreatedAt, BlindIndex)
+# What the database or the keys make of a new row, whatever was given.
+MADE = (ActorId, CreatedAt, BlindIndex)
 # What can be changed in place, or holds what can.
 MUTABLE = (dict, list, tuple, bytearray)
 # What a row is, rather than what it holds.
@@ -36,7 +38,7 @@ class Field:
 class Layout:
     """The fields of a table's instances."""
 
-    __slots__ = ("_documents", "_hidden", "_mutable", "fields", "recorded", "renamed", "shown")
+    __slots__ = ("_documents", "_hidden", "_mutable", "fields", "made", "recorded", "renamed", "shown")
 
     def __init__(self, columns: list[Column]) -> None:
         self.fields = [
@@ -50,6 +52,7 @@ class Layout:
         ]
         self.shown = tuple(c for c in columns if not isinstance(c, BlindIndex))
         self.recorded = [c for c in columns if not isinstance(c, UNRECORDED)]
+        self.made = {c._meta.name: None for c in columns if isinstance(c, MADE)}
         self.renamed = any(field.name != field.db_name for field in self.fields)
         self._hidden = {c._meta.name: None for c in columns if isinstance(c, BlindIndex)}
         self._documents = [c._meta.name for c in columns if isinstance(c, (EncryptedJSON, JSON, Array))]

@@ -440,6 +440,21 @@ async def stored(row: Any, column: Any) -> Any:
     return (await type(row).select(column).where(type(row).id == row.id))[0][column._meta.name]
 
 
+@pytest.mark.parametrize("size", [1, 2])
+async def test_an_instance_does_not_keep_what_was_given_and_not_written(size: int, lakeside: Clinic) -> None:
+    long_ago = datetime(2001, 1, 1, tzinfo=UTC)
+    async with lakeside.as_admin():
+        given = {"created_at": long_ago, "updated_at": long_ago, "last_name_folded": b"12345678"}
+        rows = [client(lakeside, **given) for _ in range(size)]
+        await Client.insert(*rows)
+        for row in rows:
+            assert (row.created_at, row.updated_at, row.last_name_folded) == (None, None, None)
+            assert await row.save() == []
+            await row.refresh()
+            assert row.created_at > long_ago
+            assert await Client.exists().where(Client.id == row.id, Client.last_name == "like")
+
+
 async def test_a_value_that_is_set_while_another_is_saved_is_not_forgotten(lakeside: Clinic) -> None:
     async with lakeside.as_admin():
         room = Facility(name=uuid4().hex, phone="1")

@@ -139,9 +139,12 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         updated = bool(items) and items[0].action is OnConflictAction.do_update and len(returned) == len(self._values)
         # It is done, so the scope that it was done in is not asked whether it has expired since.
         tenant = open_scope().tenant
+        made: Values = self.table._layout.made  # type: ignore[attr-defined]
         for at, (row, values) in enumerate(zip(self.add_delegate._add, self._values, strict=True)):
             if not items or values["id"] in returned:
-                row.remember(values)  # type: ignore[attr-defined]
+                # What was given for them was not written, and what was made instead, a refresh() tells.
+                row.__dict__.update(made)
+                row.remember(values | made)  # type: ignore[attr-defined]
             elif updated and returned[at]:
                 # It is the row that was there, of which the instance may hold other values.
                 row.id = returned[at]  # type: ignore[attr-defined]
