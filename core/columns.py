@@ -397,7 +397,7 @@ class EncryptedJSON(Encrypted[Any]):
     """A JSON document: dict, list, text, number, boolean."""
 
     kind = Kind.JSON
-    plain_type = dict
+    plain_type = object  # which pydantic takes for anything
 
 
 # The kinds of index that digest a kind of value, the one to take first.

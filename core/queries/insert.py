@@ -139,7 +139,8 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         updated = bool(items) and items[0].action is OnConflictAction.do_update and len(returned) == len(self._values)
         # It is done, so the scope that it was done in is not asked whether it has expired since.
         tenant = open_scope().tenant
-        made: Values = self.table._layout.made  # type: ignore[attr-defined]
+        table: Any = self.table
+        made: Values = table._layout.made
         for at, (row, values) in enumerate(zip(self.add_delegate._add, self._values, strict=True)):
             if not items or values["id"] in returned:
                 # What was given for them was not written, and what was made instead, a refresh() tells.
