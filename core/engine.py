@@ -14,6 +14,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any, cast
+from urllib.parse import unquote
 from uuid import UUID
 
 import asyncpg
@@ -65,7 +66,7 @@ class ChartholdEngine(PostgresEngine):
         # Connections belong to an event loop, and the command line uses several in turn.
         self._connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Connections]
         self._connections = weakref.WeakKeyDictionary()
-        super().__init__(config={"database": embedded.DATABASE}, extensions=())
+        super().__init__(config={}, extensions=())
 
     # Piccolo connects when the engine is made, which would start a server for `piccolo --help`.
     async def check_version(self) -> None: ...
@@ -77,6 +78,26 @@ class ChartholdEngine(PostgresEngine):
     def settings(self) -> Settings:
         """The process's settings, read when first needed."""
         return settings()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Where Piccolo's own commands connect, such as ``piccolo sql_shell run``; worked out when one asks.
+
+        The password stands by itself: a URL is an argument of psql, which everybody on the machine sees.
+        """
+        arguments = self._arguments(owner=False)
+        url = arguments.get("dsn", "")
+        scheme, slashes, rest = url.partition("://")
+        place, slash, after = rest.partition("/")
+        login, at, server = place.rpartition("@")
+        name, colon, password = login.partition(":")
+        if not colon:
+            return arguments
+        return arguments | {"dsn": f"{scheme}{slashes}{name}{at}{server}{slash}{after}", "password": unquote(password)}
+
+    @config.setter
+    def config(self, _: dict[str, Any]) -> None:
+        """Piccolo's constructor sets it."""
 
     def _arguments(self, *, owner: bool) -> dict[str, Any]:
         configured = self.settings

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextvars
 import copy
+import subprocess
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -32,6 +35,7 @@ from piccolo.query.functions import Case, Coalesce, Count, Length, Lower, Max, M
 from piccolo.querystring import QueryString
 from piccolo.utils.pydantic import create_pydantic_model
 
+import core.engine
 from core import ConfigurationError, ProtectedQueryError, transaction
 from core.columns import (
     BlindIndex,
@@ -43,10 +47,12 @@ from core.columns import (
     TenantForeignKey,
 )  # fmt: skip
 from core.ids import uuid7
+from core.settings import Settings, settings
 from core.tables import Client, Facility, User
 from core.tenant_table import TenantTable
 from tests.conftest import Clinic
 from tests.ledger import create
+from tests.test_playground import PICCOLO, REPOSITORY, child
 
 BORN = date(1990, 7, 1)
 
@@ -729,6 +735,38 @@ async def test_a_reference_that_is_unique_is_so_in_the_database_and_can_be_rever
         assert await of_ana == [{"id.colour": "red"}]
     # A step of Piccolo's own would make a constraint without the tenant.
     assert Badge.client_id._meta.params["unique"] is False
+
+
+# -- the commands that Piccolo brings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "config"),
+    [
+        (
+            "postgres://app:s%40e:c@db:5433/clinic?sslmode=require",
+            {"dsn": "postgres://app@db:5433/clinic?sslmode=require", "password": "s@e:c"},
+        ),
+        ("postgres://app@db/clinic", {"dsn": "postgres://app@db/clinic"}),
+        ("postgres:///clinic", {"dsn": "postgres:///clinic"}),
+    ],
+)
+def test_piccolos_commands_connect_where_we_do(url: str, config: dict[str, Any], monkeypatch: Any) -> None:
+    key = base64.b64encode(bytes(32)).decode()
+    read = Settings.from_environ({"DATABASE_URL": url, "CHARTHOLD_MASTER_KEY": key})
+    monkeypatch.setattr(core.engine, "settings", lambda: read)
+    assert core.engine.ChartholdEngine().config == config
+
+
+@pytest.mark.skipif(not settings().embedded, reason="with a URL the database of the tests is not the configured one")
+def test_the_sql_shell_is_one_of_the_database_that_we_work_on(database: Any, tmp_path: Path) -> None:
+    environ = child(database.database, tmp_path)
+    psql = tmp_path / "psql"
+    psql.write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
+    psql.chmod(0o755)
+    environ["PATH"] = f"{tmp_path}:{environ['PATH']}"
+    said = subprocess.run([PICCOLO, "sql_shell", "run"], env=environ, cwd=REPOSITORY, capture_output=True, check=True)
+    assert database.database in said.stdout.decode()
 
 
 # -- declarations --------------------------------------------------------------------------------------------------------
