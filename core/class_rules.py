@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from piccolo.columns import Array, Column, Serial
+from piccolo.columns import Array, Column, ForeignKey, Serial
+from piccolo.columns.base import OnDelete
 
 from core.columns import DIGESTED, BlindIndex, Encrypted, TenantForeignKey, TenantId
 from core.errors import ConfigurationError
@@ -14,7 +15,7 @@ from core.schema import Index, Unique
 if TYPE_CHECKING:
     from core.tenant_table import ProtectedTable, TenantTable
 
-__all__ = ["refuse_columns", "refuse_misspelt"]
+__all__ = ["refuse_columns", "refuse_misspelt", "refuse_reference"]
 
 # Bytes of a table's name: "capture_" and the name are the name of a function, and PostgreSQL knows 63.
 LONGEST = 55
@@ -120,6 +121,31 @@ def _refuse_what_is_not_digested(cls: type[ProtectedTable], index: BlindIndex) -
                 f"{said} is of the kind {kind}, which is none of {cls.__name__}.{name} ({type(column).__name__}). "
                 f"It may be: {', '.join(known)}."
             )
+
+
+def refuse_reference(cls: type[TenantTable], column: ForeignKey[Any]) -> None:
+    """Raise ``ConfigurationError`` for a reference of the wrong kind; known when all tables are."""
+    from core.tenant_table import ProtectedTable, TenantTable  # late: it imports this
+
+    said, meta = f"{cls.__name__}.{column._meta.name}", column._foreign_key_meta
+    to = meta.resolved_references
+    if issubclass(to, TenantTable):
+        if not isinstance(column, TenantForeignKey):
+            raise ConfigurationError(
+                f"{said} is a plain ForeignKey, which could point at another tenant's row. Use TenantForeignKey."
+            )
+    elif issubclass(to, ProtectedTable):
+        raise ConfigurationError(f"{said} refers to {to.__name__}, which nothing can. Keep the id in a UUID column.")
+    elif isinstance(column, TenantForeignKey):
+        raise ConfigurationError(
+            f"{said} is a TenantForeignKey, and {to.__name__} belongs to no tenant. Write: "
+            f"ForeignKey({to.__name__}, on_delete=OnDelete.restrict)"
+        )
+    elif meta.on_delete not in (OnDelete.restrict, OnDelete.no_action):
+        raise ConfigurationError(
+            f"{said} would change rows of all tenants when a {to.__name__} is deleted. Give it "
+            "on_delete=OnDelete.restrict."
+        )
 
 
 def refuse_misspelt(cls: type[TenantTable]) -> None:

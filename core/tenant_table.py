@@ -22,7 +22,7 @@ from piccolo.table import Table
 
 from core.audit.capture import capture_function, capture_triggers
 from core.audit.mixin import Audited
-from core.class_rules import refuse_columns, refuse_misspelt
+from core.class_rules import refuse_columns, refuse_misspelt, refuse_reference
 from core.columns import BlindIndex, CreatedAt, RowId, TenantForeignKey, TenantId, UpdatedAt
 from core.crypto.derive import forgetful
 from core.errors import ChartholdError, ProtectedQueryError
@@ -400,11 +400,9 @@ class TenantTable(Audited, ProtectedTable):
         found: list[SchemaObject] = []
         name, required = cls._meta.tablename, False
         for column in cls._meta.foreign_key_columns:
+            refuse_reference(cls, column)
             if not isinstance(column, TenantForeignKey):
-                raise ChartholdError(
-                    f"{cls.__name__}.{column._meta.name} is a plain ForeignKey, which could point at another tenant's "
-                    "row. Use TenantForeignKey."
-                )
+                continue  # to what is all tenants': Piccolo's own constraint does
             required = required or not column._meta.null
             key = column._meta.db_column_name
             found.append(

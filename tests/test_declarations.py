@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from piccolo.columns import Array, Column, Integer, Text
+from piccolo.columns import Array, Column, ForeignKey, Integer, Text
+from piccolo.columns.base import OnDelete
+from piccolo.table import Table
 
 from core.columns import (
     BlindIndex,
@@ -17,11 +19,11 @@ from core.columns import (
     Inet,
     TenantForeignKey,
 )
-from core.errors import ConfigurationError
+from core.errors import ConfigurationError, MigrationError
 from core.ids import uuid7
 from core.permissions import COMMANDS, ROLES, roles_for
-from core.schema import Grant, Index, Policy, Unique
-from core.tables import Client
+from core.schema import Grant, Index, Policy, References, Unique, objects_of
+from core.tables import Client, Tenant
 from core.tenant_table import TenantTable
 
 
@@ -149,3 +151,49 @@ def test_a_blind_index_is_of_a_kind_that_fits_its_column(index: BlindIndex, colu
 def test_a_document_has_no_blind_index() -> None:
     with pytest.raises(ConfigurationError, match="Ward.value, an EncryptedJSON, which no index digests"):
         table(value=EncryptedJSON(), wrong=BlindIndex("value", kind="exact"))
+
+
+class Code(Table, tablename="code"):
+    """A catalogue that all tenants share."""
+
+    name = Text()
+
+
+class Note(Table, tablename="note"):
+    """A table of Piccolo's own that refers to a tenant's."""
+
+    client_id = ForeignKey(Client)
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        (ForeignKey(Client), "is a plain ForeignKey, which could point at another tenant's row. Use TenantForeignKey"),
+        (
+            ForeignKey(Code),
+            "would change rows of all tenants when a Code is deleted. Give it on_delete=OnDelete.restrict",
+        ),
+        (
+            TenantForeignKey(Code),
+            "is a TenantForeignKey, and Code belongs to no tenant. Write: ForeignKey(Code, on_delete=OnDelete.restrict)",
+        ),
+        (TenantForeignKey(Tenant), "refers to Tenant, which nothing can. Keep the id in a UUID column."),
+        (ForeignKey(Tenant), "refers to Tenant, which nothing can. Keep the id in a UUID column."),
+    ],
+)
+def test_a_reference_is_of_the_kind_that_its_target_is(key: ForeignKey, says: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        objects_of(table(key_id=key))
+    assert f"Ward.key_id {says}" in str(error.value)
+
+
+def test_a_catalogue_that_all_tenants_share_is_referred_to_as_piccolo_does() -> None:
+    made = table(code_id=ForeignKey(Code, on_delete=OnDelete.restrict))
+    assert [o.columns for o in objects_of(made) if isinstance(o, References)] == [("tenant_id",)]
+
+
+def test_a_table_of_no_tenant_does_not_refer_to_a_tenants() -> None:
+    with pytest.raises(
+        MigrationError, match=r"Note.client_id refers to Client.id, which is unique only as tenant_id, id"
+    ):
+        objects_of(Note)

@@ -312,6 +312,16 @@ async def test_a_table_of_tenants_that_nobody_declared_is_told_by_every_check_it
             ("tenant_policies", "policy tenant_isolation on public.visit")} <= told  # fmt: skip
 
 
+async def test_a_reference_to_a_table_of_no_tenant_reaches_into_none(superuser):
+    await superuser.execute(
+        "create table code (id int primary key); alter table client add column code_id int references code"
+    )
+    try:
+        assert failures(await examine(["composite_keys"])) == set()
+    finally:
+        await superuser.execute("alter table client drop column code_id; drop table code")
+
+
 async def test_a_view_that_reads_as_its_owner_is_told(superuser):
     await superuser.execute("create view everybody as select id from client")
     found = await examine(["views"])

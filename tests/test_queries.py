@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from piccolo.columns import Text
+from piccolo.columns import ForeignKey, Text
+from piccolo.columns.base import OnDelete
 from piccolo.query.functions import Upper
 from piccolo.table import Table
 
@@ -197,6 +198,41 @@ async def test_rows_of_a_table_in_another_schema_are_updated_each_under_its_own_
         ]  # fmt: skip
         rows = await Invoice.objects().where(Invoice.payer == "bo").lock_rows("UPDATE", of=(Invoice,))
         assert [row.note for row in rows] == ["late", "late"]
+
+
+class Code(Table, tablename="code"):
+    """A catalogue that all tenants share."""
+
+    name = Text()
+
+
+class Diagnosis(TenantTable, tablename="diagnosis"):
+    """What refers to it."""
+
+    code_id = ForeignKey(Code, on_delete=OnDelete.restrict, null=False)
+    note = EncryptedText(identifier="other", null=True)
+    second_id = ForeignKey(Code, on_delete=OnDelete.restrict)
+
+
+async def test_a_row_refers_to_a_catalogue_that_all_tenants_share(
+    lakeside: Clinic, database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    await create(database, Code, Diagnosis)
+    await owner.execute("grant select on code to app_runtime; insert into code (name) values ('flu'), ('cold')")
+    async with lakeside.as_admin():
+        await Diagnosis(code_id=2, note="sneezes").save()
+        with pytest.raises(asyncpg.ForeignKeyViolationError):
+            await Diagnosis(code_id=3).save()
+        assert await Diagnosis.select(Diagnosis.note, Diagnosis.code_id.name) == [
+            {"note": "sneezes", "code_id.name": "cold"}
+        ]
+        found = await Diagnosis.objects(Diagnosis.code_id).where(Diagnosis.code_id.name == "cold").first()
+        assert (found.code_id.name, (await found.get_related(Diagnosis.code_id)).name) == ("cold", "cold")
+    # A reference that is added to rows is checked past the policies, which know no scope here.
+    await owner.execute("alter table diagnosis drop column second_id")
+    await owner.execute(f"alter table diagnosis add column {Diagnosis.second_id.ddl}")
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+        await owner.execute("delete from code where id = 2")
 
 
 async def test_insert_updates_on_conflict_by_id_and_refuses_to_move_an_envelope(lakeside: Clinic) -> None:

@@ -11,7 +11,7 @@ from piccolo.columns import ForeignKey
 from piccolo.table import Table
 
 from core.errors import MigrationError
-from core.schema.constraint import Check, Constraint, References, Unique
+from core.schema.constraint import Check, Constraint, PrimaryKey, References, Unique
 from core.schema.grant import Grant
 from core.schema.index import Index
 from core.schema.object import SchemaObject
@@ -79,7 +79,22 @@ def objects_of(table_class: type[Table]) -> tuple[SchemaObject, ...]:
     meta = table_class._meta
     bound = [item.bind(meta.schema, meta.tablename) for item in (*declared, *ours)]
     verify(bound)
+    for column in meta.foreign_key_columns:
+        _refuse_half_a_key(table_class, column)
     return tuple(sort_objects(bound))
+
+
+def _refuse_half_a_key(table_class: type[Table], column: ForeignKey[Any]) -> None:
+    """PostgreSQL would, when the step runs: what is unique only with another column is no target."""
+    to, target = column._foreign_key_meta.resolved_references, column._foreign_key_meta.resolved_target_column
+    declared = getattr(to, "schema_objects", ())
+    keys = [k for k in (declared() if callable(declared) else declared) if isinstance(k, PrimaryKey)]
+    if " REFERENCES " in column.ddl and keys and keys[0].columns != (target._meta.db_column_name,):
+        raise MigrationError(
+            f"{table_class.__name__}.{column._meta.name} refers to {to.__name__}.{target._meta.name}, which is unique "
+            f"only as {', '.join(keys[0].columns)}. Make {table_class.__name__} a TenantTable and the column a "
+            "TenantForeignKey, or keep the id in a UUID column."
+        )
 
 
 def sort_objects(objects: Iterable[SchemaObject]) -> list[SchemaObject]:
