@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, TypeVar, overload
 
 from piccolo import columns as piccolo_columns
 from piccolo.columns import BigInt, Column, ForeignKey, Timestamptz
@@ -150,6 +150,15 @@ class Inet(Column):
 
     value_type = str
 
+    if TYPE_CHECKING:
+
+        @overload
+        def __get__(self, obj: None, objtype: object = None) -> Self: ...
+        @overload
+        def __get__(self, obj: Table, objtype: object = None) -> str: ...
+        def __get__(self, obj: Table | None, objtype: object = None) -> Self | str: ...
+        def __set__(self, obj: Table, value: str | None) -> None: ...
+
     def __init__(self, **kwargs: Any) -> None:
         _refuse_default(self, kwargs)
         self.default = None
@@ -268,6 +277,10 @@ class Encrypted(Column, Generic[T]):
     def __get__(self, obj: Table | None, objtype: object = None) -> Self | T:
         # Piccolo sets instance attributes in __dict__, which come before this non-data descriptor.
         return self if obj is None else obj.__dict__[self._meta.name]
+
+    if TYPE_CHECKING:  # with it at run time each reading of an attribute would be a call
+
+        def __set__(self, obj: Table, value: T | None) -> None: ...
 
     def __eq__(self, value: object) -> Where:  # type: ignore[override]
         return _sought(super().__eq__(value))

@@ -233,7 +233,7 @@ class ProtectedTable(Table):
         return TenantSelect(table=cls, columns_list=cls._process_column_args(*columns), exclude_secrets=exclude_secrets)
 
     @classmethod
-    def objects(cls, *prefetch: ForeignKey[Any] | list[ForeignKey[Any]]) -> TenantObjects:
+    def objects(cls, *prefetch: ForeignKey[Any] | list[ForeignKey[Any]]) -> TenantObjects[Self]:
         return TenantObjects(table=cls, prefetch=prefetch)
 
     @classmethod

@@ -8,6 +8,7 @@ import contextvars
 from typing import Any, NoReturn, Self
 
 from piccolo.columns.m2m import M2MAddRelated
+from piccolo.custom_types import TableInstance
 from piccolo.query.base import Timer
 from piccolo.query.methods.objects import Create, GetOrCreate
 from piccolo.query.methods.select import SelectJSON, SelectList
@@ -91,17 +92,17 @@ class QuietJSON(SelectJSON):
         return await super().run(node=node, in_pool=in_pool)
 
 
-class QuietGetOrCreate(GetOrCreate[Any]):
+class QuietGetOrCreate(GetOrCreate[TableInstance]):
     """``objects().get_or_create(...)``."""
 
     @forgetful_later
-    async def run(self, node: str | None = None, in_pool: bool = True) -> Any:
+    async def run(self, node: str | None = None, in_pool: bool = True) -> TableInstance:
         return await super().run(node=node, in_pool=in_pool)
 
 
-class QuietCreate(Create[Any]):
+class QuietCreate(Create[TableInstance]):
     """``objects().create(...)``."""
 
     @forgetful_later
-    async def run(self, node: str | None = None, in_pool: bool = True) -> Any:
+    async def run(self, node: str | None = None, in_pool: bool = True) -> TableInstance:
         return await super().run(node=node, in_pool=in_pool)

@@ -10,7 +10,7 @@ from typing import Any
 from piccolo.columns import Column, ForeignKey
 from piccolo.columns.m2m import M2MSelect
 from piccolo.columns.readable import Readable
-from piccolo.custom_types import Combinable
+from piccolo.custom_types import Combinable, TableInstance
 from piccolo.query import Count, Exists, Objects, Select
 from piccolo.query.functions.aggregate import Count as CountFunction
 from piccolo.query.methods.raw import Raw
@@ -189,14 +189,16 @@ class Lock(LockRows):
         return QueryString(f" FOR {self.lock_strength.value}{of and f' OF {of}'}{wait}")
 
 
-class TenantObjects(Kept, Objects):  # type: ignore[type-arg]
+class TenantObjects(Kept, Objects[TableInstance]):
     """``Table.objects`` of a tenant's table."""
 
-    def get_or_create(self, where: Combinable, defaults: dict[Any, Any] | None = None) -> QuietGetOrCreate:
+    def get_or_create(
+        self, where: Combinable, defaults: dict[Any, Any] | None = None
+    ) -> QuietGetOrCreate[TableInstance]:
         made = super().get_or_create(where, defaults)
         return QuietGetOrCreate(made.query, made.table_class, made.where, made.defaults)
 
-    def create(self, **columns: Any) -> QuietCreate:
+    def create(self, **columns: Any) -> QuietCreate[TableInstance]:
         return QuietCreate(self.table, columns)
 
     @forgetful_later
@@ -204,13 +206,14 @@ class TenantObjects(Kept, Objects):  # type: ignore[type-arg]
         output = self.output_delegate._output
         if output.load_json or output.nested or self.prefetch_delegate.fk_columns:
             with _no_deeper():
-                found = await super()._process_results(results)
+                found: Any = await super()._process_results(results)
             for row in found if isinstance(found, list) else ():
                 # Piccolo made them as if a person had.
                 for each in (row, *row._brought_along()):
                     each._stored = each._held()
             return found
-        return [self.table.of_row(row) for row in results]
+        table: Any = self.table
+        return [table.of_row(row) for row in results]
 
     @property
     def default_querystrings(self) -> Sequence[QueryString]:
@@ -302,7 +305,7 @@ def _no_deeper() -> Iterator[None]:
         )
 
 
-def _rows_shape(query: TenantSelect | TenantObjects) -> Hashable:
+def _rows_shape(query: TenantSelect | TenantObjects[Any]) -> Hashable:
     """The shape of what chooses among the rows that a condition finds."""
     if query.lock_rows_delegate._lock_rows or query.as_of_delegate._as_of:
         raise NoShapeError
