@@ -259,8 +259,8 @@ class Encrypted(Column, Generic[T]):
         self.value_type = self.plain_type  # of the column, for those who ask what a row holds, such as pydantic
         self.identifier = identifier
         kwargs |= {"default": None, "null": null, "identifier": identifier}
+        # Not ``secret``, as passwords are: whoever is shown null for a value, and writes the row back, would erase it.
         super().__init__(**kwargs)
-        self._meta.secret = True
 
     @property
     def column_type(self) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextvars
 import copy
+import json
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
@@ -247,6 +248,50 @@ def test_pydantic_takes_any_document_for_a_sealed_one(document: Any) -> None:
     model = create_pydantic_model(Basket, include_columns=(Basket.sealed,))
     assert model(sealed=document).sealed == document
     assert "anyOf" in model.model_json_schema()["properties"]["sealed"]
+
+
+def written_back(row: dict[str, Any], **changed: Any) -> dict[Any, Any]:
+    """What an API that shows whole rows and takes them back makes of one, as PiccoloCRUD does."""
+    output = create_pydantic_model(Client, include_default_columns=True, model_name="Output")
+    optional = create_pydantic_model(Client, include_default_columns=True, all_optional=True, model_name="Optional")
+    document = json.loads(output(**row).model_dump_json()) | changed
+    model = optional(**document)
+    return {getattr(Client, name): getattr(model, name) for name in document}
+
+
+async def test_a_whole_row_that_was_shown_can_be_written_back(lakeside: Clinic, owner: asyncpg.Connection) -> None:
+    read = "select count(*) from user_action_audit_log where action_type = 'read' and record_id = $1"
+    async with lakeside.as_clinician():
+        bo = client(lakeside, ssn="999-17-1234", address=json.dumps({"city": "Somerville"}))
+        await bo.save()
+        mine = Client.id == bo.id
+        row = await Client.select(exclude_secrets=True).where(mine).first()
+        assert (row["first_name"], row["ssn"]) == ("Bo", "999-17-1234")
+        assert await owner.fetchval(read, bo.id) == 1
+        await Client.update(written_back(row, phone="555")).where(mine)
+        after = await Client.select().where(mine).first()
+        assert after.pop("updated_at") > row.pop("updated_at")
+        assert after == row | {"phone": "555"}
+        assert await Client.count().where(mine, Client.last_name == "like", Client.ssn.ends_with("1234")) == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"id": str(uuid7())},
+        {"tenant_id": str(uuid7())},
+        {"created_at": "2001-01-01T00:00:00Z"},
+        {"last_name_folded": "x"},
+        {"tenant_id": None},
+    ],
+)
+async def test_what_a_row_is_cannot_be_written_back_as_something_else(changed: Any, lakeside: Clinic) -> None:
+    async with lakeside.as_clinician():
+        mine = Client.id == lakeside.client
+        row = await Client.select().where(mine).first()
+        with pytest.raises(ProtectedQueryError, match="cannot be (set|updated)"):
+            await Client.update(written_back(row, **changed)).where(mine)
+        assert await Client.select().where(mine).first() == row
 
 
 async def test_a_member_of_an_enumeration_is_its_value(lakeside: Clinic) -> None:

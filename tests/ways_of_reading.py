@@ -691,7 +691,7 @@ async def select_no_row(w: World) -> Any:
     return await Patient.select().where(Patient.label == "nobody")
 
 
-@stays_closed("Table.select(exclude_secrets)")
+@opens("Table.select(exclude_secrets)")
 async def select_without_secrets(w: World) -> Any:
     return await Patient.select(exclude_secrets=True).where(w.mine)
 

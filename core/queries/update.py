@@ -16,16 +16,17 @@ from piccolo.table import Table
 from piccolo.utils.sql_values import convert_to_sql_value
 
 from core.arguments import Deferred, Sealed
-from core.columns import BlindIndex, Encrypted
+from core.columns import BlindIndex, CreatedAt, Encrypted, RowId, TenantId, UpdatedAt
 from core.crypto.derive import forgetful, forgetful_later
 from core.crypto.values import Kind
 from core.errors import ProtectedQueryError
 from core.plan import Plan
 from core.queries.cells import PLAIN, index_argument, indexes_of, placeholder, plain, source
 from core.queries.quiet import Kept, QuietValues
-from core.queries.returning import look_of, refuse_fixed, returning_plan, returning_shape
+from core.queries.returning import FIXED, look_of, refuse_fixed, returning_plan, returning_shape
 from core.queries.shape import SHAPES, NoShapeError, is_computed, where_shape
 from core.queries.where import exact, finds_one, pin, pinned_id
+from core.scope import current_scope
 
 if TYPE_CHECKING:
     from core.tenant_table import ProtectedTable
@@ -52,7 +53,9 @@ def written_of(table: type[Table], names: tuple[str, ...]) -> Written:
     """Raises ``ProtectedQueryError`` for a column that is kept by Charthold."""
     columns = [table._meta.get_column_by_name(name) for name in names]
     for column in columns:
-        refuse_fixed(column)
+        # The database compares created_at, and refuses another.
+        if type(column) is not CreatedAt or len(columns) == 1:
+            refuse_fixed(column)
     sealed = tuple(column for column in columns if isinstance(column, Encrypted))
     indexes = indexes_of(table, sealed) if sealed else ()
     parts = {name for index in indexes for name in index.of} - {column._meta.name for column in sealed}
@@ -136,10 +139,27 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
 
     def _written(self) -> Written:
         table: type[Table] = self.table
-        return written_of(table, tuple(column._meta.name for column in self.values_delegate._values))
+        return written_of(table, tuple(column._meta.name for column in self._to_write))
+
+    @property
+    def _to_write(self) -> dict[Column, Any]:
+        """The values without what the row has anyway, which is among them when a whole row is written back."""
+        values = self.values_delegate._values
+        if not any(isinstance(column, FIXED) for column in values):
+            return values
+        return {column: value for column, value in values.items() if not self._stands(column, value)} or values
+
+    def _stands(self, column: Column, value: Any) -> bool:
+        if isinstance(column, RowId):
+            return bool(value == pinned_id(self.table, self.where_delegate._where))
+        if isinstance(column, TenantId):
+            return bool(value == current_scope().tenant)
+        # The database moves updated_at; of a hash everybody is shown null.
+        return isinstance(column, UpdatedAt) or (isinstance(column, BlindIndex) and value is None)
 
     def _checked(self) -> dict[Column, Any]:
-        for column, value in self.values_delegate._values.items():
+        values = self._to_write
+        for column, value in values.items():
             if type(value) in PLAIN:
                 continue
             if isinstance(column, Encrypted) and isinstance(value, (Column, QueryString)):
@@ -152,7 +172,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
                         f"{read._meta.name} is sealed for its own column, so it cannot be written into another column "
                         "by the database. Select it, and write what it holds."
                     )
-        return self.values_delegate._values
+        return values
 
     @forgetful_later
     async def _run(self, node: str | None = None, in_pool: bool = True) -> Any:
@@ -197,7 +217,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             # Names of ours: the table's own would be ambiguous in RETURNING.
             assignments, arguments, arrays = [], [], [ids]
             casts = ["uuid[]"]
-            for column, value in self.values_delegate._values.items():
+            for column, value in self._to_write.items():
                 name = column._meta.db_column_name
                 if isinstance(column, Encrypted) and value is not None:
                     assignments.append(f'"{name}" = charthold_written.value_{len(casts)}')
@@ -206,7 +226,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
                 else:
                     assignments.append(f'"{name}" = {placeholder(column)}')
                     arguments.append(convert_to_sql_value(value, column))
-            given = {c._meta.name: v for c, v in self.values_delegate._values.items()}
+            given = {c._meta.name: v for c, v in self._to_write.items()}
             for index in written.indexes:
                 name = index._meta.db_column_name
                 assignments.append(f'"{name}" = charthold_written.value_{len(casts)}')
