@@ -65,7 +65,7 @@ class Moment:
 
 
 class Transaction(PostgresTransaction):
-    """Statements that succeed together. Nested, it is a savepoint. It belongs to the task that opened it."""
+    """Statements that succeed together; nested, a savepoint. It is the opening task's own, until that task is done."""
 
     __slots__ = ("_before", "_link", "_marks", "_savepoint", "_scope", "_task", "_written", "engine_", "shown")
 
@@ -90,13 +90,22 @@ class Transaction(PostgresTransaction):
     def link(self) -> Link:
         """The connection, for a statement of the task and the scope that the transaction was opened in."""
         if self._link is None:
-            raise ScopeError("This transaction has ended. Open another.")
+            raise ScopeError(
+                "This transaction has ended. Open another; a task that was begun in its block and outlives it opens "
+                "its own: async with transaction()."
+            )
         if self._task is not asyncio.current_task():
+            self._take_over()
+        return self._link
+
+    def _take_over(self) -> None:
+        """Make it this task's when the one that had it is done: set-up and tests run in turn, each in its own."""
+        if self._task is not None and not self._task.done():
             raise ScopeError(
                 "A transaction belongs to the task that opened it: one connection runs one statement at a time. "
                 "Await the statements in turn, or gather them outside of the transaction."
             )
-        return self._link
+        self._task = asyncio.current_task()
 
     async def __aenter__(self) -> Self:
         if self._parent is not None:

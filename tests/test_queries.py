@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from datetime import date
 from typing import Any
 from uuid import uuid4
@@ -390,6 +391,54 @@ async def test_gather_works_inside_a_scope_and_is_refused_inside_a_transaction(l
             with pytest.raises(ScopeError, match="task that opened it"):
                 await asyncio.gather(Client.count(), Client.count())
             assert await Client.count() == counts[0]
+
+
+async def test_a_transaction_that_set_up_opened_is_the_tests(lakeside: Clinic) -> None:
+    """As unittest and pytest run them: in turn, each in a task of its own, in one context."""
+    context = contextvars.copy_context()
+
+    def in_turn(steps: Any) -> asyncio.Task:
+        return asyncio.create_task(steps, context=context)
+
+    async def set_up() -> contextlib.AsyncExitStack:
+        stack = contextlib.AsyncExitStack()
+        await stack.enter_async_context(lakeside.as_admin())
+        await stack.enter_async_context(transaction())
+        await Facility(name="Of the set-up").save()
+        return stack
+
+    async def test() -> None:
+        assert await Facility.exists().where(Facility.name == "Of the set-up")
+        with pytest.raises(ScopeError, match="task that opened it"):
+            await asyncio.gather(Facility.count(), Facility.count())
+        await Facility(name="Of the test").save()
+
+    async def after() -> bool:
+        return await Facility.exists().where(Facility.name.is_in(["Of the set-up", "Of the test"]))
+
+    stack = await in_turn(set_up())
+    await in_turn(test())
+    assert await in_turn(after())
+    await in_turn(stack.__aexit__(ZeroDivisionError, ZeroDivisionError(), None))
+    async with lakeside.as_admin():
+        assert not await after()
+
+
+async def test_a_task_that_outlives_a_transaction_is_told_that_it_inherited_it(lakeside: Clinic) -> None:
+    ended = asyncio.Event()
+
+    async def later() -> int:
+        await ended.wait()
+        with pytest.raises(ScopeError, match="begun in its block and outlives it"):
+            await Facility.count()
+        async with transaction():
+            return await Facility.count()
+
+    async with lakeside.as_admin():
+        async with transaction():
+            task = asyncio.create_task(later())
+        ended.set()
+        assert await task == await Facility.count()
 
 
 async def test_a_transaction_is_all_or_nothing_and_a_nested_one_is_a_savepoint(lakeside: Clinic) -> None:
