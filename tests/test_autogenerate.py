@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from piccolo.columns import UUID, ForeignKey, Integer, Text, Varchar
+from piccolo.columns import UUID, Bytea, Column, ForeignKey, Integer, Text, Varchar
 from piccolo.constraints import Check as PiccoloCheck
-from piccolo.table import Table
+from piccolo.table import Table, create_table_class
 
+from core.columns import BlindIndex, EncryptedDate, EncryptedText
 from core.errors import MigrationError
 from core.schema import (
     Check,
@@ -28,6 +29,7 @@ from core.schema import (
     Role,
     RowSecurity,
     SchemaGrant,
+    SchemaObject,
     Statement,
     StorageParameters,
     Trigger,
@@ -472,3 +474,88 @@ async def test_the_command_line_says_a_mistake_in_one_sentence(project):  # noqa
     project.declare(table("Item", [Check("a", condition="true"), Check("a", condition="false")]))
     with pytest.raises(SystemExit, match="is declared twice"):
         await new._create_new_migration(project.config, auto=True)
+
+
+# -- encrypted columns ------------------------------------------------------------------------------------------------
+
+
+def visit(name: str = "Visit", tablename: str = "visit", /, **columns: Column) -> type[Table]:
+    return create_table_class(name, class_kwargs={"tablename": tablename}, class_members=columns)
+
+
+def sealed() -> list[SchemaObject]:
+    return [Namespace("charthold"), Domain("charthold.envelope", type="bytea", check="octet_length(value) > 9")]
+
+
+async def test_an_encrypted_column_is_not_renamed_in_the_database(project):  # noqa: F811
+    project.declare(visit(notes=EncryptedText()), shared=sealed())
+    await project.new()
+    project.declare(visit(remarks=EncryptedText()), shared=sealed())
+    with pytest.raises(MigrationError, match=r"remarks = EncryptedText\(db_column_name='notes', \.\.\.\)"):
+        await project.new(auto_input="y")
+    source = await project.new()
+    assert "manager.rename_column(" not in source
+    assert source.count("manager.add_column(") == source.count("manager.drop_column(") == 1
+
+
+async def test_a_table_with_an_encrypted_column_is_not_renamed_in_the_database(project):  # noqa: F811
+    project.declare(visit(notes=EncryptedText()), shared=sealed())
+    await project.new()
+    project.declare(visit("Visit", "appointment", notes=EncryptedText()), shared=sealed())
+    with pytest.raises(MigrationError, match=r"class Visit\(..., tablename='visit'\)"):
+        await project.new()
+    project.declare(visit("Appointment", "appointment", notes=EncryptedText()), shared=sealed())
+    with pytest.raises(MigrationError, match=r"class Appointment\(..., tablename='visit'\)"):
+        await project.new(auto_input="y")
+
+
+async def test_what_is_renamed_in_python_only_is_left_alone_in_the_database(project, connection, capsys):  # noqa: F811
+    project.declare(visit(notes=EncryptedText(null=True), size=Integer()), shared=sealed())
+    await project.new()
+    await project.up()
+    before = await catalog(connection)
+    for renamed in (
+        visit(remarks=EncryptedText(null=True, db_column_name="notes"), extent=Integer(db_column_name="size")),
+        visit("Seen", remarks=EncryptedText(null=True, db_column_name="notes"), extent=Integer(db_column_name="size")),
+        visit("Seen", notes=EncryptedText(null=True), extent=Integer(db_column_name="size")),
+    ):
+        project.declare(renamed, shared=sealed())
+        source = await project.new(auto_input="y")
+        assert "manager.rename_" in source
+        assert not any(word in source for word in ("manager.alter_", "manager.add_", "manager.drop_"))
+        assert await project.new(auto_input="y") == ""
+        capsys.readouterr()
+        await project.forwards(preview=True)
+        assert "rename" not in capsys.readouterr().out
+        await project.up()
+        assert changes(before, await catalog(connection)) == {}
+        assert await project.drift(connection) == []
+    await project.down("all")
+    await project.up()
+    assert changes(before, await catalog(connection)) == {}
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        (Text(), EncryptedText()),
+        (EncryptedText(), Text()),
+        (EncryptedText(), EncryptedDate()),
+        (Bytea(), BlindIndex("a")),
+    ],
+)
+async def test_no_column_becomes_encrypted_or_ceases_to_be(project, was, now):  # noqa: F811
+    project.declare(visit(notes=was), shared=sealed())
+    await project.new()
+    project.declare(visit(notes=now), shared=sealed())
+    with pytest.raises(MigrationError, match="declare the new column beside the old"):
+        await project.new(auto_input="y")
+
+
+async def test_a_blind_index_under_another_name_is_made_anew(project):  # noqa: F811
+    project.declare(visit(notes=EncryptedText(), by_notes=BlindIndex("notes")), shared=sealed())
+    await project.new()
+    project.declare(visit(notes=EncryptedText(), notes_bidx=BlindIndex("notes")), shared=sealed())
+    source = await project.new(auto_input="y")
+    assert "manager.rename_column(" not in source
+    assert source.count("manager.add_column(") == source.count("manager.drop_column(") == 1

@@ -16,7 +16,7 @@ import jinja2
 from piccolo.apps.migrations.auto import DiffableTable
 from piccolo.apps.migrations.auto import SchemaDiffer as PiccoloSchemaDiffer
 from piccolo.apps.migrations.auto import SchemaSnapshot as PiccoloSchemaSnapshot
-from piccolo.apps.migrations.auto.operations import RenameTable
+from piccolo.apps.migrations.auto.operations import RenameColumn, RenameTable
 from piccolo.apps.migrations.auto.schema_differ import (
     AlterStatements,
     RenameColumnCollection,
@@ -24,6 +24,7 @@ from piccolo.apps.migrations.auto.schema_differ import (
 )
 from piccolo.apps.migrations.auto.serialisation import Import
 from piccolo.apps.migrations.commands.new import AutoMigrationManager as PiccoloAutoMigrationManager
+from piccolo.columns import Column
 from piccolo.conf.apps import AppConfig
 from piccolo.table import Table
 
@@ -41,6 +42,7 @@ from core.schema.migration import MigrationManager
 from core.schema.object import Key, SchemaObject
 from core.schema.operation import Add, Drop, Operation, Rename, Replace
 from core.schema.partition import Partitions
+from core.schema.sealed import alike, refuse_change, refuse_column_rename, refuse_table_rename
 
 __all__ = [
     "JINJA_ENV",
@@ -66,6 +68,7 @@ class SchemaSnapshot(PiccoloSchemaSnapshot):
         tables = super().get_snapshot()
         for table in tables:
             table.constraints = [c for c in table.constraints if constraint_of(c) is None]
+            table.columns = [named_once(column) for column in table.columns]
         return tables
 
     def objects(self) -> list[SchemaObject]:
@@ -105,13 +108,25 @@ class SchemaSnapshot(PiccoloSchemaSnapshot):
                 objects[bound.key] = bound
 
 
+def column_of(table: DiffableTable, name: str) -> Column:
+    """The table's column of that name in Python."""
+    return next(column for column in table.columns if column._meta.name == name)
+
+
+def named_once(column: Column) -> Column:
+    """A copy whose name in the database stands in one place. Piccolo has it among the parameters too, as written."""
+    copied = column.copy()
+    copied._meta.params["db_column_name"] = None
+    return copied
+
+
 def diffable(table: type[Table]) -> DiffableTable:
     """A table as Piccolo's differ wants it, without the constraints that are declared objects."""
     meta = table._meta
     return DiffableTable(
         class_name=table.__name__,
         tablename=meta.tablename,
-        columns=meta.non_default_columns,
+        columns=[named_once(column) for column in meta.non_default_columns],
         constraints=[c for c in meta.constraints if constraint_of(c) is None],
         schema=meta.schema,
     )
@@ -177,6 +192,15 @@ class SchemaDiffer(PiccoloSchemaDiffer):
     def drop_columns(self) -> AlterStatements:
         return self._one_by_one(PiccoloSchemaDiffer.drop_columns.fget, self.schema)  # type: ignore[attr-defined]
 
+    @property
+    def alter_columns(self) -> AlterStatements:
+        for table in self.schema:
+            if (before := self._get_snapshot_table(table.class_name)) is not None:
+                for change in (table - before).alter_columns:
+                    name = change.column_name
+                    refuse_change(column_of(before, name), column_of(table, name), table.class_name)
+        return super().alter_columns
+
     def check_rename_tables(self) -> RenameTableCollection:
         """As Piccolo does, but asking in a fixed order, and only when the two tables have a column in common."""
         moved = self.table_schema_changes_collection.class_names
@@ -197,6 +221,8 @@ class SchemaDiffer(PiccoloSchemaDiffer):
                     f"Did you rename {old.class_name} (tablename: {old.tablename}) to "
                     f"{table.class_name} (tablename: {table.tablename})? (y/N)"
                 ):
+                    if old.tablename != table.tablename:
+                        refuse_table_rename(old, table)
                     renamed.append(
                         RenameTable(
                             old_class_name=old.class_name,
@@ -213,11 +239,45 @@ class SchemaDiffer(PiccoloSchemaDiffer):
         return (self.auto_input or input(question)).lower() == "y"
 
     def check_renamed_columns(self) -> RenameColumnCollection:
-        """Piccolo's, under the name that the table has when the columns are renamed."""
-        names = {table.class_name: table.tablename for table in self.schema}
-        renamed = super().check_renamed_columns()
-        for column in renamed.rename_columns:
-            column.tablename = names[column.table_class_name]
+        """As Piccolo does, but a column that keeps its name in the database is not asked about.
+
+        The table has its new name when its columns are renamed.
+        """
+        renamed = RenameColumnCollection()
+        for table in self.schema:
+            if (before := self.schema_snapshot_map.get(table.class_name)) is None:
+                continue
+            delta = table - before
+            left = {column.column_name: column_of(before, column.column_name) for column in delta.drop_columns}
+            for added in delta.add_columns:
+                new = column_of(table, added.column_name)
+                # The same column under another name in Python is a rename for sure, so it is looked at first.
+                for old in sorted(left.values(), key=lambda c: c._meta.db_column_name != new._meta.db_column_name):
+                    same = old._meta.db_column_name == new._meta.db_column_name
+                    if not same and not (
+                        alike(old, new)
+                        and self._agreed(
+                            f"Did you rename the `{old._meta.db_column_name}` column to "
+                            f"`{new._meta.db_column_name}` on the `{table.class_name}` table? (y/N)"
+                        )
+                    ):
+                        continue
+                    if not same:
+                        refuse_column_rename(old, new, table.class_name)
+                    refuse_change(old, new, table.class_name)
+                    renamed.append(
+                        RenameColumn(
+                            table_class_name=table.class_name,
+                            tablename=table.tablename,
+                            old_column_name=old._meta.name,
+                            new_column_name=new._meta.name,
+                            old_db_column_name=old._meta.db_column_name,
+                            new_db_column_name=new._meta.db_column_name,
+                            schema=table.schema,
+                        )
+                    )
+                    del left[old._meta.name]
+                    break
         return renamed
 
     # -- declared objects ------------------------------------------------------------------------------------------

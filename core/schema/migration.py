@@ -210,6 +210,24 @@ class MigrationManager(PiccoloMigrationManager):
         table._meta.constraints.extend(self.add_constraints.constraints_for_table_class_name(new.class_name))
         return table
 
+    async def _run_rename_tables(self, backwards: bool = False) -> None:
+        """Without the classes that are renamed, and whose tables are not."""
+        for table in self.rename_tables:
+            old, new = table.old_tablename, table.new_tablename
+            was, then = (new, old) if backwards else (old, new)
+            if old != new:
+                name = qualified(full_name(table.schema, was))
+                self._collected.append(f"alter table {name} rename to {quote_ident(then)}")
+
+    async def _run_rename_columns(self, backwards: bool = False) -> None:
+        """Without those that keep their name in the database."""
+        for column in self.rename_columns.rename_columns:
+            old, new = column.old_db_column_name, column.new_db_column_name
+            was, then = (new, old) if backwards else (old, new)
+            if old != new:
+                name = qualified(full_name(column.schema, column.tablename))
+                self._collected.append(f"alter table {name} rename column {quote_ident(was)} to {quote_ident(then)}")
+
     async def _run_drop_tables(self, backwards: bool = False) -> None:
         for table in reversed(self.drop_tables) if backwards else self.drop_tables:
             if backwards:
