@@ -18,7 +18,7 @@
 | ``CHARTHOLD_SHRED_DAYS`` | how long a tenant must wait between a request to shred its keys and the deed | 30 |
 | ``CHARTHOLD_LOCK_TIMEOUT`` | migrations: seconds to wait for a table lock | 5 |
 | ``CHARTHOLD_STATEMENT_TIMEOUT`` | migrations: seconds a statement may run, 0 for ever | 0 |
-| ``CHARTHOLD_ALLOW_UNSAFE`` | migrations: names of unsafe kinds that may run, comma-separated | none |
+| ``CHARTHOLD_ALLOW_UNSAFE`` | migrations: unsafe kinds that may run, comma-separated (``core/schema/unsafe.py``) | none |
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pathlib import Path
 from core.crypto.derive import forgetful
 from core.errors import ConfigurationError
 
-__all__ = ["MOST_SECONDS", "Settings", "settings"]
+__all__ = ["MOST_SECONDS", "UNSAFE", "Settings", "settings"]
 
 # What begins with CHARTHOLD_ and is none of these is a mistake: a setting that nobody reads protects nobody.
 VARIABLES = (
@@ -55,6 +55,23 @@ VARIABLES = (
     "CHARTHOLD_LOCK_TIMEOUT",
     "CHARTHOLD_STATEMENT_TIMEOUT",
     "CHARTHOLD_ALLOW_UNSAFE",
+)
+# The kinds of unsafe step that core/schema/unsafe.py describes.
+UNSAFE = (
+    "blocking_index",
+    "domain_check",
+    "drop_populated",
+    "not_null",
+    "refresh",
+    "reindex",
+    "rewrite",
+    "sealed_column",
+    "sealed_rename",
+    "sealed_type",
+    "type_change",
+    "unchecked_constraint",
+    "unread",
+    "volatile_default",
 )
 # Eleven days, which is for ever to a connection, a key or a lock, and fits wherever PostgreSQL counts milliseconds.
 MOST_SECONDS = 1_000_000
@@ -134,9 +151,7 @@ class Settings:
             shred_days=_whole(environ, "CHARTHOLD_SHRED_DAYS", 30, least=0, most=36_500),
             lock_timeout=_number(environ, "CHARTHOLD_LOCK_TIMEOUT", 5, least=0),
             statement_timeout=_number(environ, "CHARTHOLD_STATEMENT_TIMEOUT", 0, least=0),
-            allow_unsafe=frozenset(
-                name.strip() for name in environ.get("CHARTHOLD_ALLOW_UNSAFE", "").split(",") if name.strip()
-            ),
+            allow_unsafe=_unsafe(environ.get("CHARTHOLD_ALLOW_UNSAFE", "")),
         )
 
 
@@ -153,6 +168,15 @@ def _refuse_the_unknown(environ: Mapping[str, str]) -> None:
             meant = get_close_matches(name.removeprefix("CHARTHOLD_"), words, n=1)
             advice = f"Did you mean CHARTHOLD_{meant[0]}?" if meant else f"There are {', '.join(VARIABLES)}."
             raise ConfigurationError(f"{name} is set, and there is no such setting. {advice}")
+
+
+def _unsafe(text: str) -> frozenset[str]:
+    kinds = frozenset(name.strip() for name in text.split(",") if name.strip())
+    for kind in sorted(kinds.difference(UNSAFE)):
+        meant = get_close_matches(kind, UNSAFE, n=1)
+        advice = f"Did you mean {meant[0]}?" if meant else f"There are {', '.join(UNSAFE)}."
+        raise ConfigurationError(f"CHARTHOLD_ALLOW_UNSAFE names {kind}, and there is no such kind of step. {advice}")
+    return kinds
 
 
 def _home(text: str) -> Path:

@@ -11,16 +11,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import asyncpg
 import pytest
-from piccolo.apps.migrations.commands.backwards import run_backwards
+from piccolo.apps.migrations.commands.backwards import BackwardsMigrationManager, run_backwards
 from piccolo.apps.migrations.commands.forwards import run_forwards
 from piccolo.columns import UUID, Integer, Text, Varchar
 from piccolo.columns.defaults.uuid import UUID4
 
 import core.piccolo_app as core_app
-from core.errors import MigrationError
+from core.errors import ConfigurationError, MigrationError
 from core.schema import (
     Check,
     Function,
@@ -37,15 +38,22 @@ from core.schema import (
 from core.schema.catalog import snapshot
 from core.schema.drift import drift
 from core.schema.regenerate import regenerate
-from core.schema.unsafe import KINDS as UNSAFE
-from core.schema.unsafe import findings
-from core.settings import Settings
+from core.schema.unsafe import KINDS, findings
+from core.settings import UNSAFE, Settings
 from tests.schema_app import project as toy
 from tests.schema_app.fixtures import connection, database, project, server  # noqa: F401
 from tests.schema_app.project import catalog, changes, ran, table
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted(path.stem for path in (ROOT / "piccolo_migrations").glob("core_*.py"))
+
+
+@pytest.fixture
+def losing(monkeypatch):
+    """Somebody agreed that tables go with their rows."""
+    allowed = Settings(allow_unsafe=frozenset({"drop_populated"}))
+    for module in ("loss", "unsafe"):
+        monkeypatch.setattr(f"core.schema.{module}.settings", lambda: allowed)
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +129,7 @@ async def contents(connection) -> dict[str, tuple[int, str]]:
     return found
 
 
-async def test_rows_of_core_survive_every_step_down_and_up(server, monkeypatch):  # noqa: F811
+async def test_rows_of_core_survive_every_step_down_and_up(server, losing, monkeypatch):  # noqa: F811
     if server.name != "embedded":
         pytest.skip("the engine of piccolo_conf is on another server")
     from piccolo_conf import DB
@@ -151,7 +159,7 @@ async def test_rows_of_core_survive_every_step_down_and_up(server, monkeypatch):
             await DB.use(None)
 
 
-async def test_rows_of_untouched_tables_survive(project, connection):  # noqa: F811
+async def test_rows_of_untouched_tables_survive(project, connection, losing):  # noqa: F811
     shelves = table("Shelf", [Check("shelf_named", condition="name <> ''")], name=Text())
     boxes = table("Box", code=Varchar(default=None), size=Integer(default=None, null=True))
     project.declare(shelves, boxes)
@@ -619,7 +627,14 @@ async def filled(project, connection):  # noqa: F811
 
 @pytest.fixture
 async def with_domain(filled, connection):  # noqa: F811
-    await connection.execute("create domain short as text check (length(value) < 9)")
+    await connection.execute(
+        "create domain short as text check (length(value) < 9);"
+        "create schema charthold; create domain charthold.envelope as bytea check (octet_length(value) > 9);"
+        "create table sum (amount numeric(10,2), seen timestamptz(3), at timestamp(3), net cidr, flags varbit(10),"
+        "    n integer, label text, word short, sealed charthold.envelope);"
+        "insert into sum (amount, word, sealed) values (1, 'a', '0123456789'); create index sum_by_n on sum (n);"
+        "create materialized view total as select 1 as one"
+    )
 
 
 STATEMENTS: dict[str, str | None] = {
@@ -652,6 +667,39 @@ STATEMENTS: dict[str, str | None] = {
     "create table crate (a integer); create index i on crate (a)": None,
     "comment on table box is 'x'": None,
     "alter table box drop column size": None,
+    "alter table box alter column code type text using upper(code)": "type_change",
+    "alter table box alter column code type text using code::text": None,
+    'alter table box alter column code type text collate "C"': "type_change",
+    "alter table sum alter column amount type numeric(12,2)": None,
+    "alter table sum alter column amount type numeric": None,
+    "alter table sum alter column amount type numeric(12,3)": "type_change",
+    "alter table sum alter column amount type numeric(9,2)": "type_change",
+    "alter table sum alter column seen type timestamptz": None,
+    "alter table sum alter column seen type timestamptz(6)": None,
+    "alter table sum alter column seen type timestamptz(1)": "type_change",
+    "alter table sum alter column at type timestamp(6)": None,
+    "alter table sum alter column at type timestamptz": "type_change",
+    "alter table sum alter column flags type bit varying(20)": None,
+    "alter table sum alter column net type inet": None,
+    "alter table sum alter column n type int4": None,
+    "alter table sum alter column n type bigint": "type_change",
+    "alter table sum alter column label type varchar": None,
+    "alter table sum alter column label type varchar(20)": "type_change",
+    "reindex table sum": "reindex",
+    "reindex index sum_by_n": "reindex",
+    "reindex index concurrently sum_by_n": None,
+    "refresh materialized view total": "refresh",
+    "alter domain short set not null": "domain_check",
+    "drop table sum": "drop_populated",
+    "drop table public.sum, nowhere": "drop_populated",
+    "alter table sum rename column sealed to closed": "sealed_rename",
+    "alter table sum rename column n to m": None,
+    "alter table sum rename to total_2": "sealed_rename",
+    "alter table box rename to crate": None,
+    "alter table sum alter column sealed type bytea": "sealed_type",
+    "alter table sum alter column label type charthold.envelope using null": "sealed_type",
+    "alter table sum add column more charthold.envelope": None,  # a small table is rewritten in no time
+    "alter table box frobnicate": "unread",
     "create table box_2 (like box); alter table box_2 alter column size type bigint": None,
 }
 
@@ -661,34 +709,120 @@ async def test_unsafe_statements_are_named_on_tables_with_rows(with_domain, conn
     found = await findings(connection, [statement])
     assert [finding.kind for finding in found] == ([kind] if kind else [])
     for finding in found:
-        assert finding.kind in UNSAFE
+        assert finding.kind in KINDS
         assert "Safe form:" in str(finding)
 
 
 async def test_every_kind_that_is_named_really_rewrites_or_scans(with_domain, connection):
     """The claims of this list about rewriting, held against the server's own file numbers."""
+    tables = await connection.fetchval("select array_agg(oid) from pg_class where relname in ('box', 'sum')")
     for statement, kind in STATEMENTS.items():
-        if ";" in statement or "cluster" in statement:
+        if ";" in statement or kind in {"unread", "drop_populated"} or statement.startswith(("cluster", "reindex")):
             continue
         transaction = connection.transaction()
         await transaction.start()
-        file = "select pg_relation_filenode('box')"
-        before = await connection.fetchval(file)
+        file = "select array_agg(pg_relation_filenode(oid)) from unnest($1::oid[]) as oid"
+        before = await connection.fetchval(file, tables)
         try:
             await connection.execute(statement.replace("primary key (size)", "unique (size)"))
-            rewritten = before != await connection.fetchval(file)
+            rewritten = before != await connection.fetchval(file, tables)
         finally:
             await transaction.rollback()
-        if rewritten:
-            assert kind in {"volatile_default", "type_change", "rewrite"}, statement
+        if rewritten and "more charthold.envelope" not in statement:
+            assert kind in {"volatile_default", "type_change", "rewrite", "sealed_type"}, statement
         elif kind == "rewrite" or (kind == "type_change" and "bigint" in statement):
             raise AssertionError(f"not rewritten: {statement}")
 
 
 async def test_the_same_statements_are_welcome_on_an_empty_table(with_domain, connection):
-    await connection.execute("truncate box")
-    for statement in STATEMENTS:
-        assert await findings(connection, [statement]) == []
+    await connection.execute("truncate box, sum; refresh materialized view total with no data")
+    for statement, kind in STATEMENTS.items():
+        assert kind == "unread" or await findings(connection, [statement]) == []
+
+
+async def test_an_encrypted_column_is_added_where_that_takes_no_time(with_domain, connection, monkeypatch):
+    added = "alter table sum add column more charthold.envelope"
+    assert await findings(connection, [added]) == []
+    monkeypatch.setattr("core.schema.unsafe.RATE", 1_000)
+    [finding] = await findings(connection, [added])
+    assert finding.kind == "sealed_column"
+    assert f"some {finding.seconds} seconds" in str(finding)
+
+
+async def test_a_preview_says_what_would_stop(filled, connection, capsys):
+    filled.write("2100", "manager.add_raw_backwards(print)\nmanager.add_statement(name='wide', after_tables=True,"
+        " forwards='alter table box alter column size type bigint', irreversible='wide')")  # fmt: skip
+    await filled.forwards(preview=True)
+    assert "\n-- Unsafe: type_change on box" in capsys.readouterr().out
+
+
+# -- what is lost ------------------------------------------------------------------------------------------------------
+
+
+async def test_tables_with_rows_go_backwards_only_when_somebody_says_so(filled, connection, monkeypatch, capsys):
+    filled.write("2100", "manager.add_table(class_name='Crate', tablename='crate')")
+    await filled.up()
+    await connection.execute("analyze box")
+    result = await filled.backwards("all")
+    assert not result.success
+    assert "CHARTHOLD_ALLOW_UNSAFE=drop_populated" in result.message
+    assert "  box: about 1 row" in capsys.readouterr().err
+    assert len(await rows(connection)) == 2  # the empty table of the last step is there as well
+    database = await connection.fetchval("select current_database()")
+    for typed, success in ((f"{database}s", False), (database, True)):
+        monkeypatch.setattr("core.schema.loss.typed", lambda _, typed=typed: typed)
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+        monkeypatch.setattr(runner, "agreed", lambda _: True)
+        result = await BackwardsMigrationManager(app_name="toy", migration_id="all").run()
+        assert result.success is success
+    assert await rows(connection) == []
+
+
+async def test_a_setting_lets_tables_with_rows_go(filled, losing):
+    await filled.down()
+
+
+async def test_a_step_forwards_that_drops_rows_stops_too(filled, connection):
+    filled.declare()
+    await filled.new()
+    await connection.execute("analyze box")
+    result = await filled.forwards()
+    assert "drop_populated on box: what the rows hold is gone for good, about 1 row" in result.message
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "create table mine (box integer references box (id))",
+        "create view mine as select * from box",
+        "create table mine (a integer); create trigger t before insert on mine for each row execute function stamp()",
+    ],
+)
+async def test_nothing_goes_backwards_while_something_else_needs_it(project, connection, other):  # noqa: F811
+    stamp = Function("public.stamp", source="create function public.stamp() returns trigger language plpgsql as"
+        " 'begin return new; end'")  # fmt: skip
+    project.declare(table("Box", code=Varchar()), shared=[stamp])
+    await project.new()
+    await project.up()
+    project.declare(table("Box", code=Varchar()), table("Crate", note=Text()), shared=[stamp])
+    await project.new()
+    await project.up()
+    await connection.execute(other)
+    result = await project.backwards("all")
+    assert result.message.startswith("mine would be left behind")
+    assert len(await rows(connection)) == 2
+
+
+async def test_a_preview_of_faking_writes_nothing(project, connection, capsys):  # noqa: F811
+    project.declare(table("Box", code=Varchar()))
+    await project.new()
+    await project.up()
+    project.declare(table("Box", code=Varchar(), size=Integer()))
+    await project.new()
+    capsys.readouterr()
+    await project.forwards(fake=True, preview=True)
+    assert "insert into public.migration" in capsys.readouterr().out
+    assert len(await rows(connection)) == 1
 
 
 async def test_a_check_that_says_so_makes_not_null_safe(filled, connection):
@@ -717,6 +851,14 @@ async def test_an_unsafe_step_stops_and_a_setting_lets_it_pass(filled, connectio
     monkeypatch.setattr("core.schema.unsafe.settings", lambda: allowed)
     await filled.up()
     assert await filled.drift(connection) == []
+
+
+def test_a_kind_of_unsafe_step_that_does_not_exist_is_refused():
+    assert sorted(UNSAFE) == sorted(KINDS)
+    told = Settings.from_environ({"CHARTHOLD_ALLOW_UNSAFE": "rewrite, type_change"})
+    assert told.allow_unsafe == {"rewrite", "type_change"}
+    with pytest.raises(ConfigurationError, match="Did you mean rewrite"):
+        Settings.from_environ({"CHARTHOLD_ALLOW_UNSAFE": "rewrites"})
 
 
 async def test_checks_and_foreign_keys_are_added_the_safe_way(filled, connection, capsys):

@@ -33,7 +33,7 @@ from core.schema.quoting import qualified, quote_ident
 from core.schema.run import print_step, run_step
 from core.schema.statement import Statement
 from core.schema.step import Raw, Step
-from core.schema.unsafe import refuse_unsafe
+from core.schema.unsafe import findings, refuse_unsafe
 
 __all__ = ["KINDS", "MigrationManager"]
 
@@ -50,6 +50,8 @@ class MigrationManager(PiccoloMigrationManager):
 
     operations: list[Operation] = field(default_factory=list)
     irreversible_because: str = ""
+    # Unsafe kinds that somebody agreed to.
+    allowed: frozenset[str] = frozenset()
 
     # -- what a step says ------------------------------------------------------------------------------------------
 
@@ -104,9 +106,9 @@ class MigrationManager(PiccoloMigrationManager):
         async with migrating(locked=not self.preview) as connection:
             step = await self.plan(connection, backwards=backwards)
             if self.preview:
-                print_step(step, self.description)
+                print_step(step, self.description, await findings(connection, step.statements))
                 return
-            await refuse_unsafe(connection, step)
+            await refuse_unsafe(connection, step, self.allowed)
             await run_step(connection, step)
 
     async def plan(self, connection: asyncpg.Connection[Any], *, backwards: bool = False) -> Step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import asyncpg
@@ -133,10 +134,12 @@ def terminated(statement: str) -> str:
     return f"{statement}\n;" if "--" in statement.rsplit("\n", 1)[-1] else f"{statement};"
 
 
-def print_step(step: Step, description: str) -> None:
-    """All of the step's SQL, for psql -v ON_ERROR_STOP=1."""
+def print_step(step: Step, description: str, unsafe: Iterable[object] = ()) -> None:
+    """All of the step's SQL, for psql -v ON_ERROR_STOP=1, and what forwards would stop for."""
     direction = "backwards" if step.backwards else "forwards"
     print(f"-- {step.app_name} {step.migration_id} {direction}{f': {description}' if description else ''}")
+    for finding in unsafe:
+        print("\n".join(f"-- {line}" for line in f"Unsafe: {finding}".splitlines()))
     print("begin;")
     for statement in (*preamble(), STEP_LOCK):
         print(terminated(statement))

@@ -26,6 +26,7 @@ from piccolo.conf.apps import AppConfig
 from core.errors import ChartholdError
 from core.schema import autogenerate
 from core.schema.lock import migrating, owner
+from core.schema.loss import agree_to_loss, refuse_dependents, tables_that_go
 from core.schema.migration import MigrationManager
 from core.schema.run import run_after, terminated
 from core.schema.step import Step
@@ -217,7 +218,12 @@ async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connec
         message = f"{self.migration_id} is unrecognised"
         print(message, file=sys.stderr)
         return MigrationResult(success=False, message=message)
-    if self.fake and len(subset) > 1 and not agreed(f"--fake records {len(subset)} steps without running them."):
+    if (
+        self.fake
+        and not self.preview
+        and len(subset) > 1
+        and not agreed(f"--fake records {len(subset)} steps without running them.")
+    ):
         return MigrationResult(success=False, message="Migration stopped")
 
     say(self, f"🚀 Running {len(subset)} migration{'s' if len(subset) != 1 else ''}:")
@@ -225,7 +231,11 @@ async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connec
         manager = managers[name] or MigrationManager(migration_id=name, app_name=app_config.app_name)
         manager.migration_id, manager.app_name, manager.preview = name, app_config.app_name, self.preview
         if self.fake or manager.fake:
-            await connection.execute(Step(migration_id=name, app_name=app_config.app_name).bookkeeping)
+            bookkeeping = Step(migration_id=name, app_name=app_config.app_name).bookkeeping
+            if self.preview:
+                print(terminated(bookkeeping))
+            else:
+                await connection.execute(bookkeeping)
             say(self, f"  - {name}: faked! ⏭️")
             continue
         await manager.run()
@@ -263,9 +273,16 @@ async def _backwards(self: Any, app_config: AppConfig, connection: asyncpg.Conne
         print("Not proceeding.", file=sys.stderr)
         return MigrationResult(success=False, message="Not proceeding.")
     managers = {name: await load(modules[name]) for name in subset}
+    undone = [manager for manager in managers.values() if manager is not None]
+    going = tables_that_go(undone)
+    allowed: frozenset[str] = frozenset()
+    if not self.preview:
+        await refuse_dependents(connection, undone, going)
+        allowed = await agree_to_loss(connection, going, ask=not self.auto_agree)
     for name in subset:
         manager = managers[name] or MigrationManager(migration_id=name, app_name=app_config.app_name)
         manager.migration_id, manager.app_name, manager.preview = name, app_config.app_name, self.preview
+        manager.allowed = allowed
         await manager.run(backwards=True)
         if self.clean and not self.preview and modules[name].__file__:
             os.unlink(modules[name].__file__)  # noqa: PTH108  # what --clean asks for

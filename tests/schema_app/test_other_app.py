@@ -41,11 +41,11 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def run(folder: Path, *command: str) -> str:
+def run(folder: Path, *command: str, **more: str) -> str:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("CHARTHOLD", "PICCOLO"))}
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True,
-        env={**environ, "CHARTHOLD_HOME": str(folder / "home"), "PYTHONPATH": f"{folder}:{ROOT}"},
+        env={**environ, "CHARTHOLD_HOME": str(folder / "home"), "PYTHONPATH": f"{folder}:{ROOT}", **more},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -72,5 +72,6 @@ def test_a_table_of_another_app_is_born_protected(folder):
         "of_another_tenant": 0,
         "stolen": "appointment_client_id_fkey",
     }
-    run(folder, piccolo, "migrations", "backwards", "appointments", "all", "--auto_agree")
+    back = ("migrations", "backwards", "appointments", "all", "--auto_agree")
+    run(folder, piccolo, *back, CHARTHOLD_ALLOW_UNSAFE="drop_populated")
     run(folder, piccolo, "migrations", "forwards", "appointments")
