@@ -8,7 +8,7 @@ import pytest
 from piccolo.columns import Integer
 
 from core.commands.doctor import doctor
-from core.schema import Comment, Domain, Function, Partitions, Role, RowSecurity, register_shared
+from core.schema import Comment, Domain, Function, Namespace, Partitions, Role, RowSecurity, Trigger, register_shared
 from core.schema.drift import Difference
 from tests.schema_app.fixtures import connection, database, project, server  # noqa: F401
 from tests.schema_app.project import table
@@ -258,3 +258,22 @@ async def test_a_partition_that_can_be_read_around_its_parent_is_found(project, 
     assert (difference.kind, difference.problem) == ("grant", "unexpected")
     await connection.execute(difference.mend)
     assert await project.drift(connection) == []
+
+
+async def test_a_statements_trigger_of_a_parent_may_stand_on_a_partition_too(project, connection):  # noqa: F811
+    refuse = Function("toy.refuse", source="create function toy.refuse() returns trigger language plpgsql as"
+        " 'begin return null; end'")  # fmt: skip
+    empty = Trigger("kept", timing="before", events=("truncate",), level="statement", function="toy.refuse")
+    log = table("Log", [Partitions("range (at)"), empty], id=BareId(primary_key=True, default=None), at=Integer())
+    project.declare(log, shared=[Namespace("toy"), refuse])
+    await project.new()
+    await project.up()
+    await connection.execute(
+        "create table log_1 partition of log for values from (0) to (9);"
+        "create trigger kept before truncate on log_1 for each statement execute function toy.refuse()"
+    )
+    assert await project.drift(connection) == []
+    await connection.execute(
+        "create trigger swallow before truncate on log_1 for each statement execute function toy.refuse()"
+    )
+    assert [d.name for d in await project.drift(connection)] == ["swallow on public.log_1"]

@@ -271,7 +271,7 @@ def partition_differences(found: Catalog) -> list[Difference]:
     # Threat: a trigger on one month alone swallows its records, and nothing is to be seen at the log.
     for kind in ("trigger", "constraint", "index", "policy", "rule"):
         for name, own in found[kind].items():
-            if own["part"] and not own.get("inherited"):
+            if own["part"] and not own.get("inherited") and not is_copied(kind, name, own, found):
                 sql = mend(kind, None, own, [])
                 differences.append(Difference(kind=kind, name=name, problem="unexpected", found=own, mend=sql))
     for name, there in found["column"].items():
@@ -286,6 +286,15 @@ def partition_differences(found: Catalog) -> list[Difference]:
                 Difference(kind="column", name=name, problem="changed", expected=wanted, found=there, mend=sql)
             )
     return differences
+
+
+def is_copied(kind: str, name: str, own: dict[str, Any], found: Catalog) -> bool:
+    """Whether a partition has by itself a trigger that its parent has, and that it does not inherit: a statement's."""
+    parents = found["table"].get(own["on"], {}).get("parents") or []
+    like = found[kind].get(name.replace(f" on {own['on']}", f" on {parents[0]}")) if parents else None
+    if kind != "trigger" or like is None or like["enabled"] != own["enabled"]:
+        return False
+    return bool(like["definition"].replace(f" ON {parents[0]} ", f" ON {own['on']} ") == own["definition"])
 
 
 async def role_differences(connection: asyncpg.Connection[Any], shared: Sequence[SchemaObject]) -> list[Difference]:
