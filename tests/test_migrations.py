@@ -292,6 +292,38 @@ async def test_steps_go_back_in_the_order_in_which_they_ran(project, connection)
     assert ran == ["b", "a", "-a", "-b"]
 
 
+BRANCH = """
+manager.replace_function(old=Function("public.f", source={old!r}), new=Function("public.f", source={new!r}))
+"""
+
+
+def saying(word: str) -> str:
+    return f"create function public.f() returns text language sql as $$ select '{word}' $$"
+
+
+async def test_two_branches_that_change_a_function_from_one_state_are_refused(project, connection):  # noqa: F811
+    project.write("2100", f"manager.add_function(name='public.f', source={saying('one')!r})")
+    await project.up()
+    project.write("2101", BRANCH.format(old=saying("one"), new=saying("two")))
+    project.write("2102", BRANCH.format(old=saying("one"), new=saying("three")))
+    result = await project.forwards()
+    assert "Steps 2101 and 2102 both change the function public.f() from the same state" in result.message
+    assert "Delete 2102" in result.message
+    assert await connection.fetchval("select f()") == "one"
+    # A step that was written from the state of both mends it.
+    project.write("2103", BRANCH.format(old=saying("three"), new=saying("four")))
+    await project.up()
+    assert await connection.fetchval("select f()") == "four"
+
+
+async def test_a_branch_that_is_merged_late_is_the_one_to_be_written_anew(project, connection):  # noqa: F811
+    project.write("2100", f"manager.add_function(name='public.f', source={saying('one')!r})")
+    project.write("2102", BRANCH.format(old=saying("one"), new=saying("three")))
+    await project.up()
+    project.write("2101", BRANCH.format(old=saying("one"), new=saying("two")))
+    assert "Delete 2101" in (await project.forwards()).message
+
+
 async def test_fake_records_without_running(project, connection):  # noqa: F811
     project.declare(table("Box", code=Varchar()))
     await project.new()

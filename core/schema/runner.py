@@ -25,6 +25,7 @@ from piccolo.conf.apps import AppConfig
 
 from core.errors import ChartholdError
 from core.schema import autogenerate
+from core.schema.branches import refuse_branches
 from core.schema.lock import migrating, owner
 from core.schema.loss import agree_to_loss, refuse_dependents, tables_that_go
 from core.schema.migration import MigrationManager
@@ -194,6 +195,7 @@ async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connec
     managers = {name: await load(modules[name]) for name in sorted(modules)}
 
     ran = [manager for name in already_ran if (manager := managers.get(name)) is not None]
+    refuse_branches(app_config.app_name, ran, [manager for name in waiting if (manager := managers[name]) is not None])
     left = await unfinished(connection, autogenerate.SchemaSnapshot(list(ran)).objects())
     if left:
         say(self, f"Finishing {len(left)} statement(s) that an earlier run left behind")
