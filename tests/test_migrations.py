@@ -17,8 +17,9 @@ import asyncpg
 import pytest
 from piccolo.apps.migrations.commands.backwards import BackwardsMigrationManager, run_backwards
 from piccolo.apps.migrations.commands.forwards import run_forwards
-from piccolo.columns import UUID, Integer, Text, Varchar
+from piccolo.columns import UUID, BigInt, Column, Integer, Text, Varchar
 from piccolo.columns.defaults.uuid import UUID4
+from piccolo.table import Table
 
 import core.piccolo_app as core_app
 from core.errors import ConfigurationError, MigrationError
@@ -30,6 +31,7 @@ from core.schema import (
     References,
     Role,
     Statement,
+    Trigger,
     lock,
     run,
     runner,
@@ -855,6 +857,39 @@ async def test_a_preview_of_faking_writes_nothing(project, connection, capsys): 
     await project.forwards(fake=True, preview=True)
     assert "insert into public.migration" in capsys.readouterr().out
     assert len(await rows(connection)) == 1
+
+
+async def test_a_running_application_goes_on_writing_when_a_column_has_another_type(
+    project, connection, server, database, monkeypatch
+):  # noqa: F811
+    keep = Function(
+        "public.keep",
+        source="create function public.keep() returns trigger language plpgsql as $$ begin"
+        " insert into kept select new.size, new.code; return null; end $$",
+    )
+    trigger = Trigger("keep", timing="after", events=("insert",), function="public.keep")
+
+    def box(size: Column) -> type[Table]:
+        return table("Box", [trigger], code=Varchar(), size=size)
+
+    project.declare(box(Integer()), shared=[keep])
+    await project.new()
+    await project.up()
+    await connection.execute("create table kept (size bigint, code text)")
+    session = await asyncpg.connect(**server.to(database))
+    try:
+        await session.execute("insert into box (code, size) values ('a', 1)")
+        project.declare(box(BigInt()), shared=[keep])
+        await project.new()
+        allowed = Settings(allow_unsafe=frozenset({"type_change"}))
+        monkeypatch.setattr("core.schema.unsafe.settings", lambda: allowed)
+        await project.up()
+        await session.execute("insert into box (code, size) values ('b', 2)")
+        await project.down()
+        await session.execute("insert into box (code, size) values ('c', 3)")
+    finally:
+        await session.close()
+    assert await connection.fetchval("select count(*) from kept") == 3
 
 
 async def test_a_check_that_says_so_makes_not_null_safe(filled, connection):

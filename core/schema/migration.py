@@ -29,6 +29,7 @@ from core.schema.lock import migrating
 from core.schema.object import Kind, SchemaObject
 from core.schema.operation import Add, Drop, Operation, Rename, Replace
 from core.schema.partition import Partitions
+from core.schema.plans import forgetting
 from core.schema.quoting import qualified, quote_ident
 from core.schema.run import print_step, run_step
 from core.schema.statement import Statement
@@ -121,6 +122,7 @@ class MigrationManager(PiccoloMigrationManager):
                 self._plan_operation(step, piece, live, backwards=backwards)
             else:
                 step.pieces += await self._collect(piece, backwards=backwards)
+        step.pieces = [part for piece in step.pieces for part in forgetting(piece)]
         return step
 
     def _pieces(self) -> Iterator[Operation | Callable[[bool], Any]]:
