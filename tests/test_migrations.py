@@ -978,6 +978,20 @@ async def test_a_waiting_migrator_does_not_hold_an_index_build_up(filled, connec
     assert all(result.success for result in results)
 
 
+async def test_a_step_that_adds_a_blind_index_says_what_older_rows_need(filled, connection, capsys):
+    filled.write(
+        "2100",
+        """
+from core.columns import BlindIndex
+manager.add_column(table_class_name="Box", tablename="box", column_name="code_exact", column_class=BlindIndex,
+    params={"of": ["code"], "kind": "exact"})
+""",
+    )
+    capsys.readouterr()
+    await filled.up()
+    assert "Searches miss older rows of box until you run: piccolo core reindex" in capsys.readouterr().out
+
+
 async def test_a_uuid_default_of_piccolo_is_named(filled, connection):
     columns = {"code": Varchar(length=20, default=None), "size": Integer(default=None, null=True)}
     filled.declare(table("Box", key=UUID(default=UUID4()), **columns))

@@ -21,15 +21,17 @@ import pytest
 from core import ChartholdError, transaction
 from core.audit.recorded import DESTROYED
 from core.columns import Encrypted
+from core.commands.reindex import reindex as reindex_command
 from core.commands.rotate_keys import rotate_keys
 from core.crypto.keyring import Keyring, _Entry
 from core.crypto.kms import LocalProvider, development_key
+from core.doctor import examine
 from core.engine import ChartholdEngine
 from core.ids import uuid7
 from core.provision import find_tenant, set_tenant_status
-from core.rotation import Target, key_lock, retire, rewrap, rotate, used_in_log
+from core.rotation import Target, key_lock, reindex, retire, rewrap, rotate, used_in_log
 from core.rotation.data import Rotation
-from core.rotation.rows import sealed_tables
+from core.rotation.rows import SealedTable, sealed_tables
 from core.settings import settings
 from core.tables import Client, User
 from piccolo_conf import DB
@@ -43,6 +45,7 @@ ROTATOR = """
 import sys
 from piccolo_conf import DB
 DB.database = sys.argv[1]
+from core.commands.reindex import reindex as reindex_command
 from core.commands.rotate_keys import rotate_keys
 rotate_keys(tenant=sys.argv[2], batch=int(sys.argv[3]), wait=float(sys.argv[4]), json=True)
 """
@@ -564,3 +567,86 @@ async def test_the_command_rotates_all_tenants_and_says_what_it_did(
         await rotate_keys.__wrapped__(tenant=target.slug, retire=1)
     assert await rotate_keys.__wrapped__(tenant=target.slug, retire=1, confirm=target.slug) == 0
     assert await statuses(owner, clinic) == {1: "shredded", 2: "current"}
+
+
+# -- blind indexes -----------------------------------------------------------------------------------------------------
+
+
+async def forgotten(owner: asyncpg.Connection, clinic: Clinic, *columns: str) -> None:
+    """As after a step that added these blind indexes."""
+    await owner.execute(
+        f"begin; set local session_replication_role = replica; update client set {', '.join(f'{c} = null' for c in columns)}"
+        f" where tenant_id = '{clinic.tenant}'; commit"
+    )
+
+
+async def test_rows_that_are_older_than_an_index_are_indexed_and_found(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection
+) -> None:
+    application = Application(clinic, 25)
+    await application.fill()
+    await forgotten(owner, clinic, "last_name_folded", "ssn_last_four")
+    async with clinic.as_admin():
+        assert await Client.count().where(Client.last_name == "nguyen") == 0
+    found = await examine(["blind_indexes"])
+    assert {f.subject for f in found.findings if f.verdict == "fail"} >= {"column public.client.last_name_folded"}
+    [outcome] = await reindex([target], batch=7)
+    assert (outcome.problem, outcome.rows, outcome.twins, outcome.altered) == ("", {"client": 26}, [], [])
+    async with clinic.as_admin():
+        assert await Client.count().where(Client.last_name == "nguyen") == 1
+        assert await Client.count().where(Client.ssn.ends_with("0007")) == 1
+        trail = await (await Client.objects().get(Client.id == clinic.client)).history()
+    assert trail[-1].reason == "index rows anew"
+    [again] = await reindex([target], batch=7)
+    assert again.rows == {}
+
+
+async def test_indexing_anew_goes_on_from_where_it_was_stopped(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await Application(clinic, 25).fill()
+    await forgotten(owner, clinic, "last_name_folded")
+    write, calls = SealedTable.reseal, 0
+
+    async def failing(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise ChartholdError("stopped")
+        await write(*arguments)
+
+    monkeypatch.setattr(SealedTable, "reseal", failing)
+    [stopped] = await reindex([target], batch=5)
+    assert (stopped.problem, stopped.rows) == ("stopped", {"client": 10})
+    [outcome] = await reindex([target], batch=5)
+    assert outcome.rows == {"client": 16}
+
+
+async def test_indexing_anew_waits_for_a_writer_and_keeps_what_was_written(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection
+) -> None:
+    await forgotten(owner, clinic, "last_name_folded")
+    async with clinic.as_clinician():
+        async with transaction():
+            await Client.update({Client.last_name: "Meanwhile"}).where(Client.id == clinic.client)
+            running = asyncio.create_task(reindex([target]))
+            await asyncio.sleep(1)
+            assert not running.done()
+        assert (await running)[0].problem == ""
+        assert await Client.count().where(Client.last_name == "meanwhile") == 1
+
+
+async def test_a_row_that_cannot_be_indexed_is_reported_and_the_others_are_indexed(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await Application(clinic, 5).fill()
+    await forgotten(owner, clinic, "last_name_folded")
+    await owner.execute(
+        "begin; set local session_replication_role = replica;"
+        " update client set last_name = set_byte(last_name, octet_length(last_name) - 1,"
+        f" (get_byte(last_name, octet_length(last_name) - 1) + 1) % 256) where id = '{clinic.client}'; commit"
+    )
+    assert await reindex_command.__wrapped__(tenant=target.slug) == 3
+    told = capsys.readouterr()
+    assert f"client {clinic.client} holds an envelope that no key opens" in told.err
+    assert f"{target.slug}: rows indexed anew: 5 of client." in told.out

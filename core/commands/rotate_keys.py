@@ -15,7 +15,7 @@ from core.rotation import Target, owner_connection, rewrap, rotate, used_in_log
 from core.rotation import retire as destroy
 from core.rotation.data import shortest_wait
 
-__all__ = ["rotate_keys", "target_of"]
+__all__ = ["check_master_key", "chosen_tenants", "rotate_keys", "target_of"]
 
 FROM_THE_SETTINGS = -1.0
 NONE = 0
@@ -66,8 +66,8 @@ async def rotate_keys(
         if tenant == ALL or what != "data":
             raise Failure("--retire destroys one version of one tenant's data key: --tenant=SLUG --retire=VERSION.")
         return await _retire(await target_of(tenant, actor), retire, confirm, json=json, quiet=quiet)
-    await _check_master_key()
-    chosen, problems = await _chosen(tenant, actor)
+    await check_master_key()
+    chosen, problems = await chosen_tenants(tenant, actor)
     results: list[dict[str, Any]]
     with bar("looking", show=not quiet) as report:
         if what == "kek":
@@ -97,7 +97,8 @@ async def target_of(slug: str, actor: str) -> Target:
     return Target(found.tenant_id, slug, await resolve_actor(found.tenant_id, actor))
 
 
-async def _chosen(tenant: str, actor: str) -> tuple[list[Target], list[dict[str, Any]]]:
+async def chosen_tenants(tenant: str, actor: str) -> tuple[list[Target], list[dict[str, Any]]]:
+    """The tenants that a command works on, and why it cannot work on others."""
     chosen: list[Target] = []
     problems: list[dict[str, Any]] = []
     for slug, tenant_id in (await by_slug(tenant, actor)).items():
@@ -110,7 +111,7 @@ async def _chosen(tenant: str, actor: str) -> tuple[list[Target], list[dict[str,
     return chosen, problems
 
 
-async def _check_master_key() -> None:
+async def check_master_key() -> None:
     """Threat: a key that is wrapped under a master key which the application does not have shuts the tenant out."""
     ours = engine().token_key.id  # follows from the master key, and the application's was installed
     async with owner_connection() as connection:

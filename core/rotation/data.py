@@ -28,7 +28,7 @@ from core.engine import engine
 from core.errors import ChartholdError, SealedValueError
 from core.ids import uuid7
 from core.rotation.owner import Progress, Target, acting, key_lock, noting, owner_connection, record, silent
-from core.rotation.rows import SealedTable, check_declared, sealed_tables
+from core.rotation.rows import SealedTable, check_actor, check_declared, sealed_tables
 
 __all__ = ["Outcome", "Rotation", "rotate", "shortest_wait"]
 
@@ -87,7 +87,7 @@ class Rotation:
         """Make the next version, or find the one that was made; returns how long to wait from now on."""
         tenant = self._target.tenant
         async with acting(self._connection, self._target, REASON):
-            await self._check_actor()
+            await check_actor(self._connection, self._tables)
             rows = await self._keys()
             by_status = {row["status"]: row for row in rows}
             if "next" in by_status or "previous" in by_status:
@@ -164,18 +164,6 @@ class Rotation:
             said = {"step": "retired", "version": self.outcome.version, "retired": self.outcome.retired}
             await record(self._connection, "key_rotation", said | {"rows": self.outcome.rows})
         engine().keyring.forget(self._target.tenant)
-
-    async def _check_actor(self) -> None:
-        # Whoever is bound to facilities would pass over the others' rows without a word.
-        role = await self._connection.fetchval(
-            "select charthold.actor_role() where charthold.tenant_everywhere() is not null"
-        )
-        refused = [t.name for t in self._tables if not t.allows(role)]
-        if role not in {"admin", "system"} or refused:
-            what = f"update {refused[0]}" if refused and role in {"admin", "system"} else "see the whole tenant"
-            raise ChartholdError(
-                f"The actor may not {what}, and all rows are sealed anew. Name an admin who is bound to no facility."
-            )
 
     async def _check_master_key(self, current: asyncpg.Record) -> None:
         # Threat: a key wrapped under a wrong master key, which no process can unwrap, would lock the tenant out.

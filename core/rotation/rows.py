@@ -10,7 +10,7 @@ ciphertext, and ``history()`` leaves out what did not change its value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -27,7 +27,7 @@ from core.registered import tenant_tables
 from core.schema.quoting import quote_ident
 from core.tables import TenantTable
 
-__all__ = ["SealedTable", "check_declared", "sealed_tables"]
+__all__ = ["SealedTable", "check_actor", "check_declared", "sealed_tables"]
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,37 @@ class SealedTable:
             most,
         )
 
+    async def page(self, connection: asyncpg.Connection[Any], tenant: UUID, after: UUID, most: int) -> list[UUID]:
+        """The ids of the next rows, whatever their key."""
+        rows = await connection.fetch(
+            f"select id from {self._place} where tenant_id = $1 and id > $2 order by id limit $3", tenant, after, most
+        )
+        return [row["id"] for row in rows]
+
+    async def some(
+        self, connection: asyncpg.Connection[Any], tenant: UUID, ids: Collection[UUID], *, locked: bool = False
+    ) -> list[asyncpg.Record]:
+        """These rows with their hashes; ``locked``: without those that somebody else holds."""
+        names = ", ".join(quote_ident(c._meta.db_column_name) for c in (*self.sealed, *self.indexes))
+        return await connection.fetch(
+            f"select id, {names} from {self._place} where tenant_id = $1 and id = any($2) order by id"
+            + (" for no key update skip locked" if locked else ""),
+            tenant,
+            list(ids),
+        )
+
     async def reseal(
-        self, connection: asyncpg.Connection[Any], rows: Sequence[asyncpg.Record], keys: TenantKeys
+        self,
+        connection: asyncpg.Connection[Any],
+        rows: Sequence[asyncpg.Record],
+        keys: TenantKeys,
+        anew: Collection[str] = (),
     ) -> None:
-        """Write the rows back under the current key. They are locked, so nobody changed them since."""
-        arrays = self._resealed(rows, keys)
+        """Write the rows back under the current key. They are locked, so nobody changed them since.
+
+        ``anew``: the columns that are sealed anew even if they are under that key already.
+        """
+        arrays = self._resealed(rows, keys, anew)
         names = [quote_ident(c._meta.db_column_name) for c in (*self.sealed, *self.indexes)]
         await connection.execute(
             f"update {self._place} as t set {', '.join(f'{name} = u.{name}' for name in names)}"
@@ -102,12 +128,31 @@ class SealedTable:
             *arrays,
         )
 
+    @forgetful
+    def stale(self, rows: Sequence[asyncpg.Record], keys: TenantKeys) -> dict[UUID, set[str]]:
+        """The rows with hashes that are not those of today's declarations, and which columns those are of."""
+        values = {
+            c._meta.name: keys.sealer(self.name, c._meta.db_column_name, c.kind).open_many(
+                [(row["id"], row[c._meta.db_column_name]) for row in rows]
+            )
+            for c in self.sealed
+        }
+        found: dict[UUID, set[str]] = {}
+        for index in self.indexes:
+            parts = zip(*(values[name] for name in index.of), strict=True)
+            for row, part in zip(rows, parts, strict=True):
+                if row[index._meta.db_column_name] != _digest(keys, index, part):
+                    found.setdefault(row["id"], set()).update(index.of)
+        return found
+
     @property
     def _place(self) -> str:
         return str(self.table._meta.get_formatted_tablename())
 
     @forgetful
-    def _resealed(self, rows: Sequence[asyncpg.Record], keys: TenantKeys) -> list[list[bytes | None]]:
+    def _resealed(
+        self, rows: Sequence[asyncpg.Record], keys: TenantKeys, anew: Collection[str]
+    ) -> list[list[bytes | None]]:
         """One list a column: envelopes, then digests. An envelope that is under the current key already stays."""
         header = envelope_header(keys.encryption().version)
         arrays: list[list[bytes | None]] = []
@@ -115,11 +160,12 @@ class SealedTable:
         for column in self.sealed:
             name = column._meta.db_column_name
             sealer = keys.sealer(self.name, name, column.kind)
+            again = column._meta.name in anew
             stored = [(row["id"], row[name]) for row in rows]
             opened = values[column._meta.name] = sealer.open_many(stored)
             arrays.append(
                 [
-                    old if old is None or old[:5] == header else sealer.seal(row_id, value)
+                    old if old is None or (old[:5] == header and not again) else sealer.seal(row_id, value)
                     for (row_id, old), value in zip(stored, opened, strict=True)
                 ]
             )
@@ -137,6 +183,17 @@ def sealed_tables() -> list[SealedTable]:
         if sealed := tuple(c for c in columns if isinstance(c, Encrypted)):
             found.append(SealedTable(table, sealed, tuple(c for c in columns if isinstance(c, BlindIndex))))
     return found
+
+
+async def check_actor(connection: asyncpg.Connection[Any], tables: Sequence[SealedTable]) -> None:
+    """Refuse an actor who would pass over rows without a word, in a transaction of ``acting``."""
+    role = await connection.fetchval("select charthold.actor_role() where charthold.tenant_everywhere() is not null")
+    refused = [t.name for t in tables if not t.allows(role)]
+    if role not in {"admin", "system"} or refused:
+        what = f"update {refused[0]}" if refused and role in {"admin", "system"} else "see the whole tenant"
+        raise ChartholdError(
+            f"The actor may not {what}, and all rows are looked at. Name an admin who is bound to no facility."
+        )
 
 
 async def check_declared(connection: asyncpg.Connection[Any], tables: Sequence[SealedTable]) -> None:

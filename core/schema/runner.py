@@ -26,10 +26,12 @@ from piccolo.conf.apps import AppConfig
 from core.errors import ChartholdError
 from core.schema import autogenerate
 from core.schema.branches import refuse_branches
+from core.schema.live import live_tables
 from core.schema.lock import migrating, owner
 from core.schema.loss import agree_to_loss, refuse_dependents, tables_that_go
 from core.schema.migration import MigrationManager
 from core.schema.run import run_after, terminated
+from core.schema.sealed import reindexed
 from core.schema.step import Step
 from core.schema.unfinished import unfinished
 
@@ -242,6 +244,9 @@ async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connec
             continue
         await manager.run()
         say(self, f"  - {name} ok! ✔️")
+        tables = await live_tables(connection, reindexed(manager))
+        for table in (table for table, live in sorted(tables.items()) if live.populated):
+            say(self, f"    Searches miss older rows of {table} until you run: piccolo core reindex")
     return MigrationResult(success=True, message="Migration succeeded")
 
 

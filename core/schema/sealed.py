@@ -6,13 +6,17 @@ type, every value of every row is lost, and PostgreSQL does it without a word.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from piccolo.apps.migrations.auto import DiffableTable
+from piccolo.apps.migrations.auto.migration_manager import MigrationManager
 from piccolo.columns import Column
 
 from core.columns import BlindIndex, Encrypted
 from core.errors import MigrationError
+from core.schema.declarations import full_name
 
-__all__ = ["alike", "bound", "refuse_change", "refuse_column_rename", "refuse_table_rename"]
+__all__ = ["alike", "bound", "refuse_change", "refuse_column_rename", "refuse_table_rename", "reindexed"]
 
 
 def bound(column: Column) -> bool:
@@ -55,3 +59,14 @@ def refuse_change(old: Column, new: Column, table: str) -> None:
         "what rows hold, so that takes three steps: declare the new column beside the old, under another name; fill "
         "it in a scope of each tenant, with save(), as the application writes; then drop the old one."
     )
+
+
+def reindexed(manager: MigrationManager) -> Iterator[str]:
+    """The tables of which older rows have no hash, or another one, in a blind index that a step adds or changes."""
+    new = {table.class_name for table in manager.add_tables}
+    for added in manager.add_columns.add_columns:
+        if isinstance(added.column, BlindIndex) and added.table_class_name not in new:
+            yield full_name(added.schema, added.tablename)
+    for changed in manager.alter_columns.alter_columns:
+        if changed.column_class is not None and issubclass(changed.column_class, BlindIndex):
+            yield full_name(changed.schema, changed.tablename)

@@ -1,0 +1,68 @@
+"""Blind indexes that hold nothing of rows which have a value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from piccolo.table import Table
+
+from core.columns import BlindIndex
+from core.crypto.blind import BlindSpec
+from core.doctor.check import Notes, check
+from core.doctor.live import Live, plural
+from core.schema.quoting import quote_ident
+
+__all__ = ["unfilled"]
+
+
+@check("164.312(c)")
+async def blind_indexes(live: Live, notes: Notes) -> None:
+    """Threat: an index that was added to rows with values. Searches pass the patient over, and nobody is told."""
+    total = 0
+    for name, table in live.declared().items():
+        there = info.columns if (info := live.relations.get(name)) else []
+        indexes = [
+            column
+            for column in table._meta.columns
+            if isinstance(column, BlindIndex) and {column._meta.db_column_name, *values_of(column)} <= {*there}
+        ]
+        if not indexes:
+            continue
+        total += len(indexes)
+        rows = await live.ask_or_warn(notes, f"The search for rows without hashes in {name}", unfilled(table, indexes))
+        for place, index in enumerate(indexes):
+            if any(row[place] for row in rows or ()):
+                called = f"{name}.{index._meta.db_column_name}"
+                notes.fail(
+                    f"{called} holds nothing of rows that have a value: searches by {', '.join(index.of)} miss them.",
+                    subject=f"column {called}",
+                    mend="piccolo core reindex",
+                )
+    notes.end(f"{plural(total, 'blind index', 'blind indexes')} hold a hash of every row with a value{live.unseen()}.")
+
+
+def values_of(index: BlindIndex) -> list[str]:
+    """The encrypted columns that an index is of, as the database calls them."""
+    return [index._meta.table._meta.get_column_by_name(name)._meta.db_column_name for name in index.of]
+
+
+def unfilled(table: type[Table], indexes: Sequence[BlindIndex]) -> str:
+    """Whether each of the indexes lacks hashes, in one look at the rows.
+
+    A value that is too short for its prefix or its last digits has no hash: then only an index without any is empty.
+    """
+    asked = []
+    for index in indexes:
+        own = quote_ident(index._meta.db_column_name)
+        valued = " and ".join(f"{quote_ident(column)} is not null" for column in values_of(index))
+        if leaves_out(index.spec):
+            asked.append(f"bool_or({valued}) and not bool_or({own} is not null)")
+        else:
+            asked.append(f"bool_or({valued} and {own} is null)")
+    place = f"{quote_ident(table._meta.schema or 'public')}.{quote_ident(table._meta.tablename)}"
+    return f"select {', '.join(asked)} from {place} where $1::uuid is null or tenant_id = $1"
+
+
+def leaves_out(spec: BlindSpec) -> bool:
+    """Whether some values have no hash in such an index."""
+    return spec.kind in {"prefix", "last"} or any(map(leaves_out, spec.parts))
