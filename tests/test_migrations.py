@@ -30,6 +30,7 @@ from core.schema import (
     Namespace,
     References,
     Role,
+    RowSecurity,
     Statement,
     Trigger,
     lock,
@@ -474,7 +475,7 @@ async def test_a_step_that_never_gets_its_table_gives_up_and_changes_nothing(
     await project.new()
     result = await project.forwards()
     assert not result.success
-    assert "did not get its locks in 5 attempts" in result.message
+    assert "it did not get its locks in 5 attempts" in result.message
     assert len(await rows(connection)) == 1
     assert await connection.fetchval("select to_regclass('lid')") is None
     await holding.rollback()
@@ -956,6 +957,67 @@ async def test_rows_that_break_a_new_check_leave_it_unfinished_and_say_so(filled
     await connection.execute("update box set size = 10")
     await filled.up()
     assert await filled.drift(connection) == []
+
+
+async def test_a_constraint_that_rows_violate_stops_no_step_that_mends_or_drops_it(filled, connection):
+    columns = {"code": Varchar(length=20, default=None), "size": Integer(default=None, null=True)}
+    filled.declare(table("Box", [Check("box_big", condition="size > 9")], **columns))
+    await filled.new()
+    assert not (await filled.forwards()).success
+    filled.write("2200", "manager.add_statement(name='note', after_tables=True, forwards='create table note ()',"
+        " backwards='drop table note')")  # fmt: skip
+    result = await filled.forwards()
+    assert "Not finished" in result.message
+    assert await connection.fetchval("select to_regclass('note')") == "note"  # the step ran all the same
+    filled.write("2201", "manager.add_statement(name='mend', after_tables=True, forwards='update box set size = 10',"
+        " irreversible='they were wrong')")  # fmt: skip
+    await filled.up()
+    assert await connection.fetchval("select convalidated from pg_constraint where conname = 'box_big'")
+
+
+async def test_a_constraint_that_is_to_go_is_not_finished_first(filled, connection, capsys):
+    columns = {"code": Varchar(length=20, default=None), "size": Integer(default=None, null=True)}
+    filled.declare(table("Box", [Check("box_big", condition="size > 9")], **columns))
+    await filled.new()
+    assert not (await filled.forwards()).success
+    filled.declare(table("Box", **columns))
+    await filled.new()
+    capsys.readouterr()
+    await filled.up()
+    assert "Finishing" not in capsys.readouterr().out
+
+
+async def test_a_constraint_of_a_busy_table_is_validated_when_it_is_free(
+    filled, connection, server, database, impatient
+):
+    declared = [References("box_self", columns=("size",), to_table="box", to_columns=("id",))]
+    columns = {"code": Varchar(length=20, default=None), "size": Integer(default=None, null=True)}
+    await connection.execute("update box set size = null; alter table box enable row level security")
+    await connection.execute("alter table box force row level security")
+    filled.declare(table("Box", [*declared, RowSecurity()], **columns))
+    await filled.new()
+    other = await asyncpg.connect(**server.to(database))
+    holding = other.transaction()
+
+    async def hold(_step: object) -> None:  # a long report begins when the step has committed
+        await transact(_step)
+        await holding.start()
+        await other.execute("select * from box")
+
+    transact = run.transact
+    run.transact = hold
+    try:
+        running = asyncio.create_task(filled.forwards())
+        await asyncio.sleep(0.5)
+        # Whoever comes now waits for a moment, and not for the report's end.
+        assert not running.done()
+        await asyncio.wait_for(connection.fetchval("select count(*) from box"), timeout=2)
+        await holding.rollback()
+        assert (await running).success
+    finally:
+        run.transact = transact
+        await other.close()
+    assert await connection.fetchval("select convalidated from pg_constraint where conname = 'box_self'")
 
 
 async def test_the_safe_form_of_an_index_is_built_outside_of_the_transaction(filled, connection):

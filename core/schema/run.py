@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -19,6 +20,9 @@ __all__ = ["BUSY", "failed", "preamble", "print_step", "run_after", "run_step", 
 
 ATTEMPTS = 5
 PAUSE = 0.5  # seconds before the second attempt; doubled before each further one
+
+NOT_FINISHED = "Not finished; the next forwards tries again"
+CONCURRENT = ("create index concurrently", "create unique index concurrently", "drop index concurrently")
 
 # Tables are locked while a step runs: another transaction in the way, or a cycle, is worth another try.
 BUSY = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
@@ -53,15 +57,20 @@ async def run_step(connection: asyncpg.Connection[Any], step: Step) -> None:
 
 async def attempt(step: Step) -> None:
     """Run the step's transaction, at most ``ATTEMPTS`` times."""
+    await patiently(lambda: transact(step), f"Step {step.migration_id} changed nothing")
+
+
+async def patiently(work: Callable[[], Awaitable[object]], left: str) -> None:
+    """Do what takes locks, again while others hold them; whoever waits for long holds up all who come after."""
     pause = PAUSE
-    for left in reversed(range(ATTEMPTS)):
+    for more in reversed(range(ATTEMPTS)):
         try:
-            await transact(step)
+            await work()
         except BUSY as error:
-            if not left:
+            if not more:
                 raise MigrationError(
-                    f"Step {step.migration_id} did not get its locks in {ATTEMPTS} attempts ({error.args[0]}), and "
-                    "changed nothing. Run it when the long transaction is over, or raise CHARTHOLD_LOCK_TIMEOUT."
+                    f"{left}: it did not get its locks in {ATTEMPTS} attempts ({error.args[0]}). "
+                    "Run it when the long transaction is over, or raise CHARTHOLD_LOCK_TIMEOUT."
                 ) from None
             await asyncio.sleep(pause)
             pause *= 2
@@ -122,10 +131,16 @@ async def run_after(connection: asyncpg.Connection[Any], statements: list[str]) 
     timeout = settings().statement_timeout
     for statement in statements:
         try:
-            await connection.execute(f"set statement_timeout = '{timeout * 1000:.0f}ms'")
-            await connection.execute(statement)
+            await connection.execute(f"set statement_timeout = '{timeout * 1000:.0f}ms'; {lock_timeout(statement)}")
+            await patiently(partial(connection.execute, statement), NOT_FINISHED)
         except asyncpg.PostgresError as error:
-            raise failed("Not finished; the next forwards tries again", statement, error) from None
+            raise failed(NOT_FINISHED, statement, error) from None
+
+
+def lock_timeout(statement: str) -> str:
+    """What is built concurrently waits for older transactions to end, and nobody waits for it."""
+    seconds = 0 if statement.startswith(CONCURRENT) else settings().lock_timeout
+    return f"set lock_timeout = '{seconds * 1000:.0f}ms'"
 
 
 def terminated(statement: str) -> str:
@@ -148,4 +163,6 @@ def print_step(step: Step, description: str, unsafe: Iterable[object] = ()) -> N
     print(terminated(step.bookkeeping))
     print("commit;")
     for item in step.after:
-        print("\n".join(map(terminated, whole(item))))
+        for statement in whole(item):
+            print(terminated(lock_timeout(statement)))
+            print(terminated(statement))

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
@@ -23,13 +23,14 @@ from piccolo.apps.migrations.commands.base import MigrationResult
 from piccolo.apps.migrations.tables import Migration
 from piccolo.conf.apps import AppConfig
 
-from core.errors import ChartholdError
+from core.errors import ChartholdError, MigrationError
 from core.schema import autogenerate
 from core.schema.branches import refuse_branches
 from core.schema.live import live_tables
 from core.schema.lock import migrating, owner
 from core.schema.loss import agree_to_loss, refuse_dependents, tables_that_go
 from core.schema.migration import MigrationManager
+from core.schema.operation import Add
 from core.schema.run import run_after, terminated
 from core.schema.sealed import reindexed
 from core.schema.step import Step
@@ -198,14 +199,10 @@ async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connec
 
     ran = [manager for name in already_ran if (manager := managers.get(name)) is not None]
     refuse_branches(app_config.app_name, ran, [manager for name in waiting if (manager := managers[name]) is not None])
-    left = await unfinished(connection, autogenerate.SchemaSnapshot(list(ran)).objects())
-    if left:
-        say(self, f"Finishing {len(left)} statement(s) that an earlier run left behind")
-        if self.preview:
-            print("\n".join(terminated(statement) for statement in left))
-        else:
-            await run_after(connection, left)
+    problem = await finish(self, connection, ran, [managers[name] for name in waiting])
     say(self, f"👍 {len(already_ran)} migration{'s' if len(already_ran) != 1 else ''} already complete")
+    if not waiting and problem:
+        raise problem
     if not waiting:
         message = "🏁 No migrations need to be run"
         say(self, message)
@@ -247,7 +244,41 @@ async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connec
         tables = await live_tables(connection, reindexed(manager))
         for table in (table for table, live in sorted(tables.items()) if live.populated):
             say(self, f"    Searches miss older rows of {table} until you run: piccolo core reindex")
+    if problem:
+        # The steps may have mended what stood in the way.
+        now = [managers[name] for name in (*already_ran, *subset) if name in managers]
+        if problem := await finish(self, connection, now, [managers[name] for name in waiting if name not in subset]):
+            raise problem
     return MigrationResult(success=True, message="Migration succeeded")
+
+
+async def finish(
+    self: Any,
+    connection: asyncpg.Connection[Any],
+    ran: Sequence[MigrationManager | None],
+    waiting: Sequence[MigrationManager | None],
+) -> MigrationError | None:
+    """Do what earlier steps left to be done; what could not be done is told, and stops no step that waits.
+
+    An object that a waiting step drops or changes is left to it: rows may violate a constraint that is to go.
+    """
+    objects = autogenerate.SchemaSnapshot([manager for manager in ran if manager]).objects()
+    changed = {op.old.key for manager in waiting if manager for op in manager.operations if not isinstance(op, Add)}
+    left = await unfinished(connection, [item for item in objects if item.key not in changed])
+    if not left:
+        return None
+    say(self, f"Finishing {len(left)} statement(s) that an earlier run left behind")
+    if self.preview:
+        print("\n".join(terminated(statement) for statement in left))
+        return None
+    problem: MigrationError | None = None
+    for statement in left:
+        try:
+            await run_after(connection, [statement])
+        except MigrationError as error:
+            print(error, file=sys.stderr)
+            problem = problem or error
+    return problem
 
 
 async def run_backwards(self: Any, app_config: AppConfig) -> MigrationResult:
