@@ -43,6 +43,12 @@ def test_a_table_that_says_nothing_has_the_default() -> None:
     assert [o.privileges for o in table().implied_objects() if isinstance(o, Grant)] == [COMMANDS]
 
 
+def test_a_reference_to_a_table_of_another_schema_points_at_it() -> None:
+    ward = type("Ward", (TenantTable,), {"note": EncryptedText()}, tablename="ward", schema="clinic")
+    bed = type("Bed", (TenantTable,), {"ward_id": TenantForeignKey(ward)}, tablename="bed")
+    assert [o.to_table for o in bed.implied_objects() if isinstance(o, References)] == ["clinic.ward"]
+
+
 @pytest.mark.parametrize(
     ("said", "wrong"),
     [
