@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from piccolo.columns import UUID, Bytea, Column, ForeignKey, Integer, Text, Varchar
+from piccolo.columns import UUID, Array, Bytea, Column, ForeignKey, Integer, Text, Varchar
 from piccolo.constraints import Check as PiccoloCheck
 from piccolo.table import Table, create_table_class
 
@@ -474,6 +474,26 @@ async def test_the_command_line_says_a_mistake_in_one_sentence(project):  # noqa
     project.declare(table("Item", [Check("a", condition="true"), Check("a", condition="false")]))
     with pytest.raises(SystemExit, match="is declared twice"):
         await new._create_new_migration(project.config, auto=True)
+
+
+async def test_a_default_may_hold_quotes(project, connection):  # noqa: F811
+    said = 'it\'s "so" \\ or not'
+
+    def item(**more: Column) -> type[Table]:
+        return table("Item", note=Text(default=said), tags=Array(Varchar(), default=[said, "b"]), **more)
+
+    project.declare(item())
+    await project.new()
+    await project.up()
+    await connection.execute("insert into item default values")
+    project.declare(item(more=Varchar(default=said)))
+    await project.new()
+    await project.up()
+    row = await connection.fetchrow("select note, tags, more from item")
+    assert tuple(row) == (said, [said, "b"], said)
+    project.declare(table("Item", note=Text(default=said, db_column_name='a"b')))
+    with pytest.raises(MigrationError, match="has a quote in its name"):
+        await project.new()
 
 
 # -- encrypted columns ------------------------------------------------------------------------------------------------

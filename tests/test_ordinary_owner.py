@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from piccolo.apps.migrations.commands.clean import clean
 from piccolo.apps.migrations.commands.forwards import run_forwards
 
 import core.session
@@ -157,3 +158,11 @@ def test_the_statements_of_a_reference_stand_together() -> None:
     one = References("x", columns=("a",), to_table="facility", to_columns=("id",), table="client")
     (statement,) = one.validate()
     assert statement.startswith('revoke select on "public"."client" from current_user;\n')
+
+
+async def test_steps_without_files_are_forgotten_in_the_owners_name(
+    clinic: Clinic, ordinary: asyncpg.Connection
+) -> None:
+    await ordinary.execute("insert into migration (name, app_name, ran_on) values ('2020', 'core', now())")
+    await asyncio.create_task(clean(app_name="core", auto_agree=True))
+    assert not await ordinary.fetchval("select exists (select from migration where name = '2020')")

@@ -123,6 +123,9 @@ def named_once(column: Column) -> Column:
 def diffable(table: type[Table]) -> DiffableTable:
     """A table as Piccolo's differ wants it, without the constraints that are declared objects."""
     meta = table._meta
+    for column in meta.columns:
+        if {'"', "'"} & {*column._meta.db_column_name}:
+            raise MigrationError(f"{table.__name__}.{column._meta.name} has a quote in its name. Write it without.")
     return DiffableTable(
         class_name=table.__name__,
         tablename=meta.tablename,

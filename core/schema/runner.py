@@ -17,6 +17,7 @@ from piccolo.apps.migrations.auto.migration_manager import MigrationManager as P
 from piccolo.apps.migrations.commands import backwards as piccolo_backwards
 from piccolo.apps.migrations.commands import base as piccolo_base
 from piccolo.apps.migrations.commands import check as piccolo_check
+from piccolo.apps.migrations.commands import clean as piccolo_clean
 from piccolo.apps.migrations.commands import forwards as piccolo_forwards
 from piccolo.apps.migrations.commands import new as piccolo_new
 from piccolo.apps.migrations.commands.base import MigrationResult
@@ -26,6 +27,7 @@ from piccolo.conf.apps import AppConfig
 from core.errors import ChartholdError, MigrationError
 from core.schema import autogenerate
 from core.schema.branches import refuse_branches
+from core.schema.defaults import quote_defaults
 from core.schema.live import live_tables
 from core.schema.lock import migrating, owner
 from core.schema.loss import agree_to_loss, refuse_dependents, tables_that_go
@@ -48,6 +50,7 @@ def install() -> None:
     new.JINJA_ENV = autogenerate.JINJA_ENV
     if not hasattr(new._create_new_migration, "__wrapped__"):
         new._create_new_migration = one_sentence(new._create_new_migration)
+    quote_defaults()
     base: Any = piccolo_base.BaseMigrationManager
     base.create_migration_table = create_migration_table
     forwards: Any = piccolo_forwards.ForwardsMigrationManager
@@ -60,6 +63,8 @@ def install() -> None:
     if not hasattr(check, "statuses_without_owner"):
         check.statuses_without_owner = check.get_migration_statuses
         check.get_migration_statuses = get_migration_statuses
+    clean: Any = piccolo_clean.CleanMigrationManager
+    clean.run = run_clean
     # A heading is a comment, so that --preview of all apps is still SQL.
     for module in (piccolo_forwards, piccolo_backwards):
         module.print_heading = heading  # type: ignore[attr-defined]
@@ -109,6 +114,22 @@ async def get_migration_statuses(self: Any) -> Any:
     """What ``piccolo migrations check`` prints, read as the owner."""
     with owner():
         return await self.statuses_without_owner()
+
+
+async def run_clean(self: Any) -> None:
+    """``piccolo migrations clean``: forget the steps whose files are gone, under the lock and as the owner."""
+    app_config = self.get_app_config(app_name=self.app_name)
+    modules = self.get_migration_modules(app_config.resolved_migrations_folder_path)
+    async with migrating() as connection:
+        ran = await steps_run(connection, self.app_name)
+        gone = sorted({*ran} - {*self.get_migration_ids(modules)})
+        if not gone:
+            print("No migrations exist in the table, which aren't also in modules.")
+        elif self.auto_agree or agreed(f"These steps are recorded, and have no file: {', '.join(gone)}. Forget them?"):
+            await connection.execute(
+                "delete from public.migration where app_name = $1 and name = any($2)", self.app_name, gone
+            )
+            print(f"Forgotten: {', '.join(gone)}")
 
 
 async def run(self: Any) -> MigrationResult:
