@@ -157,6 +157,23 @@ BROKEN = (
     Broken(
         f"alter table {part(NEXT)} disable trigger append_only", "triggers", f"trigger append_only on {part(NEXT)}"
     ),
+    Broken(
+        f"drop trigger append_only_truncate on {part(NEXT)}",
+        "append_only", f"trigger append_only_truncate on {part(NEXT)}",
+    ),
+    Broken(
+        f"drop trigger append_only_truncate on {LOG}_default",
+        "append_only", f"trigger append_only_truncate on {LOG}_default",
+    ),
+    Broken(
+        f"alter table {part(NEXT)} disable trigger append_only_truncate",
+        "triggers", f"trigger append_only_truncate on {part(NEXT)}",
+    ),
+    Broken(
+        f"create or replace trigger append_only_truncate after truncate on {part(NEXT)} for each statement"
+        " execute function charthold.touch()",
+        "drift", f"trigger append_only_truncate on {part(NEXT)}",
+    ),
     Broken(f"grant delete on {LOG} to {RUNTIME}", "append_only", f"grant {LOG} delete to {RUNTIME}"),
     Broken(f"grant select on {part(NEXT)} to {RUNTIME}", "append_only", f"grant {part(NEXT)} select to {RUNTIME}"),
     Broken(

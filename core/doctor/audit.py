@@ -107,9 +107,15 @@ async def append_only(live: Live, notes: Notes) -> None:
             )
     for name in places:
         on = {value["ident"] for value in live.catalog["trigger"].values() if value["on"] == name}
-        # Of the log itself ``triggers`` has told.
-        for guard in set(GUARDS[:1]) - on if name != LOG else ():
-            notes.fail(f"The trigger {guard} on {name} is missing.", subject=f"trigger {guard} on {name}")
+        # Of the log itself ``triggers`` has told. TRUNCATE of one month its triggers do not hear of.
+        for guard in (guard for guard in GUARDS if name != LOG and guard not in on):
+            like = live.catalog["trigger"].get(f"{guard} on {LOG}")
+            notes.fail(
+                f"The trigger {guard} on {name} is missing.",
+                subject=f"trigger {guard} on {name}",
+                mend="" if like else f"Mend the log's own trigger {guard} first.",
+                sql=f"{like['definition'].replace(f' ON {LOG} ', f' ON {name} ')};" if like else "",
+            )
     notes.end(
         f"Nobody holds INSERT, UPDATE, DELETE or TRUNCATE on the log or its {plural(len(places) - 1, 'partition')}; "
         f"{plural(len(rights), 'role')} may read it, within policies; triggers refuse changes by the owner too."

@@ -271,9 +271,15 @@ def partition_differences(found: Catalog) -> list[Difference]:
     # Threat: a trigger on one month alone swallows its records, and nothing is to be seen at the log.
     for kind in ("trigger", "constraint", "index", "policy", "rule"):
         for name, own in found[kind].items():
-            if own["part"] and not own.get("inherited") and not is_copied(kind, name, own, found):
-                sql = mend(kind, None, own, [])
-                differences.append(Difference(kind=kind, name=name, problem="unexpected", found=own, mend=sql))
+            if own["part"] and not own.get("inherited"):
+                like = as_above(found, own) if kind == "trigger" else None
+                if like == own:
+                    continue
+                problem: Problem = "changed" if like else "unexpected"
+                sql = mend(kind, like, own, [])
+                differences.append(
+                    Difference(kind=kind, name=name, problem=problem, expected=like, found=own, mend=sql)
+                )
     for name, there in found["column"].items():
         parents = found["table"].get(there["on"], {}).get("parents") or []
         like = found["column"].get(f"{parents[0]}.{there['ident']}") if there["part"] and parents else None
@@ -288,13 +294,14 @@ def partition_differences(found: Catalog) -> list[Difference]:
     return differences
 
 
-def is_copied(kind: str, name: str, own: dict[str, Any], found: Catalog) -> bool:
-    """Whether a partition has by itself a trigger that its parent has, and that it does not inherit: a statement's."""
+def as_above(found: Catalog, own: dict[str, Any]) -> dict[str, Any] | None:
+    """A trigger for TRUNCATE as a partition should have it: PostgreSQL does not hand it down from the table."""
     parents = found["table"].get(own["on"], {}).get("parents") or []
-    like = found[kind].get(name.replace(f" on {own['on']}", f" on {parents[0]}")) if parents else None
-    if kind != "trigger" or like is None or like["enabled"] != own["enabled"]:
-        return False
-    return bool(like["definition"].replace(f" ON {parents[0]} ", f" ON {own['on']} ") == own["definition"])
+    above = found["trigger"].get(f"{own['ident']} on {parents[0]}") if parents else None
+    if above is None or "TRUNCATE ON" not in above["definition"]:
+        return None
+    definition = above["definition"].replace(f" ON {parents[0]} ", f" ON {own['on']} ", 1)
+    return above | {"on": own["on"], "part": True, "definition": definition}
 
 
 async def role_differences(connection: asyncpg.Connection[Any], shared: Sequence[SchemaObject]) -> list[Difference]:
