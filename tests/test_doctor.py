@@ -37,8 +37,10 @@ from core.doctor.identifiers import looks_like, shapes_in
 from core.doctor.report import render
 from core.doctor.server import LATEST, judge_version
 from core.doctor.transmission import judge
+from core.embedded import DATABASE
 from core.settings import settings
 from core.tables import Client, Facility, TenantTable
+from piccolo_conf import DB
 
 LOG = "public.user_action_audit_log"
 TODAY = datetime.now(UTC)
@@ -88,6 +90,7 @@ class Broken:
     check: str
     subject: str
     mended_by: str = ""
+    locks_out: bool = False  # the application too, whose connections refuse to be more than they should
 
 
 PREFIX = settings().role_prefix
@@ -139,7 +142,7 @@ BROKEN = (
         f"grant set on parameter session_replication_role to {RUNTIME}",
         "grants", f"parameter session_replication_role to {RUNTIME}",
     ),
-    Broken(f"alter role {RUNTIME} bypassrls", "roles", f"role {RUNTIME}"),
+    Broken(f"alter role {RUNTIME} bypassrls", "roles", f"role {RUNTIME}", locks_out=True),
     Broken(f"grant pg_read_all_data to {RUNTIME}", "roles", f"membership {RUNTIME} in pg_read_all_data"),
     Broken("alter function charthold.scope() reset search_path", "functions", "function charthold.scope()"),
     # Whoever writes what a session remembers is granted whatever they like.
@@ -243,7 +246,7 @@ BROKEN = (
     ),
     Broken(
         "do $$ begin execute format('alter database %I set session_replication_role = replica', current_database());"
-        " end $$", "server_settings", "setting session_replication_role of the database",
+        " end $$", "server_settings", "setting session_replication_role of the database", locks_out=True,
     ),
     Broken("do $$ begin execute format('alter database %I set log_statement = ''all''', current_database()); end $$",
            "statement_logging", "setting log_statement"),
@@ -269,7 +272,8 @@ async def test_what_is_broken_is_found_and_mended(superuser, broken):
     await superuser.execute(broken.by)
     try:
         found = await examine()
-        assert failures(found) == {(broken.check, broken.subject)}
+        refused = {("application", "application")} if broken.locks_out else set()
+        assert failures(found) == {(broken.check, broken.subject)} | refused
         findings = [f for f in found.findings if (f.check, f.subject) == (broken.check, broken.subject)]
         assert all(finding.mend or finding.sql for finding in findings)
     finally:
@@ -535,6 +539,52 @@ async def test_a_long_scope_and_unbound_tokens_are_warnings(owner, monkeypatch):
     monkeypatch.setattr("core.doctor.live.settings", lambda: changed)
     found = await examine(["scope_expiry"])
     assert Counter(f.verdict for f in found.findings) == {"warn": 2, "pass": 1}
+
+
+@pytest.fixture
+def elsewhere(owner, monkeypatch):
+    """The application connects with other arguments."""
+
+    def connects(**arguments: str) -> None:
+        before = type(DB)._arguments
+        monkeypatch.setattr(
+            type(DB), "_arguments", lambda self, *, owner: before(self, owner=owner) | ({} if owner else arguments)
+        )
+
+    return connects
+
+
+async def test_an_application_that_connects_to_this_database_is_told(owner):
+    [finding] = (await examine(["application"])).findings
+    assert finding.verdict == "pass"
+    assert finding.evidence.startswith("Connected once as the application: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"database": DATABASE}, f"leads to the database {DATABASE} of this server, and what was looked at is"),
+        ({"host": "127.0.0.1", "port": 1}, "The application cannot connect: No connection to"),
+        ({"user": "nobody"}, "The application cannot connect: PostgreSQL refused"),
+        ({"database": "nosuch"}, "The application cannot connect: PostgreSQL refused"),
+    ],
+    ids=str,
+)
+async def test_an_application_that_goes_elsewhere_fails(elsewhere, arguments, says):
+    elsewhere(**arguments)
+    [finding] = (await examine(["application"])).findings
+    assert (finding.verdict, finding.subject) == ("fail", "application")
+    assert says in finding.evidence
+
+
+async def test_a_url_that_cannot_be_read_is_one_finding(owner, monkeypatch, elsewhere):
+    changed = replace(settings(), database_url="mysql://app@db/clinic", owner_url="postgres://owner@db/clinic")
+    monkeypatch.setattr("core.schema.role.settings", lambda: changed)
+    elsewhere(dsn="mysql://app@db/clinic")
+    found = await examine()
+    assert failures(found) == {("application", "application")}
+    assert found.drift == []
+    assert "share one login" not in " ".join(finding.evidence for finding in found.findings)
 
 
 async def test_another_login_past_the_policies_is_a_warning(superuser):

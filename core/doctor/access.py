@@ -8,7 +8,6 @@ from core.doctor.check import Notes, check
 from core.doctor.live import LOG, Live, plural
 from core.permissions import COMMANDS
 from core.schema.quoting import quote_ident
-from core.schema.role import application_login
 
 __all__: list[str] = []
 
@@ -72,12 +71,12 @@ async def owners(live: Live, notes: Notes) -> None:
 async def roles(live: Live, notes: Notes) -> None:
     """Threat: a role that is the owner, a superuser or BYPASSRLS goes round every policy."""
     found = {row["name"]: row for row in await live.connection.fetch(LOGINS, live.owner)}
-    login = application_login()
-    ours = [name for name in (live.runtime, live.auditor, login) if name in found]
-    for name in dict.fromkeys(name for name in ours if name is not None):
-        row, ident = found[name], quote_ident(name)
-        if live.settings.embedded and name == live.owner:
+    login = live.login
+    ours = [name for name in (live.runtime, live.auditor, login) if name is not None and name in found]
+    for name in dict.fromkeys(ours):
+        if name == live.owner:  # that they are one is told below
             continue
+        row, ident = found[name], quote_ident(name)
         for power, (what, way) in POWERS.items():
             if row[power]:
                 notes.fail(f"{name} {what}.", subject=f"role {name}", sql=f"alter role {ident} {way};")
@@ -109,7 +108,7 @@ async def roles(live: Live, notes: Notes) -> None:
         for row in found.values()
         if (why := _why(row, live.owner)) and (row["login"] or row["name"] == live.owner)
     ]
-    if not live.settings.embedded and login is None:
+    if not live.settings.embedded and login == live.owner:
         notes.warn(
             "The application and the migrations share one login, which owns the tables. The pool does SET ROLE, and "
             "whoever injects SQL can undo that.",
@@ -187,8 +186,8 @@ async def grants(live: Live, notes: Notes) -> None:
                 sql=f"revoke {grant['privilege']} on {grant['object']} from {grant['to']};",
             )
     told = False  # of the role; the login, a member of it, may the same
-    for role in (live.runtime, application_login()):
-        may_set = role and not told and await live.connection.fetchval(
+    for role in (live.runtime, live.login):
+        may_set = role and role != live.owner and not told and await live.connection.fetchval(
             "select has_parameter_privilege($1::name, 'session_replication_role', 'set')"
             " from pg_roles where rolname = $1 and not rolsuper", role
         )  # fmt: skip

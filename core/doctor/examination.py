@@ -15,6 +15,7 @@ from piccolo.table import Table
 
 from core.doctor import (
     access,
+    application,
     audit,
     authentication,
     coverage,
@@ -37,6 +38,7 @@ __all__ = ["DRIFT", "Examination", "check_names", "examine", "registered"]
 
 # Imported for the checks that they register.
 GROUPS = (
+    application,
     access,
     permissions,
     isolation,

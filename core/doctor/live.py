@@ -15,7 +15,8 @@ import asyncpg
 from piccolo.table import Table
 
 from core.doctor.check import Notes
-from core.schema import RowSecurity
+from core.errors import ConfigurationError
+from core.schema import RowSecurity, application_login
 from core.schema.catalog import Catalog, snapshot
 from core.schema.declarations import full_name
 from core.schema.object import SchemaObject
@@ -139,6 +140,14 @@ class Live:
     @property
     def auditor(self) -> str:
         return self.settings.role_prefix + "app_auditor"
+
+    @property
+    def login(self) -> str | None:
+        """The application's login; the owner's, where they share one; None where ``DATABASE_URL`` cannot be read."""
+        try:
+            return application_login() or self.owner
+        except ConfigurationError:
+            return None
 
     def declared(self) -> dict[str, type[Table]]:
         """The registered tables by the name that the catalog gives them."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import asyncpg
 from piccolo.table import Table
 
-from core.errors import MigrationError
+from core.errors import ConfigurationError, MigrationError
 from core.schema.catalog import Catalog, snapshot
 from core.schema.declarations import full_name, in_dependency_order, objects_of, sort_objects, verify
 from core.schema.lock import STEP_LOCK
@@ -92,7 +92,9 @@ def declared_statements(tables: Sequence[type[Table]], shared: Iterable[SchemaOb
     objects = sort_objects([*shared, *(item for table in ordered for item in objects_of(table))])
     verify(objects)
     partitions = {item.table: item for item in objects if isinstance(item, Partitions)}
-    statements = [sql for item in objects if item.place < Kind.TABLES for sql in item.create()]
+    early = [item for item in objects if item.place < Kind.TABLES]
+    # Who belongs to a role is looked at by itself, and takes a DATABASE_URL that can be read.
+    statements = [sql for item in early for sql in ((item.alone(),) if isinstance(item, Role) else item.create())]
     for table in ordered:
         name = full_name(table._meta.schema, table._meta.tablename)
         statements += create_table(table, partitions.get(name), declared=True)
@@ -307,7 +309,11 @@ def as_above(found: Catalog, own: dict[str, Any]) -> dict[str, Any] | None:
 async def role_differences(connection: asyncpg.Connection[Any], shared: Sequence[SchemaObject]) -> list[Difference]:
     """Roles belong to the cluster, so they cannot be built aside; what they must and must not be is known."""
     differences = []
-    prefix, login = settings().role_prefix, application_login()
+    prefix = settings().role_prefix
+    try:
+        login, known = application_login(), True
+    except ConfigurationError:
+        login, known = None, False
     for role in (item for item in shared if isinstance(item, Role)):
         name = prefix + role.name
         found = (await snapshot(connection, [], roles=[name]))["role"].get(name)
@@ -337,7 +343,9 @@ async def role_differences(connection: asyncpg.Connection[Any], shared: Sequence
         for group in found["member_of"]:
             sql = f"revoke {quote_ident(group)} from {ident};"
             differences.append(Difference(kind="membership", name=f"{name} in {group}", problem="unexpected", mend=sql))
-        differences += await membership_differences(connection, role, name, found["members"], login)
+        # Threat: a URL with a slip in it would have the true application's membership taken away.
+        if known:
+            differences += await membership_differences(connection, role, name, found["members"], login)
     return differences
 
 

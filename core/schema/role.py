@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
+from core.errors import ConfigurationError
 from core.schema.object import Kind, SchemaObject
 from core.schema.quoting import quote_ident, quote_literal
 from core.settings import settings
@@ -14,18 +15,28 @@ __all__ = ["Role", "application_login"]
 
 
 def application_login() -> str | None:
-    """The login that the application connects as, when it is not the owner's."""
+    """The login that the application connects as, when it is not the owner's.
+
+    Raises ``ConfigurationError`` when ``DATABASE_URL`` or ``DATABASE_OWNER_URL`` names no login that could be read.
+    """
     configured = settings()
     if configured.database_url is None:
         from core.embedded import APPLICATION  # late: the embedded server is needed by few
 
         return APPLICATION
-    login, owner = _user(configured.database_url), _user(configured.owner_url or configured.database_url)
+    login = _user("DATABASE_URL", configured.database_url)
+    owner = _user("DATABASE_OWNER_URL", configured.owner_url or configured.database_url)
     return login if login != owner else None
 
 
-def _user(url: str) -> str | None:
-    user = urlsplit(url).username
+def _user(name: str, url: str) -> str | None:
+    try:
+        read = urlsplit(url)
+        known, user = read.scheme in ("postgres", "postgresql"), read.username
+    except ValueError:
+        known, user = False, None
+    if not known:
+        raise ConfigurationError(f"{name} cannot be read. Write it as postgres://login:password@host:5432/database.")
     return unquote(user) if user is not None else None
 
 
@@ -49,8 +60,12 @@ class Role(SchemaObject):
         return settings().role_prefix + self.name
 
     def create(self) -> tuple[str, ...]:
+        return (self.alone(), *self._membership()) if self.application else (self.alone(),)
+
+    def alone(self) -> str:
+        """What makes the role, without its members."""
         # Two databases of one cluster may migrate at once: the loser of that race finds the role made.
-        made = f"""do $$
+        return f"""do $$
 begin
     if not exists (select from pg_catalog.pg_roles where rolname = {quote_literal(self._name)}) then
         create role {quote_ident(self._name)} nologin;
@@ -59,7 +74,6 @@ exception when duplicate_object or unique_violation then
     null;
 end
 $$"""
-        return (made, *self._membership()) if self.application else (made,)
 
     def _membership(self) -> tuple[str, ...]:
         login = application_login()
