@@ -6,11 +6,11 @@ import json as jsonlib
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from core.commands.bar import bar
-from core.commands.family import FOUND, Failure, command, console
-from core.doctor import PATIENCE, RULES, Examination, Finding, check_names, examine
+from core.commands.family import FOUND, SKIPPED, Failure, command, console
+from core.doctor import PATIENCE, RULES, SPECIFICATIONS, Examination, Finding, Verdict, check_names, examine
 from core.doctor.examination import registered
 from core.doctor.report import render
 from core.settings import MOST_SECONDS
@@ -25,10 +25,11 @@ INDENT = " " * 10
 async def doctor(
     *, only: str = "", report: str = "", patience: float = PATIENCE, json: bool = False, quiet: bool = False
 ) -> int:
-    """Prove the safeguards of 45 CFR 164.312 on the live database: each with its evidence, and what mends it.
+    """Look for the safeguards of 45 CFR 164.312 on the live database: each with its evidence, and what mends it.
 
     Looks as the schema's owner, and changes nothing. docs/doctor.md tells what each check looks at, and describes the
-    JSON. Only what fails counts for the exit status: warnings and what is not built do not change it.
+    JSON. What fails counts for the exit status, and what was not looked at to the end; warnings and what is not built
+    do not.
 
     Examples: piccolo core doctor
               piccolo core doctor --report=safeguards.html
@@ -39,7 +40,7 @@ async def doctor(
     :param report:
         Write a page for a compliance officer to this file: HTML that needs nothing else, for screen and paper.
     :param patience:
-        Seconds that one question about the data may take; what takes longer is a warning: not completed.
+        Seconds that one question about the data may take; what takes longer is skipped, which is neither pass nor fail.
 
     """
     if not 0 < patience <= MOST_SECONDS:
@@ -54,7 +55,7 @@ async def doctor(
         _print(found, quiet=quiet)
         if report and not quiet:
             console().print(f"\nThe report is in {report}.")
-    return FOUND if found.failed else 0
+    return FOUND if found.failed else SKIPPED if found.skipped else 0
 
 
 def _names(only: str) -> list[str]:
@@ -80,10 +81,12 @@ def as_json(found: Examination) -> dict[str, Any]:
         "database": found.database,
         "server": found.server,
         "seconds": round(found.seconds, 3),
-        "verdict": "fail" if found.failed else "pass",
+        "verdict": "fail" if found.failed else "skipped" if found.skipped else "pass",
         "counts": found.counts(),
         "safeguards": [
-            {"paragraph": rule, "title": title, "verdict": found.verdict_of(rule)} for rule, title in RULES.items()
+            {"paragraph": rule, "title": title, "verdict": found.verdict_of(rule)}
+            | {"specification": SPECIFICATIONS.get(rule, "standard")}
+            for rule, title in RULES.items()
         ],
         "findings": [finding.as_dict() for finding in found.findings],
         "drift": [difference.as_dict() for difference in found.drift],
@@ -97,17 +100,19 @@ def as_json(found: Examination) -> dict[str, Any]:
 def _print(found: Examination, *, quiet: bool) -> None:
     out = console()
     for rule, title in RULES.items():
-        findings = [f for f in found.findings if f.safeguard == rule and (f.verdict == "fail" or not quiet)]
+        told = ("fail", "skipped") if quiet else get_args(Verdict)
+        findings = [f for f in found.findings if f.safeguard == rule and f.verdict in told]
         if not findings:
             continue
-        out.print(f"\n{rule} {title}: {found.verdict_of(rule)}")
+        kind = f" ({SPECIFICATIONS[rule]})" if rule in SPECIFICATIONS else ""
+        out.print(f"\n{rule} {title}{kind}: {found.verdict_of(rule)}")
         for finding in findings:
             for line in _lines(finding):
                 out.print(_wrapped(line, out.width) if out.is_terminal else line)
             for line in finding.sql.splitlines() if finding.verdict != "pass" else ():
                 out.print(f"{INDENT}{line}")  # as it is: to be copied
     if not quiet:
-        counts = ", ".join(f"{count} {verdict}" for verdict, count in found.counts().items())
+        counts = ", ".join(f"{n} {verdict}" for verdict, n in found.counts().items() if n or verdict != "skipped")
         out.print(f"\n{counts}; {found.seconds:.1f} s.")
 
 

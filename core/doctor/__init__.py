@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from core.doctor.check import RULES, Finding, Verdict
+from core.doctor.check import RULES, SPECIFICATIONS, Finding, Verdict
 from core.doctor.examination import Examination, check_names, examine
 from core.doctor.live import PATIENCE
 
-__all__ = ["PATIENCE", "RULES", "Examination", "Finding", "Verdict", "check_names", "examine"]
+__all__ = ["PATIENCE", "RULES", "SPECIFICATIONS", "Examination", "Finding", "Verdict", "check_names", "examine"]

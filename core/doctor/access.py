@@ -1,4 +1,4 @@
-"""What could go round the policies: roles, grants, functions, views; and how long a scope lives."""
+"""What could go round the policies: roles, grants, functions, views; and how long a request lives."""
 
 from __future__ import annotations
 
@@ -40,6 +40,19 @@ STRONG = """select g.rolname::text as name from pg_roles as g where g.rolname in
     'pg_execute_server_program', 'pg_maintain', 'pg_create_subscription'
 ) and pg_has_role($1::name, g.oid, 'member') order by 1"""
 
+# Settings that were granted to it, by itself or with everybody.
+PARAMETERS = """select p.parname as name, way from pg_parameter_acl as p, unnest(array['set', 'alter system']) as way,
+    pg_roles as r
+where r.rolname = $1 and not r.rolsuper and has_parameter_privilege(r.oid, p.parname, way) and exists (
+    select from aclexplode(p.paracl) as a
+    where a.privilege_type = upper(way) and (a.grantee = 0 or pg_has_role(r.oid, a.grantee, 'member')))
+order by 1, 2"""
+
+# Who may make others the application: its owner and superusers may, whatever is granted.
+ADMINS = """select pg_get_userbyid(m.member)::text as member, g.rolname::text as role
+from pg_auth_members as m join pg_roles as g on g.oid = m.roleid join pg_roles as r on r.oid = m.member
+where g.rolname = any($1) and m.admin_option and not r.rolsuper and r.rolname <> $2 order by 1, 2"""
+
 OWNED = """select pg_get_userbyid(d.refobjid)::text as owner, i.type, i.identity
 from pg_shdepend as d, pg_identify_object(d.classid, d.objid, d.objsubid) as i
 where d.deptype = 'o' and d.refclassid = 'pg_authid'::regclass
@@ -54,7 +67,7 @@ ALTERED_AS = {"function": "routine", "procedure": "routine", "aggregate": "aggre
 @check("164.312(a)(1)")
 async def owners(live: Live, notes: Notes) -> None:
     """Threat: whoever owns a table, a function or a schema of ours switches policies off, or puts another in place."""
-    schemas = sorted({"public"} | {name.split(".")[0] for name in live.declared()} | {"charthold"})
+    schemas = live.schemas()
     rows = await live.connection.fetch(OWNED, schemas, live.owner)
     for row in rows:
         kind = ALTERED_AS.get(row["type"], row["type"])
@@ -96,6 +109,12 @@ async def roles(live: Live, notes: Notes) -> None:
         value = live.catalog["role"].get(name)
         if value is None:
             notes.fail(f"The role {name} is missing.", subject=f"role {name}")
+    for row in await live.connection.fetch(ADMINS, [live.runtime, live.auditor], live.owner):
+        notes.fail(
+            f"{row['member']} may make others members of {row['role']}.",
+            subject=f"admin option of {row['member']} in {row['role']}",
+            sql=f"revoke admin option for {quote_ident(row['role'])} from {quote_ident(row['member'])};",
+        )
     others = [
         row["name"]
         for row in found.values()
@@ -117,7 +136,7 @@ async def roles(live: Live, notes: Notes) -> None:
     if found[live.owner]["superuser"]:
         notes.warn(
             f"{live.owner}, which owns the tables, is a superuser, so FORCE does not bind it"
-            + (" (the embedded server has this one login for everything)." if live.settings.embedded else "."),
+            + (" (so it is on the embedded server)." if live.settings.embedded else "."),
             mend="In production let an ordinary role own the tables; migrations need no superuser.",
         )
     elif found[live.owner]["bypasses"]:
@@ -131,7 +150,7 @@ async def roles(live: Live, notes: Notes) -> None:
             f"Beside the owner, {plural(len(others), 'login')} could read past the policies: {', '.join(others)}.",
             mend="Keep such logins for administrators, one person each, and audit them on the server.",
         )
-    notes.end(f"{live.runtime} and {live.auditor} bypass nothing and are members of nothing that does.")
+    notes.seen(f"{live.runtime} and {live.auditor} bypass nothing and are members of nothing that does.")
 
 
 def _why(row: Any, owner: str) -> str:
@@ -185,18 +204,18 @@ async def grants(live: Live, notes: Notes) -> None:
                 subject=f"grant {name}",
                 sql=f"revoke {grant['privilege']} on {grant['object']} from {grant['to']};",
             )
-    told = False  # of the role; the login, a member of it, may the same
+    told = set()  # of the role; the login, a member of it, may the same
     for role in (live.runtime, live.login):
-        may_set = role and role != live.owner and not told and await live.connection.fetchval(
-            "select has_parameter_privilege($1::name, 'session_replication_role', 'set')"
-            " from pg_roles where rolname = $1 and not rolsuper", role
-        )  # fmt: skip
-        if may_set:
-            told = True
+        for row in await live.connection.fetch(PARAMETERS, role) if role != live.owner else ():
+            parameter = (row["name"], row["way"])
+            if parameter in told:
+                continue
+            told.add(parameter)
+            why = ", which switches triggers off" if row["name"] == "session_replication_role" else ""
             notes.fail(
-                f"{role} may set session_replication_role, which switches triggers off.",
-                subject=f"parameter session_replication_role to {role}",
-                sql=f"revoke set on parameter session_replication_role from {quote_ident(str(role))};",
+                f"{role} may {row['way']} {row['name']}, a setting that is a superuser's{why}.",
+                subject=f"parameter {row['name']} to {role}",
+                sql=f"revoke {row['way']} on parameter {row['name']} from public, {quote_ident(str(role))};",
             )
     notes.end(f"{plural(checked, 'right')} on tables, all of them to {live.runtime} and {live.auditor}.")
 
@@ -265,31 +284,37 @@ async def views(live: Live, notes: Notes) -> None:
                 subject=f"view {name}",
                 sql=f"alter view {name} set (security_invoker = true);",
             )
-    notes.end(f"{plural(len(rows), 'view')}, each reading as the one who asks." if rows else "There is no view.")
+    notes.end(f"{plural(len(rows), 'view')}, each reading as whoever asks." if rows else "There is no view.")
 
 
 @check("164.312(a)(2)(iii)")
 async def scope_expiry(live: Live, notes: Notes) -> None:
-    """How long a signed context lives, and whether it is bound to one connection."""
+    """Sessions are the application's. What the database ends is one request."""
     seconds = live.settings.scope_seconds
     if seconds > 3600:
         notes.warn(
-            f"A scope lives for {seconds} seconds.",
+            f"What one request signed is believed for {seconds:,} seconds, as this configuration says.",
             mend="Set CHARTHOLD_SCOPE_SECONDS to 900, or to what your risk analysis says.",
         )
     if not live.settings.bind_backend:
         notes.warn(
-            "Tokens are not bound to a connection: one that leaks works on every connection until it expires.",
+            "Tokens are not bound to a connection, as this configuration says: one that leaks works on every "
+            "connection until it expires.",
             mend="Unset CHARTHOLD_BIND_BACKEND, unless a transaction pooler needs it off.",
         )
-    notes.end(f"A scope ends after {seconds} seconds, and the database itself refuses it from then on.")
+    notes.unbuilt(
+        "Charthold ends no session after inactivity: sessions are your application's. A scope is one request, and the "
+        f"database refuses it {seconds:,} seconds after it began, as this configuration says.",
+        mend="Let the application end a session after the minutes of inactivity that your risk analysis says.",
+    )
 
 
 @check("164.312(a)(2)(ii)")
 async def emergency_access(_live: Live, notes: Notes) -> None:
-    """164.312(a)(2)(ii) is required; what stands in for it is the organisation's to arrange."""
+    """164.312(a)(2)(ii) asks for a procedure, which is the organisation's to write; break-glass would serve it."""
     notes.unbuilt(
-        "Charthold has no break-glass access: nobody can reach a record beyond their role in an emergency, with a "
-        "reason, for one client, for a time.",
-        mend="Until it is built, an admin gives a role or a facility for the time needed; the log records both.",
+        "The rule asks for a procedure for getting at PHI in an emergency, which is yours to write. Charthold has no "
+        "break-glass access for it: nobody reaches a record beyond their role for a time, with a reason.",
+        mend="Write into the procedure that an admin gives a role or a facility for the time needed; the log records "
+        "both.",
     )

@@ -54,7 +54,7 @@ async def application(live: Live, notes: Notes) -> None:
             subject="application",
             mend="Let the pooler log the application in as itself.",
         )
-    notes.end(f"Connected once as the application: the login {there['login']}, acting as {live.runtime}, here.")
+    notes.seen(f"Connected once as the application: the login {there['login']}, acting as {live.runtime}, here.")
 
 
 async def _asked() -> Any:

@@ -83,7 +83,13 @@ async def capture(live: Live, notes: Notes) -> None:
                 subject=f"table {name}",
                 mend="Declare it as a TenantTable and let a migration make it.",
             )
-    notes.end(
+    if not live.settings.durable_reads:
+        notes.warn(
+            "CHARTHOLD_READ_RECORDS is relaxed, as this configuration says: a crash of the server loses the records of "
+            "what was read in its last moments.",
+            mend="Unset CHARTHOLD_READ_RECORDS, unless your risk analysis allows it.",
+        )
+    notes.seen(
         f"Triggers record inserts, updates and deletes on {plural(len(recorded), 'table')}, raw SQL included; reads of "
         f"PHI are recorded by the statement that reads. Not recorded: {', '.join(exempt) or 'none'}."
     )
@@ -117,9 +123,17 @@ async def append_only(live: Live, notes: Notes) -> None:
                 sql=f"{like['definition'].replace(f' ON {LOG} ', f' ON {name} ')};" if like else "",
             )
     notes.end(
-        f"Nobody holds INSERT, UPDATE, DELETE or TRUNCATE on the log or its {plural(len(places) - 1, 'partition')}; "
-        f"{plural(len(rights), 'role')} may read it, within policies; triggers refuse changes by the owner too."
+        f"Nobody but the owner holds INSERT, UPDATE, DELETE or TRUNCATE on the log or its "
+        f"{plural(len(places) - 1, 'partition')}; {plural(len(rights), 'role')} may read it, within policies"
+        f"{'; triggers refuse its change by the owner too' if guarded(live) else ''}."
     )
+
+
+def guarded(live: Live) -> bool:
+    """Whether the triggers that refuse UPDATE, DELETE and TRUNCATE are there and on, for the log and for each month."""
+    places = [name for name, info in live.relations.items() if LOG in {name, info.parent}]
+    found = [live.catalog["trigger"].get(f"{guard} on {name}") for name in places for guard in GUARDS]
+    return all(trigger is not None and trigger["enabled"] in ("O", "A") for trigger in found)
 
 
 @check("164.312(b)")
@@ -143,6 +157,16 @@ async def partitions(live: Live, notes: Notes) -> None:
             )
     now = datetime.now(UTC)
     month, ahead = (now.year, now.month), 0
+    for name, info in live.relations.items():
+        if (match := pattern.fullmatch(name)) and info.parent != LOG:
+            apart = (int(match[1]), int(match[2]))
+            notes.fail(
+                f"{name} was detached from the log: what it holds is missing there.",
+                subject=f"table {name}",
+                mend="Find out who detached it.",
+                sql=attached(name, apart),
+            )
+            months.add(apart)  # and is told of here
     if month not in months:
         notes.fail(
             "This month has no partition of the log.",
@@ -178,9 +202,18 @@ async def partitions(live: Live, notes: Notes) -> None:
                 sql="select charthold.ensure_partitions(3);",
             )
         empty = rows is not None
-    notes.end(
-        f"{plural(len(months), 'month')} have partitions, {ahead} of them ahead"
+    notes.seen(
+        f"{plural(len(months), 'month has a partition', 'months have partitions')}, {ahead} of them ahead"
         f"{'; the default partition is empty' if empty else ''}."
+    )
+
+
+def attached(name: str, month: tuple[int, int]) -> str:
+    """What makes a table the log's partition of that month again, guarded as the others are."""
+    first, beyond = (f"'{year:04}-{number:02}-01 00:00:00+00'" for year, number in (month, month_after(month)))
+    return (
+        f"select charthold.keep_partition('{name.removeprefix('public.')}');\n"
+        f"alter table {LOG} attach partition {name} for values from ({first}) to ({beyond});"
     )
 
 
@@ -250,8 +283,9 @@ async def retention(live: Live, notes: Notes) -> None:
     )
     years = [row["least"] for row in rows if row["least"] is not None]
     notes.end(
-        f"No tenant may ask for less than six years (now: {f'{min(years)} at least' if years else 'no tenant'}); "
-        "the log refuses DELETE and TRUNCATE, and archiving refuses a month whose time has not come."
+        f"No tenant may ask for less than six years (now: {f'{min(years)} at least' if years else 'no tenant'})"
+        f"{'; the log refuses DELETE and TRUNCATE' if guarded(live) else ''}. Policies and procedures, which the rule "
+        "wants kept too, are not here."
     )
 
 
@@ -259,8 +293,9 @@ async def retention(live: Live, notes: Notes) -> None:
 async def accounting_of_disclosures(_live: Live, notes: Notes) -> None:
     """164.528 asks for date, recipient, what and purpose of each disclosure, for six years."""
     notes.unbuilt(
-        "Who saw a client's record, when, which columns and why is answered for six years by Client.who_saw() and "
-        "piccolo core audit_who_saw. That is access within the organisation: a disclosure to somebody outside of it, "
-        "the recipient's name and address, and what is exempt under 164.528(a)(1), are not kept.",
-        mend='Record each disclosure as an "export" with its recipient in the reason, and keep the list of them.',
+        "Charthold keeps no register of disclosures to others. The rule asks for one, with recipient and purpose, of "
+        "those that are not for treatment, payment or operations. Client.who_saw() tells who within the organisation "
+        "was shown a record.",
+        mend='Keep a register, and record each disclosure as an "export" whose reason is its number there. The log is '
+        "never rewritten: no name or address belongs into it.",
     )

@@ -75,7 +75,12 @@ async def admins(live: Live, notes: Notes) -> None:
             mend="Find out who wrote there: only triggers do. An update of the tenant's row by its admin writes it.",
         )
     open_ = [tenant for tenant in live.tenants if tenant.status in ("trial", "active")]
-    notes.end(f"{plural(len(open_), 'open tenant')}, each with an active admin; who may act is as app_user says.")
+    notes.end(
+        f"{plural(len(open_), 'open tenant')}, each with an active admin; charthold.principal, which says who may act, "
+        "agrees with app_user."
+        if open_
+        else "There is no open tenant."
+    )
 
 
 @check("164.312(d)")
@@ -86,19 +91,29 @@ async def users(live: Live, notes: Notes) -> None:
     live.shown["users"] = total
     if total["without_mfa"]:
         notes.warn(
-            f"{total['without_mfa']:,} of {plural(total['active'], 'active user')} have no second factor.",
+            f"Without a second factor: {total['without_mfa']:,} of {plural(total['active'], 'active user')}.",
             mend="Enrol them at their next login, and set mfa_enrolled.",
         )
     if total["locked"]:
-        notes.warn(f"{plural(total['locked'], 'user')} are locked.", mend="Ask each why; then unlock or deactivate.")
+        notes.warn(
+            f"{plural(total['locked'], 'user is', 'users are')} locked.",
+            mend="Ask each why; then unlock or deactivate.",
+        )
     logins = await live.ask(LOGINS)
     records = sum(row["records"] for row in logins)
-    if total["logged_in"] and not records:
-        notes.warn(
-            "Users have logged in, and the log has no login of the last 30 days.",
-            mend="Let the application record each login and each failed one, with core.record().",
+    if not total["active"] or not records:
+        some = f"{plural(total['active'], 'active user')}, and" if total["active"] else "No user is active:"
+        notes.unbuilt(
+            f"{some} the log has no login of the last 30 days. Charthold authenticates nobody: the application does, "
+            "and says who acts.",
+            mend="Let the application record each login, failed login and logout, with core.record().",
         )
-    notes.end(f"{plural(total['active'], 'active user')}, {total['locked']} locked; {records:,} logins in 30 days.")
+    else:
+        kinds = plural(records, "login, failed login or logout", "logins, failed logins and logouts")
+        notes.seen(
+            f"{plural(total['active'], 'active user')}, whom the application authenticates, not Charthold; of the last "
+            f"30 days the log has {kinds}."
+        )
 
 
 @check("164.312(d)")
@@ -133,4 +148,4 @@ async def token_keys(live: Live, notes: Notes) -> None:
             mend="After such a change: piccolo core install_token_key --retire_after=900",
         )
     retired = len(rows) - len(valid)
-    notes.end(f"{plural(len(valid), 'token key')} valid, {retired} retired; scopes are signed by {mine}.")
+    notes.seen(f"{plural(len(valid), 'token key')} valid, {retired} retired; scopes are signed by {mine}.")

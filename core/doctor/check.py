@@ -13,27 +13,45 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from core.doctor.live import Live
 
-__all__ = ["CHECKS", "RULES", "SYMBOLS", "Check", "Finding", "Notes", "Verdict", "check"]
+__all__ = ["CHECKS", "RULES", "SPECIFICATIONS", "SYMBOLS", "Check", "Finding", "Notes", "Verdict", "check"]
 
-Verdict = Literal["pass", "warn", "fail", "unbuilt"]
+Verdict = Literal["pass", "warn", "fail", "skipped", "unbuilt"]
 
 # For people who do not see colours, and for paper.
-SYMBOLS: dict[str, str] = {"pass": "✓", "warn": "!", "fail": "✗", "unbuilt": "○"}
+SYMBOLS: dict[str, str] = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "?", "unbuilt": "○"}
 
 # The safeguards that software can show, 45 CFR, in the order of the rule.
 RULES: dict[str, str] = {
     "164.312(a)(1)": "Access control",
     "164.312(a)(2)(i)": "Unique user identification",
-    "164.312(a)(2)(ii)": "Emergency access",
+    "164.312(a)(2)(ii)": "Emergency access procedure",
     "164.312(a)(2)(iii)": "Automatic logoff",
-    "164.312(a)(2)(iv)": "Encryption",
+    "164.312(a)(2)(iv)": "Encryption and decryption",
     "164.312(b)": "Audit controls",
-    "164.312(c)": "Integrity",
-    "164.312(d)": "Authentication",
-    "164.312(e)": "Transmission security",
+    "164.312(c)(1)": "Integrity",
+    "164.312(c)(2)": "Mechanism to authenticate PHI",
+    "164.312(d)": "Person or entity authentication",
+    "164.312(e)(1)": "Transmission security",
+    "164.312(e)(2)(i)": "Integrity controls in transit",
+    "164.312(e)(2)(ii)": "Encryption in transit",
     "164.308(a)(1)(ii)(D)": "Activity review",
-    "164.316(b)(2)(i)": "Records kept six years",
+    "164.308(a)(5)(ii)(B)": "Malicious software: updates",
+    "164.316(b)(2)(i)": "Audit log kept six years",
     "164.528": "Accounting of disclosures",
+}
+
+# What the rule calls an implementation specification is required or addressable; the others are standards.
+SPECIFICATIONS: dict[str, str] = {
+    "164.312(a)(2)(i)": "required",
+    "164.312(a)(2)(ii)": "required",
+    "164.312(a)(2)(iii)": "addressable",
+    "164.312(a)(2)(iv)": "addressable",
+    "164.312(c)(2)": "addressable",
+    "164.312(e)(2)(i)": "addressable",
+    "164.312(e)(2)(ii)": "addressable",
+    "164.308(a)(1)(ii)(D)": "required",
+    "164.308(a)(5)(ii)(B)": "addressable",
+    "164.316(b)(2)(i)": "required",
 }
 
 
@@ -70,15 +88,17 @@ class Notes:
         self._add("fail", evidence, subject, mend, sql)
 
     def warn(self, evidence: str, *, subject: str = "", mend: str = "", sql: str = "") -> None:
-        """It holds, and somebody should look at this."""
+        """Nothing is found broken, and somebody should look at this."""
         self._add("warn", evidence, subject, mend, sql)
 
     def incomplete(self, what: str = "It") -> None:
         """The database was too slow to answer: that is no evidence, neither of a safeguard nor of a hole."""
-        self.warn(
+        self._add(
+            "skipped",
             f"{what} was not completed: a question about the data took too long.",
-            mend=f"Give it longer, when the database has less to do: piccolo core doctor --only={self.name} "
-            "--patience=60",
+            "",
+            f"Give it longer, when the database has less to do: piccolo core doctor --only={self.name} --patience=60",
+            "",
         )
 
     def unbuilt(self, evidence: str, *, mend: str = "") -> None:
@@ -86,8 +106,13 @@ class Notes:
         self._add("unbuilt", evidence, "", mend, "")
 
     def end(self, evidence: str) -> None:
-        """What was found to hold. Not said when the check failed: then its failures are the evidence."""
-        if all(finding.verdict == "warn" for finding in self.findings):
+        """What holds when nothing was found: said of a check that neither failed nor warned."""
+        if all(finding.verdict == "skipped" for finding in self.findings):
+            self._add("pass", evidence, "", "", "")
+
+    def seen(self, evidence: str) -> None:
+        """The same for what is as true beside warnings. Where something failed, that is the evidence."""
+        if all(finding.verdict in ("skipped", "warn") for finding in self.findings):
             self._add("pass", evidence, "", "", "")
 
     def _add(self, verdict: Verdict, evidence: str, subject: str, mend: str, sql: str) -> None:

@@ -117,7 +117,7 @@ async def phi_columns(live: Live, notes: Notes) -> None:
                 f'waived = {{"{item.column}": "reason"}}.',
             )
     counts = Counter(item.kind for item in found)
-    notes.end(
+    notes.seen(
         f"{plural(len(found), 'column')} of {plural(len({i.table for i in found}), 'table')}: {counts['encrypted']} "
         f"encrypted, {counts['blind index']} blind indexes of these, {counts['not PHI']} no PHI by name and type, "
         f"{counts['waived']} waived with a reason."

@@ -10,9 +10,10 @@ from piccolo.table import Table
 
 from core.columns import Encrypted
 from core.crypto.envelope import ENVELOPE_CHECK_SQL
-from core.crypto.kms import provider_from_settings
+from core.crypto.kms import KeyProvider, provider_from_settings
 from core.doctor.check import Notes, check
 from core.doctor.live import Live, plural
+from core.errors import KeyProviderError
 
 __all__ = ["LIMIT"]
 
@@ -22,7 +23,7 @@ SPENT = 0.25  # of the limit; then there is time to rotate
 OLD = 365  # days
 
 KEYS = """
-select k.tenant_id, k.version, k.status, k.kek, k.created_at, k.wrapped is null as empty
+select k.tenant_id, k.version, k.status, k.kek, k.created_at, k.wrapped
 from public.tenant_key as k where ($1::uuid is null or k.tenant_id = $1) order by k.tenant_id, k.version"""
 
 # Inserts and updates of rows with PHI since the tenant's current key was made. Each seals its columns at most once.
@@ -74,7 +75,8 @@ async def envelope(live: Live, notes: Notes) -> None:
 @check("164.312(a)(2)(iv)")
 async def keys(live: Live, notes: Notes) -> None:
     """Each tenant's data keys: one in use, wrapped by a KEK that is configured, young, and far from its limit."""
-    told = provider_from_settings(live.settings).describe()
+    provider = provider_from_settings(live.settings)
+    told = provider.describe()
     known = {told["kek"], *told["retired"].split()}
     now = datetime.now(UTC)
     rows = await live.ask(KEYS)
@@ -88,16 +90,23 @@ async def keys(live: Live, notes: Notes) -> None:
         slug, days = slugs.get(row["tenant_id"], "?"), (now - row["created_at"]).days
         used = uses.get(row["tenant_id"]) if row["status"] == "current" else None
         shown.append(
-            {"tenant": slug, "days": days, "uses": used, "known": row["empty"] or row["kek"] in known}
+            {"tenant": slug, "days": days, "uses": used, "known": row["wrapped"] is None or row["kek"] in known}
             | {name: row[name] for name in ("version", "status", "kek")}
         )
         subject = f"key {slug} version {row['version']}"
-        if not row["empty"] and row["kek"] not in known:
+        if row["wrapped"] is not None and row["kek"] not in known:
             notes.fail(
                 f"Key {row['version']} of {slug} is wrapped by the master key {row['kek'] or '(unnamed)'}, which is "
                 "not configured here: what it sealed does not open.",
                 subject=subject,
                 mend="Add that master key to CHARTHOLD_RETIRED_MASTER_KEYS, or find out who wrote the row.",
+            )
+        elif row["wrapped"] is not None and not await _unwraps(provider, row):
+            notes.fail(
+                f"Key {row['version']} of {slug} does not unwrap: it was altered, or is another tenant's or version's. "
+                "What it sealed does not open.",
+                subject=subject,
+                mend="Find out who wrote the row, and restore it from a backup.",
             )
         if row["status"] == "current" and days > OLD:
             notes.warn(
@@ -123,8 +132,16 @@ async def keys(live: Live, notes: Notes) -> None:
             )
     most = max(uses.values(), default=0)
     used = f"the most used has sealed at most {most:,} values, {most / LIMIT:.5%} of 2^32"
-    notes.end(
+    notes.seen(
         f"{plural(len(rows), 'key version')} of {plural(len(current), 'tenant')}, wrapped by master key {told['kek']}"
         f"{' or a retired one' if told['retired'] else ''}; "
         f"{'their uses were not counted' if counted is None else used}{live.unseen()}."
     )
+
+
+async def _unwraps(provider: KeyProvider, row: Any) -> bool:
+    try:
+        await provider.unwrap(row["tenant_id"], row["wrapped"], version=row["version"])
+    except KeyProviderError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Runs the checks, and folds drift into them: one thing that is broken is one finding."""
+"""Runs the checks, and folds drift into them: one object that is broken is told by the check that it concerns."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from core.doctor import (
     indexes,
     integrity,
     isolation,
+    outside,
     permissions,
     transmission,
 )
@@ -40,6 +41,7 @@ __all__ = ["DRIFT", "Examination", "check_names", "examine", "registered"]
 GROUPS = (
     application,
     access,
+    outside,
     permissions,
     isolation,
     encryption,
@@ -52,7 +54,7 @@ GROUPS = (
     server_checks,
 )
 DRIFT = "drift"
-ORDER: tuple[Verdict, ...] = ("fail", "warn", "unbuilt", "pass")
+ORDER: tuple[Verdict, ...] = ("fail", "skipped", "warn", "unbuilt", "pass")
 
 
 @dataclass
@@ -74,6 +76,11 @@ class Examination:
     @property
     def failed(self) -> bool:
         return any(finding.verdict == "fail" for finding in self.findings)
+
+    @property
+    def skipped(self) -> bool:
+        """Something was not looked at to the end, which is no evidence of anything."""
+        return any(finding.verdict == "skipped" for finding in self.findings)
 
     def verdict_of(self, safeguard: str) -> Verdict | None:
         """The worst of the safeguard's verdicts; None when no check of it ran."""

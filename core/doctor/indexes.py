@@ -15,7 +15,7 @@ from core.schema.quoting import quote_ident
 __all__ = ["unfilled"]
 
 
-@check("164.312(c)")
+@check("164.312(c)(1)")
 async def blind_indexes(live: Live, notes: Notes) -> None:
     """Threat: an index that was added to rows with values. Searches pass the patient over, and nobody is told."""
     total = 0

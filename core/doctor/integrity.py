@@ -14,6 +14,7 @@ from core.doctor.live import Live, plural
 __all__ = ["FRESH"]
 
 FRESH = 26  # hours: sealed once a day, with some slack
+VERIFIED_DAYS = 31
 
 HEADS = f"""
 select distinct on (tenant_id) {HEAD_COLUMNS}, frontier from public.audit_seal
@@ -37,7 +38,7 @@ where ($1::uuid is null or tenant_id = $1) and action_type = 'audit_read' and ne
 group by 1"""
 
 
-@check("164.312(c)")
+@check("164.312(c)(2)")
 async def seals(live: Live, notes: Notes) -> None:
     """The last head of each tenant is ours and fresh. Whether the records match is for verify_audit to compute."""
     keys, now = public_keys(live.settings), datetime.now(UTC)
@@ -92,12 +93,17 @@ async def seals(live: Live, notes: Notes) -> None:
             "No log was ever sealed: until it is, somebody with the owner's rights could change it unseen.",
             mend="Run piccolo core seal_audit from cron, at least once a day.",
         )
+    if looked is not None:
+        _unverified(sealed, now, notes)
     unsealed = sum(item["unsealed"] or 0 for item in shown)
-    wait_ = "" if counted is None else f"; {plural(unsealed, 'record')} wait for the next sealing"
-    notes.end(
-        f"{plural(len(sealed), 'tenant')} of {len(shown)} have a head; the signature of each newest head holds"
-        f"{wait_}{live.unseen()}."
-    )
+    wait_ = "" if counted is None else f"; {plural(unsealed, 'record waits', 'records wait')} for the next sealing"
+    if sealed:
+        notes.seen(
+            f"Sealed logs: {len(sealed)} of {plural(len(shown), 'tenant')}; the signature of each newest head holds"
+            f"{wait_}{live.unseen()}."
+        )
+    elif not shown:
+        notes.end(f"There is no log to seal{live.unseen()}.")
 
 
 def _last_verdict(row: Any, keys: Mapping[str, bytes]) -> Verdict | None:
@@ -106,7 +112,19 @@ def _last_verdict(row: Any, keys: Mapping[str, bytes]) -> Verdict | None:
     return max(found, key=lambda verdict: verdict.at, default=None)
 
 
-@check("164.312(c)")
+def _unverified(sealed: list[dict[str, Any]], now: datetime, notes: Notes) -> None:
+    """A signature says that a head is ours; that the records are as sealed only ``verify_audit`` computes."""
+    stale = [item for item in sealed if item["verified_at"] is None or (now - item["verified_at"]).days > VERIFIED_DAYS]
+    if stale:
+        never = sum(item["verified_at"] is None for item in stale)
+        notes.warn(
+            f"Not verified in the last {VERIFIED_DAYS} days: {len(stale)} of {plural(len(sealed), 'sealed log')}, "
+            f"{never} of them never.",
+            mend="Run piccolo core verify_audit from cron, with --heads=FILE, once a month at least.",
+        )
+
+
+@check("164.312(c)(1)")
 async def checksums(live: Live, notes: Notes) -> None:
     """A flipped bit on disk is noticed when the page is read."""
     if await live.connection.fetchval("select current_setting('data_checksums')") != "on":
@@ -114,4 +132,6 @@ async def checksums(live: Live, notes: Notes) -> None:
             "The server keeps no checksums of its pages.",
             mend="Stop the server and run pg_checksums --enable.",
         )
-    notes.end("Each sealed value carries its own authentication tag (AES-GCM); the server's pages carry checksums.")
+    notes.end(
+        "The server's pages carry checksums; a sealed value has its own tag (AES-GCM), which is asked when it opens."
+    )

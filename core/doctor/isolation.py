@@ -112,7 +112,10 @@ async def composite_keys(live: Live, notes: Notes) -> None:
                 subject=f"column {name}.tenant_id",
                 sql=f"alter table {name} alter column tenant_id set not null;",
             )
-    notes.end(f"{plural(len(keys), 'primary, unique and foreign key')} of {plural(len(ours), 'table')} begin with it.")
+    notes.end(
+        f"All {len(keys)} primary, unique and foreign keys of {plural(len(ours), 'table')} with tenants' rows begin "
+        "with tenant_id."
+    )
 
 
 def _targets(tables: dict[str, TableInfo]) -> list[str]:

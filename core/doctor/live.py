@@ -155,6 +155,10 @@ class Live:
             ".".join(split_table(full_name(table._meta.schema, table._meta.tablename))): table for table in self.tables
         }
 
+    def schemas(self) -> list[str]:
+        """Where the declarations make what is ours; ``drift`` compares all that is in them."""
+        return sorted({"public", "charthold", *(name.split(".")[0] for name in self.declared())})
+
     def tenant_tables(self) -> dict[str, TableInfo]:
         """Every table with a ``tenant_id``, declared or not, partitions too, and the tenants themselves."""
         return {

@@ -1,4 +1,4 @@
-"""The server: its version, and what it writes into its own log."""
+"""The server: its version, its settings, and what it writes into its own log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FOR_OTHERS = (
 )
 
 
-@check("164.312(c)")
+@check("164.308(a)(5)(ii)(B)")
 async def server_version(live: Live, notes: Notes) -> None:
     """A minor release mends bugs that lose data or let people in."""
     number = await live.connection.fetchval("select current_setting('server_version_num')::int")
@@ -49,7 +49,10 @@ def judge_version(number: int, today: date, notes: Notes) -> None:
         notes.warn(f"PostgreSQL {major} gets no more fixes.", mend="Upgrade to a supported major version.")
     elif latest is not None and minor < latest:
         notes.warn(f"PostgreSQL {major}.{minor} is behind {major}.{latest}.", mend=mend)
-    notes.end(f"PostgreSQL {major}.{minor}; the newest minor release known on {LOOKED_UP} was {major}.{latest or '?'}.")
+    newest = (
+        f"the newest minor release known on {LOOKED_UP} was {major}.{latest}" if latest else "unknown to this version"
+    )
+    notes.end(f"PostgreSQL {major}.{minor}; {newest}.")
 
 
 # What a session may begin with, and what it then does without.
@@ -62,6 +65,13 @@ WEAKENING = {
     "password_encryption": ("scram-sha-256", "new passwords are kept as hashes that are easily broken"),
 }
 
+# Whatever the application's roles begin with.
+SET_FOR = """select pg_get_userbyid(setrole)::text as role, setdatabase <> 0 as here,
+    split_part(c, '=', 1) as name, substr(c, strpos(c, '=') + 1) as setting
+from pg_db_role_setting, unnest(setconfig) as c
+where setdatabase in (0, (select oid from pg_database where datname = current_database()))
+    and setrole <> 0 and pg_get_userbyid(setrole) = any($1) order by 1, 3"""
+
 SET_SOMEWHERE = """select coalesce(pg_get_userbyid(nullif(setrole, 0)), '') as role, setdatabase <> 0 as here,
     split_part(c, '=', 1) as name, substr(c, strpos(c, '=') + 1) as setting
 from pg_db_role_setting, unnest(setconfig) as c
@@ -69,7 +79,7 @@ where setdatabase in (0, (select oid from pg_database where datname = current_da
     and split_part(c, '=', 1) = any($1)"""
 
 
-@check("164.312(c)")
+@check("164.312(c)(1)")
 async def server_settings(live: Live, notes: Notes) -> None:
     """Threat: a setting of the server, the database or a login takes the ground from under triggers or the disk."""
     # The embedded server has these on its command line.
@@ -95,7 +105,24 @@ async def server_settings(live: Live, notes: Notes) -> None:
             subject=f"setting {row['name']} of {row['role'] or 'the database'}",
             sql=reset(live, row["name"], row["role"], here=row["here"]),
         )
-    notes.end("Triggers run in every session, and what is committed waits for the disk.")
+    await _of_the_application(live, notes)
+    disk = ", and what is committed is on the disk" if "fsync" in names else ""
+    notes.seen(f"No setting keeps triggers from running{disk}.")
+
+
+async def _of_the_application(live: Live, notes: Notes) -> None:
+    """Threat: whoever runs SQL as the application can change its login's defaults, and so stop every later session."""
+    whose = {name for name in (live.runtime, live.login) if name not in (None, live.owner)}
+    told = (*WEAKENING, *FOR_OTHERS)
+    for row in await live.connection.fetch(SET_FOR, list(whose)):
+        if row["name"] not in told:
+            notes.warn(
+                f"Sessions of {row['role']} begin with {row['name']} = {row['setting']}; whoever runs SQL as it can "
+                "set that.",
+                subject=f"setting {row['name']} of {row['role']}",
+                mend="Unless you have set it:",
+                sql=reset(live, row["name"], row["role"], here=row["here"]),
+            )
 
 
 def reset(live: Live, name: str, role: str, *, here: bool) -> str:

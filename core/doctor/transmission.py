@@ -27,21 +27,22 @@ from (select type = 'local' or coalesce(address, '') in ('127.0.0.1', '::1', 'lo
     from pg_hba_file_rules where auth_method = 'trust') as lines"""
 
 
-@check("164.312(e)")
-async def tls(live: Live, notes: Notes) -> None:
-    """Threat: PHI is sealed before it travels, but scopes, names of facilities and answers to questions are not."""
-    rows = [dict(row) for row in await live.connection.fetch(CONNECTIONS)]
-    judge(rows, notes)
+OLD_TLS = ("", "TLSv1", "TLSv1.1")
+
+
+@check("164.312(e)(1)")
+async def host_rules(live: Live, notes: Notes) -> None:
+    """Threat: whoever reaches the server is let in without a password, or sends one in clear."""
     try:
         listens = await live.connection.fetchval("select current_setting('listen_addresses')")
         plain = await live.connection.fetchval(PLAIN)
         trust = dict(await live.connection.fetchrow(TRUST) or {})
     except asyncpg.PostgresError:
-        listens, plain, trust = "", 0, {}
         notes.warn(
             "The rules by which the server lets somebody in could not be looked at: only a superuser sees them.",
             mend="Let an administrator see whether pg_hba.conf asks for passwords, and from elsewhere for TLS.",
         )
+        return
     for place, lines in trust.items():
         if lines:
             tell = notes.fail if place == "elsewhere" else notes.warn
@@ -56,12 +57,48 @@ async def tls(live: Live, notes: Notes) -> None:
             f"{plural(plain, 'line')} of pg_hba.conf accept connections from elsewhere without TLS.",
             mend="Write hostssl instead of host, and reload the server.",
         )
+    elsewhere = "and the server listens to no other machine" if not listens else "and from elsewhere nobody without TLS"
+    notes.end(f"pg_hba.conf lets nobody in without a password, {elsewhere}.")
+
+
+@check("164.312(e)(2)(i)")
+async def tls_version(live: Live, notes: Notes) -> None:
+    """Threat: versions of TLS under which what travels can be changed."""
+    row = await live.connection.fetchrow(
+        "select current_setting('ssl_min_protocol_version') as least, current_setting('ssl')::bool as speaks,"
+        " current_setting('listen_addresses') as listens"
+    )
+    assert row is not None
+    least, elsewhere = row["least"], row["listens"] not in ("", "localhost", "127.0.0.1", "::1")
+    if row["speaks"] and least in OLD_TLS:
+        notes.fail(
+            f"The server speaks {least or 'any version of TLS'}, which is broken.",
+            subject="setting ssl_min_protocol_version",
+            sql="alter system set ssl_min_protocol_version = 'TLSv1.2';\nselect pg_reload_conf();",
+        )
+    elif elsewhere and not row["speaks"]:
+        notes.warn(
+            "The server listens to other machines and speaks no TLS.",
+            mend="Set ssl = on, with a certificate of its own.",
+        )
+    here = "The server speaks no TLS, and listens on its own machine only."
+    notes.end(f"The server speaks {least} or later." if row["speaks"] else here)
+
+
+@check("164.312(e)(2)(ii)")
+async def tls(live: Live, notes: Notes) -> None:
+    """Threat: PHI is sealed before it travels, but scopes, names of facilities and answers to questions are not."""
+    rows = [dict(row) for row in await live.connection.fetch(CONNECTIONS)]
+    judge(rows, notes)
     kinds = {
         "over TLS": sum(row["tls"] for row in rows),
         "through a Unix socket": sum(row["socket"] for row in rows),
         "from this machine": sum(not row["socket"] and not row["remote"] and not row["tls"] for row in rows),
     }
-    notes.end(f"{', '.join(f'{count} {how}' for how, count in kinds.items() if count)}; none in clear from elsewhere.")
+    notes.end(
+        f"Connections now: {', '.join(f'{count} {how}' for how, count in kinds.items() if count)}; of the application "
+        "and the doctor none in clear from elsewhere."
+    )
 
 
 def judge(rows: list[dict[str, object]], notes: Notes) -> None:
