@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from piccolo.table import Table
 
-from core.doctor.check import RULES, SYMBOLS
+from core.doctor.check import RULES, SPECIFICATIONS, SYMBOLS
 from core.doctor.drawing import activity, diagram
 from core.doctor.encryption import LIMIT
 from core.doctor.examination import Examination
@@ -23,7 +24,7 @@ from core.permissions import COMMANDS, ROLES
 
 __all__ = ["render"]
 
-WORDS = {"pass": "holds", "warn": "review", "fail": "fails", "unbuilt": "not built"}
+WORDS = {"pass": "holds", "warn": "review", "fail": "fails", "skipped": "skipped", "unbuilt": "not built"}
 MOST = 40  # tenants a table; the rest is counted
 ACCESS = {
     "yes": ("●", "yes"),
@@ -43,7 +44,7 @@ def render(found: Examination, tables: Sequence[type[Table]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"moment": moment, "number": "{:,}".format}
+    environment.filters |= {"moment": moment, "number": "{:,}".format, "breakable": breakable}
     shown = found.shown
     plotted = shown.get("activity", {"days": 30, "counts": {}})
     return environment.get_template("report.html.jinja").render(
@@ -52,6 +53,7 @@ def render(found: Examination, tables: Sequence[type[Table]]) -> str:
         safeguards=Counter(found.verdict_of(rule) for rule in RULES),
         rules=[
             {"paragraph": rule, "title": title, "verdict": found.verdict_of(rule)}
+            | {"specification": SPECIFICATIONS.get(rule, "standard")}
             | {"findings": [finding for finding in found.findings if finding.safeguard == rule]}
             for rule, title in RULES.items()
         ],
@@ -82,6 +84,11 @@ def moment(value: datetime | None) -> str:
     return f"{value:%d %b %Y, %H:%M} UTC" if value else "never"
 
 
+def breakable(name: str) -> Markup:
+    """A name that a narrow column breaks between its words."""
+    return Markup("_<wbr>").join(name.split("_"))  # join() escapes what it joins
+
+
 def short(table: str) -> str:
     """The table's name without the schema that most have."""
     return table.removeprefix("public.")
@@ -95,12 +102,13 @@ def readers(found: Examination) -> dict[str, Any]:
     """Which role of the application may read which table with PHI, as the live policies and grants have it."""
     rows = {row["table"]: row for row in found.shown.get("matrix", []) if row["command"] == "select"}
     tables = [table for table in sealed_tables(found) if table in rows]
+    roles = {role: {table: rows[table][role] if rows[table]["granted"] else "no" for table in tables} for role in ROLES}
     return {
         "tables": tables,
         "people": found.shown.get("people", {}),
-        "roles": {
-            role: {table: rows[table][role] if rows[table]["granted"] else "no" for table in tables} for role in ROLES
-        },
+        "roles": roles,
+        # Where users who are bound to facilities read the whole tenant's.
+        "beyond": [short(table) for table in tables if any(row[table] == "yes" for row in roles.values())],
     }
 
 
