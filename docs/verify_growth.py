@@ -5,7 +5,7 @@ Needs Python 3.11 and the package "cryptography", nothing of Charthold. The form
 HEADS.jsonl is your own file of exported heads, which the owner of the database never could write: the tree and the
 public key in it are what is believed.
 
-Exit status: 0 proved, 1 not proved, 2 there is nothing to look at.
+Exit status: 0 proved, 1 not proved, 2 there is nothing to look at, or it is malformed.
 """
 
 import json
@@ -17,6 +17,8 @@ from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+MALFORMED = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 
 
 def is_signed(head: dict, public_key: str) -> bool:
@@ -58,35 +60,45 @@ def begins_with(m: int, n: int, first_root: bytes, second_root: bytes, path: lis
     return sn == 0 and (old, new) == (first_root, second_root)
 
 
-try:
-    proof = json.load(open(sys.argv[1], encoding="utf-8"))  # noqa: SIM115, PTH123
+def verify(path: str, heads: str) -> str:
+    proof = json.load(open(path, encoding="utf-8"))  # noqa: SIM115, PTH123
     kept = []
-    for line in open(sys.argv[2], encoding="utf-8-sig", errors="replace"):  # noqa: SIM115, PTH123
+    for line in open(heads, encoding="utf-8-sig", errors="replace"):  # noqa: SIM115, PTH123
         with suppress(ValueError):  # a crash may have torn one
-            kept.append(json.loads(line))
-    first, second, path = proof["first"], proof["second"], [bytes.fromhex(node) for node in proof["path"]]
-except (IndexError, OSError, ValueError, KeyError, TypeError) as error:
-    print(f"There is nothing to look at ({type(error).__name__}): verify_growth.py PROOF.json HEADS.jsonl")
-    sys.exit(2)
+            kept += [head for head in [json.loads(line)] if isinstance(head, dict)]
+    first, second = proof["first"], proof["second"]
 
-# 1. The first head is one that was kept, and the second is signed, for the same tenant: by the same key, or by one
-#    that the proof brings along, which is said.
-found = [head for head in kept if all(head.get(name) == first[name] for name in first)]
-if not found or not is_signed(first, found[0]["public_key"]):
-    sys.exit("NOT PROVED: the first head is none of those that were kept.")
-keys = {head["key_id"]: head["public_key"] for head in kept}
-known = second["key_id"] in keys
-key = keys.get(second["key_id"]) or proof["public_keys"][second["key_id"]]
-if second["tenant_id"] != first["tenant_id"] or not is_signed(second, key):
-    sys.exit("NOT PROVED: the second head is not signed.")
+    # 1. The first head is one that was kept, and the second is signed, for the same tenant: by the same key, or by one
+    #    that the proof brings along, which is said.
+    found = [head for head in kept if all(head.get(name) == first[name] for name in first)]
+    if not found or not is_signed(first, found[0]["public_key"]):
+        sys.exit("NOT PROVED: the first head is none of those that were kept.")
+    keys = {head.get("key_id"): head.get("public_key") for head in kept}
+    known = second["key_id"] in keys
+    key = keys.get(second["key_id"]) or proof["public_keys"][second["key_id"]]
+    if second["tenant_id"] != first["tenant_id"] or not is_signed(second, key):
+        sys.exit("NOT PROVED: the second head is not signed.")
 
-# 2. The first tree is the beginning of the second.
-m, n = first["tree_size"], second["tree_size"]
-if not begins_with(m, n, bytes.fromhex(first["root_hash"]), bytes.fromhex(second["root_hash"]), path):
-    sys.exit("NOT PROVED: the second tree does not begin with the first.")
+    # 2. The first tree is the beginning of the second.
+    m, n = first["tree_size"], second["tree_size"]
+    roots = (bytes.fromhex(head["root_hash"]) for head in (first, second))
+    if not begins_with(m, n, *roots, [bytes.fromhex(node) for node in proof["path"]]):
+        sys.exit("NOT PROVED: the second tree does not begin with the first.")
 
-print(
-    f"PROVED: the {m} records sealed at {first['sealed_at']} are the first of the {n} sealed at {second['sealed_at']}"
-)
-if not known:
-    print(f"The second head is signed by a key that your file does not have: {key}. Ask whether it was changed.")
+    then, now = (datetime.fromisoformat(head["sealed_at"]) for head in (first, second))
+    said = f"PROVED: the {m} records sealed at {then} are the first of the {n} sealed at {now}"
+    if known:
+        return said
+    brought = bytes.fromhex(key).hex()
+    return (
+        f"{said}\nThe second head is signed by a key that your file does not have: {brought}. Ask whether it changed."
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        print(verify(*sys.argv[1:]))
+    except MALFORMED as error:
+        print(f"There is nothing to look at ({type(error).__name__}): verify_growth.py PROOF.json HEADS.jsonl")
+        sys.exit(2)
