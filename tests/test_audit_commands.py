@@ -43,7 +43,33 @@ async def test_csv_has_a_header_and_whole_ids(lakeside: Clinic, capsys: Any) -> 
     await audit_search.__wrapped__(tenant="lakeside", action="insert", table="client", csv=True)
     header, *rows = csv.reader(io.StringIO(capsys.readouterr().out))
     assert header[0] == "id"
-    assert str(lakeside.client) in {row[5] for row in rows}
+    assert {"user", "request_id", "source_ip"} <= {*header}
+    assert str(lakeside.client) in {row[header.index("record_id")] for row in rows}
+
+
+async def test_a_user_is_named_by_e_mail(lakeside: Clinic, capsys: Any) -> None:
+    async with lakeside.as_clinician("rounds"):
+        await Client.select(Client.ssn).where(Client.id == lakeside.client)
+    email, record = "clinician@lakeside.example", str(lakeside.client)
+    found = await told(capsys, audit_search, tenant="lakeside", user=f" {email.upper()}")
+    assert found
+    assert {(row["user"], row["user_id"]) for row in found} == {(email, str(lakeside.clinician))}
+    assert found == await told(capsys, audit_search, tenant="lakeside", user=str(lakeside.clinician))
+    assert email in {row["user"] for row in await told(capsys, audit_who_saw, record, tenant="lakeside")}
+    changes = await told(capsys, audit_history, record, tenant="lakeside")
+    assert {row["user"] for row in changes} == {"ada@lakeside.example"}
+
+
+async def test_who_saw_says_that_there_are_more(lakeside: Clinic, capsys: Any) -> None:
+    for _ in range(3):
+        async with lakeside.as_clinician("rounds"):
+            await Client.select(Client.ssn).where(Client.id == lakeside.client)
+    await audit_who_saw.__wrapped__(str(lakeside.client), tenant="lakeside", limit=2, json=True, quiet=True)
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)) == 2
+    assert captured.err == "These are the latest 2; there are more. Ask for them with a higher --limit.\n"
+    await audit_who_saw.__wrapped__(str(lakeside.client), tenant="lakeside", json=True, quiet=True)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("width", ["80", "200"])
@@ -88,6 +114,10 @@ async def test_quiet_leaves_out_the_remark_that_nothing_was_found(lakeside: Clin
         (audit_history, {"record": ID, "tenant": "lakeside", "since": "yesterday"}, "A time is written 2026-01-31"),
         (audit_search, {"tenant": "nobody"}, "There is no tenant nobody. Choose one with --tenant=SLUG: "),
         (audit_search, {"tenant": "all"}, "one tenant at a time"),
+        (audit_search, {"tenant": "lakeside", "action": "nosuch"}, "--action takes one of insert, update"),
+        (audit_search, {"tenant": "lakeside", "table": "nosuch"}, "--table takes one of app_user, audit_seal"),
+        (audit_search, {"tenant": "lakeside", "user": "nobody@nowhere.example"}, "no user with the e-mail"),
+        (audit_search, {"tenant": "lakeside", "user": "nobody"}, "An id is a UUID"),
         (audit_who_saw, {"record": ID, "tenant": "lakeside", "table": "castle"}, "--table takes one of"),
         (audit_who_saw, {"record": ID, "tenant": "lakeside", "limit": 0}, "1 or more"),
         (partitions, {"ahead": 999}, "0 to 120"),

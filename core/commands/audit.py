@@ -6,21 +6,23 @@ import contextlib
 import csv as csvlib
 import json as jsonlib
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
+from piccolo.conf.apps import Finder
 from rich.table import Table as RichTable
 
 from core.audit.history import history, who_saw
 from core.audit.search import Filter, search
 from core.commands.bar import bar
-from core.commands.family import Failure, command, console
+from core.commands.family import Failure, command, console, errors
 from core.commands.options import existing_tenant, reason_for, resolve_actor
 from core.registered import tenant_tables
 from core.scope import scope
-from core.tables import TenantTable
+from core.tables import ACTION_TYPES, TenantTable, User
 
 __all__ = ["audit_history", "audit_search", "audit_who_saw"]
 
@@ -53,10 +55,12 @@ async def audit_history(
     """
     async with _reading(tenant, actor, quiet=quiet):
         changes = await history(_table(table), _id(record), since=_time(since))
+        emails = await _emails(c.user_id for c in changes)
     rows = [
         {
             "occurred_at": c.occurred_at,
             "action": c.action,
+            "user": emails.get(c.user_id),
             "user_id": c.user_id,
             "field": name,
             "old": c.old.get(name),
@@ -66,7 +70,7 @@ async def audit_history(
         for c in changes
         for name in (c.changed or ("",))
     ]
-    columns = ("occurred_at", "action", "user_id", "field", "old", "new", "reason")
+    columns = ("occurred_at", "action", "user", "user_id", "field", "old", "new", "reason")
     _print(rows, columns, json=json, csv=csv, quiet=quiet)
 
 
@@ -83,7 +87,7 @@ async def audit_who_saw(
     csv: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Who was shown a record's PHI, the latest first (164.528). Asking is itself recorded.
+    """Who was shown a record's PHI, the latest first, 164.312(b). Asking is itself recorded.
 
     Example: piccolo core audit_who_saw 0198c0de-0000-7000-8000-000000000001 --tenant=lakeside --since=2026-01-01
 
@@ -94,26 +98,31 @@ async def audit_who_saw(
     :param since:
         From when on, as 2026-01-31 or 2026-01-31T08:00.
     :param limit:
-        The most rows.
+        The most rows; that there are more is said.
 
     """
     if limit < 1:
         raise Failure("--limit takes a number of rows, 1 or more.")
     async with _reading(tenant, actor, quiet=quiet):
-        seen = await who_saw(_table(table), _id(record), since=_time(since), limit=limit)
+        seen = await who_saw(_table(table), _id(record), since=_time(since), limit=limit + 1)
+        emails = await _emails(s.user_id for s in seen)
     rows = [
         {
             "occurred_at": s.occurred_at,
+            "user": emails.get(s.user_id),
             "user_id": s.user_id,
             "columns": ", ".join(s.columns),
             "reason": s.reason,
             "request_id": s.request_id,
             "source_ip": s.source_ip,
         }
-        for s in seen
+        for s in seen[:limit]
     ]
-    columns = ("occurred_at", "user_id", "columns", "reason", "request_id", "source_ip")
+    columns = ("occurred_at", "user", "user_id", "columns", "reason", "request_id", "source_ip")
     _print(rows, columns, json=json, csv=csv, quiet=quiet)
+    if len(seen) > limit:
+        # Whoever takes this for all of it is told, quiet or not.
+        errors().print(f"These are the latest {limit}; there are more. Ask for them with a higher --limit.")
 
 
 @command()
@@ -139,7 +148,7 @@ async def audit_search(
     Example: piccolo core audit_search --tenant=lakeside --action=read --since=2026-01-01 --limit=50
 
     :param user:
-        Only what this user did: an id.
+        Only what this user did: an e-mail address or an id.
     :param action:
         Only this action: insert, update, delete, read, login ...
     :param table:
@@ -158,8 +167,13 @@ async def audit_search(
         How many records a page has, at most 10000.
 
     """
+    if action and action not in ACTION_TYPES:
+        raise Failure(f"--action takes one of {', '.join(ACTION_TYPES)}.")
+    named = sorted({known._meta.tablename for app in Finder().get_app_configs() for known in app.table_classes})
+    if table and table not in named:
+        raise Failure(f"--table takes one of {', '.join(named)}.")
     wanted = Filter(
-        user_id=_id(user) if user else None,
+        user_id=_id(user) if user and "@" not in user else None,
         action=action or None,
         table=table or None,
         record_id=_id(record) if record else None,
@@ -169,9 +183,14 @@ async def audit_search(
         before=_id(before) if before else None,
     )
     async with _reading(tenant, actor, quiet=quiet):
-        rows = await search(wanted, limit=limit)
-    columns = ("id", "occurred_at", "user_id", "action", "table", "record_id", "columns", "reason")
-    _print(rows, columns, json=json, csv=csv, quiet=quiet)
+        if "@" in user:
+            wanted = replace(wanted, user_id=await _user(user))
+        found = await search(wanted, limit=limit)
+        emails = await _emails(row["user_id"] for row in found)
+    rows = [row | {"user": emails.get(row["user_id"])} for row in found]
+    columns = ("id", "occurred_at", "user", "user_id", "action", "table", "record_id", "columns", "reason")
+    # A table on a terminal has no room for what few ask for.
+    _print(rows, (*columns, "request_id", "source_ip") if csv else columns, json=json, csv=csv, quiet=quiet)
 
 
 @contextlib.asynccontextmanager
@@ -181,6 +200,20 @@ async def _reading(tenant: str, actor: str, *, quiet: bool) -> AsyncIterator[Non
     with bar("reading the log", show=not quiet):
         async with scope(tenant=found.tenant_id, actor=who, reason=reason_for("audit", actor)):
             yield
+
+
+async def _user(email: str) -> UUID:
+    found = await User.select(User.id).where(User.email == email.strip().lower()).first()
+    if found is None:
+        raise Failure("The tenant has no user with the e-mail that --user names.")
+    return cast("UUID", found["id"])
+
+
+async def _emails(ids: Iterable[UUID]) -> dict[UUID, str]:
+    """Whom these ids mean; a user who is gone has none."""
+    known = list(set(ids))
+    rows = await User.select(User.id, User.email).where(User.id.is_in(known)) if known else []
+    return {row["id"]: row["email"] for row in rows}
 
 
 def _table(name: str) -> type[TenantTable]:
@@ -217,7 +250,9 @@ def _print(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, json: bool
         writer.writerow(columns)
         writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
     elif rows:
-        _print_text([{column: _shown(row.get(column)) for column in columns} for row in rows])
+        # Of two names for a user people read one: the address, or the id of somebody who is gone.
+        named = [{**row, "user": row["user"] or row["user_id"]} for row in rows]
+        _print_text([{column: _shown(row.get(column)) for column in columns if column != "user_id"} for row in named])
     elif not quiet:
         console().print("Nothing found.")
 
