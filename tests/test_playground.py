@@ -185,6 +185,13 @@ def test_lines_can_be_piped_in(environ: dict[str, str]) -> None:
     assert "Five things to try" not in done.stdout
 
 
+@pytest.mark.parametrize("line", ["await Client.nosuch()", "await Client.raw('select nonsense')", "1 +", "1/0"])
+def test_a_piped_line_that_fails_is_told_by_the_status_after_the_rest_ran(environ: dict[str, str], line: str) -> None:
+    done = explore(environ, "--quiet", stdin=f"{line}\nawait Client.count()\n")
+    assert done.returncode == 2
+    assert "27" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -20,7 +20,7 @@ import asyncpg
 
 import core
 from core import tables
-from core.commands.family import SKIPPED, Failure, command, console, errors
+from core.commands.family import SKIPPED, TROUBLE, Failure, command, console, errors
 from core.commands.import_synthea import import_export
 from core.commands.options import interruptible, known_tenants, reason_for, resolve_actor, slug_of, unknown_tenant
 from core.engine import engine
@@ -30,6 +30,7 @@ from core.scope import Scope, scope
 from core.tables import Tenant, User
 
 if TYPE_CHECKING:
+    from IPython.core.interactiveshell import ExecutionResult
     from IPython.terminal.interactiveshell import TerminalInteractiveShell
 
 __all__ = ["THINGS", "explore"]
@@ -92,10 +93,11 @@ class Visitor:
 
 
 @command(stopped="")
-def explore(*, tenant: str = "", actor: str = "", quiet: bool = False) -> None:
+def explore(*, tenant: str = "", actor: str = "", quiet: bool = False) -> int:
     """Open an IPython shell on a tenant's data: a scope is open, and await works at the top level.
 
-    With an empty database it offers to load the sample. Lines can be piped in, too.
+    With an empty database it offers to load the sample. Lines can be piped in, too: each is run, and when one of them
+    failed the status is 2.
 
     Examples: piccolo playground explore --tenant=lakeside
               echo "await Client.count()" | piccolo playground explore --quiet
@@ -108,13 +110,22 @@ def explore(*, tenant: str = "", actor: str = "", quiet: bool = False) -> None:
         try:
             visitor = runner.run(_find(tenant, actor))
             if visitor is None:
-                return
+                return 0
             banner = runner.run(_banner(visitor))
             # IPython wants a folder; nothing that was typed stays in one.
             with _scope_kept_open(visitor) as keep_open, tempfile.TemporaryDirectory() as folder:
                 if not quiet:
                     console().print(banner)
-                _shell(runner, keep_open, folder).mainloop()  # type: ignore[no-untyped-call]
+                shell, failures = _shell(runner, keep_open, folder), 0
+
+                def count(result: ExecutionResult) -> None:
+                    nonlocal failures
+                    failures += not result.success
+
+                shell.events.register("post_run_cell", count)
+                shell.mainloop()  # type: ignore[no-untyped-call]
+                # Who types sees that a line failed; a script that pipes them in does not.
+                return TROUBLE if failures and not sys.stdin.isatty() else 0
         finally:
             runner.run(engine().close_connection_pool())
 
