@@ -667,9 +667,37 @@ async def test_each_way_to_search_without_being_shown_anything_is_recorded(
     assert await searches(owner, reason) == [("client", {"columns": ["last_name"]})]
 
 
+async def test_a_batch_that_would_open_phi_and_finds_nobody_is_a_search(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    reason = f"empty {uuid4()}"
+    nobody = Client.select(Client.notes).where(Client.last_name == "nobody")
+    async with lakeside.as_clinician(reason), await nobody.batch(batch_size=5) as batch:
+        assert [rows async for rows in batch] == []
+    assert await searches(owner, reason) == [("client", {"rows": 0})] or await searches(owner, reason) == [
+        ("client", {"rows": 0, "columns": ["last_name"]})
+    ]
+
+
+async def test_a_change_of_a_user_that_is_rolled_back_leaves_them_in(lakeside: Clinic) -> None:
+    """The row that says who may act has the transaction that was rolled back for its xmax."""
+    with contextlib.suppress(ZeroDivisionError):
+        async with lakeside.as_admin(), transaction():
+            await User.update({User.status: "locked"}).where(User.id == lakeside.clinician)
+            raise ZeroDivisionError
+    async with lakeside.as_clinician():
+        assert await Client.count() > 0
+
+
 async def test_what_is_shown_is_recorded_as_read_and_not_as_a_search_too(
     lakeside: Clinic, owner: asyncpg.Connection
 ) -> None:
+    reason = f"undone {uuid4()}"
+    with contextlib.suppress(ZeroDivisionError):
+        async with lakeside.as_clinician(reason), transaction():
+            await Client.select(Client.notes).where(Client.last_name == "nguyen")
+            raise ZeroDivisionError
+    assert (await searches(owner, reason), await seen(owner, reason)) == ([], 1)
     reason = f"shown {uuid4()}"
     async with lakeside.as_clinician(reason):
         await Client.select(Client.notes).where(Client.last_name == "nguyen")

@@ -166,6 +166,25 @@ async def test_the_past_can_be_seen_and_brought_back(lakeside: Clinic) -> None:
         assert (await new.as_of(now)).last_name == "Past"
         assert await new.as_of(datetime.now(UTC)) is None
         assert new.id not in {row.id for row in await Client.as_of(datetime.now(UTC))}
+        # Gone now, and there then.
+        assert new.id in {row.id for row in await Client.as_of(now)}
+
+
+async def test_a_long_history_has_every_change_once_and_in_order(
+    lakeside: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the pages are, also when several changes are of one moment."""
+    async with lakeside.as_admin():
+        new = someone(lakeside, "Paged", phone="0")
+        await new.save()
+        async with transaction():
+            for n in range(1, 11):
+                await Client.update({Client.phone: str(n)}).where(Client.id == new.id)
+        whole = [change.new.get("phone") for change in await new.history()]
+        assert whole == [str(n) for n in range(11)]
+        for page in (1, 2, 3, 11):
+            monkeypatch.setattr("core.audit.history.PAGE", page)
+            assert [change.new.get("phone") for change in await new.history()] == whole
 
 
 async def test_who_saw_names_each_reader_and_the_columns(lakeside: Clinic) -> None:

@@ -21,6 +21,7 @@ from core.arguments import bind
 from core.columns import BlindIndex, EncryptedText
 from core.engine import ChartholdEngine
 from core.ids import uuid7
+from core.queries.shape import SHAPES
 from core.tables import Client, Facility, Tenant, TenantTable, User, UserActionAuditLog
 from tests.conftest import Clinic
 from tests.ledger import create
@@ -629,3 +630,50 @@ async def test_many_rows_that_are_cancelled_half_way_leave_nothing(lakeside: Cli
             found = await Client.count()
             assert (found - before) % 1_000 == 0
             before = found
+
+
+PAIRS = [
+    (lambda: Facility.select(Facility.kind), lambda: Facility.select(Facility.kind.as_alias("what"))),
+    (lambda: Facility.select(Facility.kind), lambda: Facility.select(Facility.kind).distinct()),
+    (lambda: Facility.select(Facility.kind), lambda: Facility.select(Facility.kind).limit(1)),
+    (lambda: Facility.select(Facility.name), lambda: Facility.select(Facility.name).offset(1)),
+    (lambda: Facility.select(Facility.name), lambda: Facility.select(Facility.name).order_by(Facility.name)),
+    (
+        lambda: Facility.select(Facility.name).order_by(Facility.name),
+        lambda: Facility.select(Facility.name).order_by(Facility.name, ascending=False),
+    ),
+    (lambda: Facility.select(Facility.kind), lambda: Facility.select(Facility.kind).group_by(Facility.kind)),
+    (lambda: Facility.select(Facility.kind), lambda: Facility.select(Facility.kind, Facility.status)),
+    (lambda: Facility.select(Facility.kind), lambda: Facility.select(Facility.kind).lock_rows()),
+    (
+        lambda: Client.select(Client.facility_id.name),
+        lambda: Client.select(Client.facility_id.name.as_alias("where")),
+    ),
+    (
+        lambda: Facility.select().where(Facility.kind == "laboratory"),
+        lambda: Facility.select().where(Facility.kind != "laboratory"),
+    ),
+    (
+        lambda: Facility.select().where(Facility.kind.is_in(["laboratory", "x"])),
+        lambda: Facility.select().where(Facility.kind.not_in(["laboratory", "x"])),
+    ),
+]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("pair", PAIRS)
+async def test_queries_that_differ_in_one_thing_do_not_answer_for_each_other(
+    pair: tuple[Any, Any], first: int, lakeside: Clinic
+) -> None:
+    """Compiled statements are kept by their shape: what tells two queries apart is part of it."""
+    async with lakeside.as_admin():
+        if not await Facility.exists().where(Facility.kind == "laboratory"):
+            await Facility.insert(*[Facility(name=f"Pair {n}", kind="laboratory") for n in (2, 1, 3)])
+        alone = []
+        for build in pair:
+            SHAPES._kept.clear()
+            alone.append(await build())
+        SHAPES._kept.clear()
+        together = {at: await pair[at]() for at in (first, 1 - first)}
+        assert [together[0], together[1]] == alone
+        assert [await pair[0](), await pair[1]()] == alone, "and once more, from what was kept"

@@ -18,11 +18,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from core import ChartholdError, transaction
+from core import ChartholdError, ScopeError, transaction
 from core.audit.recorded import DESTROYED
 from core.columns import Encrypted
 from core.commands.reindex import reindex as reindex_command
 from core.commands.rotate_keys import rotate_keys
+from core.crypto.envelope import key_version
 from core.crypto.keyring import Keyring, _Entry
 from core.crypto.kms import LocalProvider, development_key
 from core.doctor import examine
@@ -33,7 +34,7 @@ from core.rotation import Target, key_lock, reindex, retire, rewrap, rotate, use
 from core.rotation.data import Rotation
 from core.rotation.rows import SealedTable, sealed_tables
 from core.settings import settings
-from core.tables import Client, User
+from core.tables import Client, Facility, User
 from piccolo_conf import DB
 from tests.conftest import Clinic, make_clinic
 
@@ -423,6 +424,32 @@ async def test_a_suspended_tenant_is_rotated_and_stays_suspended(
     [outcome] = await rotate([target], wait=WAIT)
     assert (outcome.problem, outcome.retired) == ("", [1])
     assert (await find_tenant(target.slug)).status == "suspended"
+    await rewrap([target])
+    # The admin who worked on the keys is out again.
+    assert not await owner.fetchval(
+        "select bool_or(tenant_open) from charthold.principal where tenant_id = $1", clinic.tenant
+    )
+    async with clinic.as_admin():
+        with pytest.raises(ScopeError, match="row-level security"):
+            await Facility(name="while suspended").save()
+
+
+async def test_a_frozen_insert_that_is_run_after_a_rotation_seals_and_indexes_under_the_new_key(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection
+) -> None:
+    """The old one may be destroyed soon."""
+    async with clinic.as_clinician():
+        row = Client(facility_id=clinic.facility, first_name="A", last_name="Frozen", date_of_birth=BORN)
+        frozen = Client.insert(row).freeze()
+        await frozen.run()
+    async with clinic.as_admin():
+        await Client.delete().where(Client.id == row.id)
+    await rotate([target], wait=WAIT)
+    async with clinic.as_clinician():
+        await frozen.run()
+        assert [found.id for found in await Client.objects().where(Client.last_name == "frozen")] == [row.id]
+        [stored] = await Client.raw("select last_name, first_name from client where id = {}", row.id)
+    assert {key_version(bytes(value)) for value in stored.values()} == {2}
 
 
 async def test_an_old_version_is_destroyed_when_nothing_but_the_log_needs_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextvars
 import os
 import random
 import time
@@ -183,6 +184,24 @@ async def test_a_scope_that_expires_ends_its_open_batch(lakeside: Clinic, monkey
             with pytest.raises(ScopeError, match="expired"):
                 await batch.__anext__()
             monkeypatch.undo()
+
+
+async def test_who_is_locked_between_two_batches_gets_no_second_one(lakeside: Clinic) -> None:
+    """Of a table without PHI too, of which nothing is recorded."""
+    reader = await add_user(lakeside, "clinician")
+    async with lakeside.as_admin():
+        await Facility.insert(*[Facility(name=f"Locked {n}") for n in range(4)])
+    async with scope(tenant=lakeside.tenant, actor=reader, reason="test"):
+        async with await Facility.select(Facility.name).batch(batch_size=2) as batch:
+            assert len(await anext(batch)) == 2
+
+            async def lock() -> None:
+                async with lakeside.as_admin():
+                    await User.update({User.status: "locked"}).where(User.id == reader)
+
+            await asyncio.create_task(lock(), context=contextvars.Context())
+            with pytest.raises(ScopeError):
+                await anext(batch)
 
 
 async def test_a_task_that_outlives_its_scope_is_out_and_may_open_its_own(lakeside: Clinic, hillside: Clinic) -> None:
@@ -457,6 +476,22 @@ async def test_a_connection_of_an_owner_or_a_superuser_is_refused(
     finally:
         for name in made:
             await owner.execute(f"drop owned by {name}app_runtime; drop role {name}app_runtime")
+
+
+async def test_a_connection_whose_triggers_sleep_is_refused(
+    database: ChartholdEngine, lakeside: Clinic, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threat: a login that plays the replica writes what no trigger records."""
+    login = await database.connect(owner=False)
+    name = await login.fetchval("select session_user")
+    await login.close()
+    try:
+        await owner.execute(f"alter role {name} set session_replication_role = replica")
+        async with set_up(monkeypatch, database), lakeside.as_admin():
+            with pytest.raises(ConfigurationError, match="session_replication_role"):
+                await Client.count()
+    finally:
+        await owner.execute(f"alter role {name} reset session_replication_role")
 
 
 # -- who may what ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 import json
 import os
 import random
@@ -268,6 +269,36 @@ async def test_heads_stay_valid_under_a_new_master_key_while_the_old_one_is_reti
     monkeypatch.setattr(sealing, "settings", lambda: replace(rotated, retired_master_keys=()))
     with pytest.raises(ChartholdError, match="CHARTHOLD_RETIRED_MASTER_KEYS"):
         await sealed(hillside)
+
+
+async def test_nothing_is_built_upon_a_head_whose_right_edge_was_altered(hillside, superuser):
+    await sealed(hillside)
+    last = "tenant_id = $1 and tree_size = (select max(tree_size) from audit_seal where tenant_id = $1)"
+    edge = await superuser.fetchval(f"select frontier from audit_seal where {last}", hillside.tenant)
+    altered = bytes([edge[0] ^ 1]) + edge[1:]
+    await superuser.execute(f"update audit_seal set frontier = $2 where {last}", hillside.tenant, altered)
+    await write(hillside, 1)
+    with pytest.raises(ChartholdError, match="does not verify"):
+        await sealed(hillside)
+    await superuser.execute(f"update audit_seal set frontier = $2 where {last}", hillside.tenant, edge)
+    assert (await sealed(hillside)).added > 0
+    assert (await verified(hillside)).good
+
+
+async def test_no_record_of_a_later_head_lies_below_an_earlier_heads_horizon(hillside, superuser):
+    """The horizon says that nothing appears below it any more that is not an attack."""
+    await write(hillside, 30)
+    await sealed(hillside, leaves=7)
+    heads = await superuser.fetch(
+        "select horizon, record_ids from audit_seal where tenant_id = $1 and era = 1 order by tree_size",
+        hillside.tenant,
+    )
+    assert len(heads) > 4
+    for earlier, later in itertools.pairwise(heads):
+        lowest = await superuser.fetchval(
+            f"select min(transaction_id) from {LOG} where id = any ($1)", later["record_ids"]
+        )
+        assert lowest >= earlier["horizon"]
 
 
 async def test_nothing_is_built_upon_a_forged_head(hillside, superuser):
