@@ -411,7 +411,7 @@ class ChartholdEngine(PostgresEngine):
             if transaction.scope_is_over:
                 await link.carry_nothing()
             try:
-                return await link.connection.fetch(sql, *arguments)
+                return await _fetched(link, sql, arguments)
             finally:
                 if not leaves_nothing(sql):
                     await link.soil()
@@ -423,7 +423,7 @@ class ChartholdEngine(PostgresEngine):
                 await connection.close()
         async with self._here().pool.lease() as link:
             link.dirty |= not leaves_nothing(sql)
-            return await link.connection.fetch(sql, *arguments)
+            return await _fetched(link, sql, arguments)
 
     async def batch(self, query: Query[Any, Any], batch_size: int = 100, node: str | None = None) -> Batch:  # type: ignore[override]
         """Rows in batches; see ``core.batch``."""
@@ -442,6 +442,14 @@ def _all_of(plan: Plan, written: int) -> None:
     """Raise when not all of the rows were written that the plan is to write."""
     if plan.expected is not None and written != plan.expected[0]:
         raise ProtectedQueryError(plan.expected[1])
+
+
+async def _fetched(link: Link, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
+    """The rows of a statement about tables that belong to no tenant. What it may not touch is said with a remedy."""
+    try:
+        return await link.connection.fetch(sql, *arguments)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise explain(error) from None
 
 
 def _refuse_the_end(transaction: Transaction, sql: str) -> None:

@@ -80,8 +80,9 @@ def explain(error: asyncpg.PostgresError) -> Exception:
         return kind(remedy)
     if state == DENIED:
         return ScopeError(
-            f"The scope's role may not do that: {error.args[0] if error.args else state}. "
-            "The permission matrix is core/permissions.py."
+            f"The application's role may not do that: {error.args[0] if error.args else state}. What may be done with "
+            "a table of tenants its permissions say; any other is for the application when its schema_objects hold "
+            'Grant(privileges=("select",), to="app_runtime"); see docs/applications.md.'
         )
     if state == NO_STATEMENT:
         return ConfigurationError(f"A prepared statement is gone. If a pooler stands before the database: {SEE}")

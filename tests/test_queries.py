@@ -220,6 +220,8 @@ async def test_a_row_refers_to_a_catalogue_that_all_tenants_share(
     lakeside: Clinic, database: ChartholdEngine, owner: asyncpg.Connection
 ) -> None:
     await create(database, Code, Diagnosis)
+    with pytest.raises(ScopeError, match=r'permission denied for table code.*Grant\(privileges=.*to="app_runtime"\)'):
+        await Code.select()
     await owner.execute("grant select on code to app_runtime; insert into code (name) values ('flu'), ('cold')")
     async with lakeside.as_admin():
         await Diagnosis(code_id=2, note="sneezes").save()
