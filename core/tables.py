@@ -102,8 +102,8 @@ class Tenant(ProtectedTable, tablename="tenant"):
     id = RowId()
     created_at = CreatedAt()
     updated_at = UpdatedAt()
-    slug = Text(default=None)
-    name = Text(default=None)
+    slug = Text(default=None, required=True)
+    name = Text(default=None, required=True)
     status = Text(default="trial")
     settings = JSONB()
     branding = JSONB()
@@ -154,8 +154,8 @@ class Tenant(ProtectedTable, tablename="tenant"):
 class User(TenantTable, tablename="app_user"):
     """Somebody who acts. 164.312(a)(2)(i): one person, one user; only active users open scopes."""
 
-    email = Text(default=None)
-    full_name = Text(default=None)
+    email = Text(default=None, required=True)
+    full_name = Text(default=None, required=True)
     role = Text(default="clinician")
     status = Text(default="invited")
     mfa_enrolled = Boolean(default=False)
@@ -200,7 +200,7 @@ class Facility(TenantTable, tablename="facility"):
     # Who is bound to some of them does not change the others.
     whole_tenant = ("insert", "update", "delete")
 
-    name = Text(default=None)
+    name = Text(default=None, required=True)
     kind = Text(default="clinic")
     npi = Text(default=None, null=True)
     address = JSONB()
@@ -246,13 +246,13 @@ class Client(TenantTable, tablename="client"):
     """
 
     # RESTRICT: a facility with clients is made inactive, never deleted; its clients' records must be kept.
-    facility_id = TenantForeignKey(Facility, on_delete=OnDelete.restrict)
+    facility_id = TenantForeignKey(Facility, on_delete=OnDelete.restrict, required=True)
     # RESTRICT: the responsible clinician is deactivated, and clients handed over by name, not silently orphaned.
     user_id = TenantForeignKey(User, null=True, on_delete=OnDelete.restrict)
     status = Text(default="active")
-    first_name = EncryptedText(identifier="name")
-    last_name = EncryptedText(identifier="name")
-    date_of_birth = EncryptedDate(identifier="date")
+    first_name = EncryptedText(identifier="name", required=True)
+    last_name = EncryptedText(identifier="name", required=True)
+    date_of_birth = EncryptedDate(identifier="date", required=True)
     ssn = EncryptedText(identifier="ssn", null=True)
     mrn = EncryptedText(identifier="mrn", null=True)
     email = EncryptedText(identifier="email", null=True)

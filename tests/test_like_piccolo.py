@@ -236,11 +236,25 @@ async def test_a_row_is_made_of_columns_or_of_their_names_and_of_each_once(lakes
 
 def test_pydantic_knows_what_an_encrypted_column_holds() -> None:
     fields = create_pydantic_model(Client).model_fields
-    assert [fields[n].annotation for n in ("last_name", "date_of_birth", "address")] == [
+    assert [fields[n].annotation for n in ("last_name", "date_of_birth", "ssn", "address")] == [
+        str,
+        date,
         str | None,
-        date | None,
         object | None,
     ]
+
+
+@pytest.mark.parametrize(
+    ("table", "required"),
+    [
+        (Client, {"facility_id", "first_name", "last_name", "date_of_birth"}),
+        (Facility, {"name"}),
+        (User, {"email", "full_name"}),
+    ],
+)
+def test_pydantic_asks_for_what_a_row_must_have(table: type[TenantTable], required: set[str]) -> None:
+    fields = create_pydantic_model(table).model_fields
+    assert {name for name, field in fields.items() if field.is_required()} == required
 
 
 @pytest.mark.parametrize("document", [{"a": 1}, [1, 2], "text", 1.5, True, None])
