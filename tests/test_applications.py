@@ -1,0 +1,135 @@
+"""The examples for applications run as they stand."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from piccolo.apps.user.tables import BaseUser
+
+from core.engine import ChartholdEngine
+from core.errors import ScopeError
+from core.schema import declarations, objects_of
+from core.schema.declarations import shared_objects
+from core.tables import Client
+from tests.conftest import Clinic
+from tests.ledger import create
+from tests.test_playground import REPOSITORY, child
+
+PAGE = (REPOSITORY / "docs" / "applications.md").read_text(encoding="utf-8")
+MIDDLEWARE, PYDANTIC, TABLES, BROUGHT, FIXTURES, BUILDER = re.findall(
+    r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
+)
+CONFIG = "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = session\nasyncio_default_test_loop_scope = session\n"
+TESTS = """
+from datetime import date
+from core.tables import Client, Facility
+
+async def made(clinic):
+    site = Facility(name="Main street")
+    await site.save()
+    return await somebody(clinic, site)
+
+async def test_one(at_work):
+    bo = await made(at_work)
+    assert await Client.select(Client.id) == [{"id": bo.id}]
+
+async def test_two(at_work):
+    assert not await Client.exists()
+    await made(at_work)
+    assert await Client.count() == 1
+"""
+
+
+def ran(source: str, **names: Any) -> dict[str, Any]:
+    """What the example defines."""
+    namespace: dict[str, Any] = {"__name__": __name__, **names}
+    exec(compile(source, "applications.md", "exec"), namespace)
+    return namespace
+
+
+@dataclass
+class SignedIn:
+    tenant_id: UUID
+    id: UUID
+
+
+async def test_a_request_has_a_scope_until_what_it_began_is_done(lakeside: Clinic) -> None:
+    seen: list[int] = []
+
+    async def app(request: Any, receive: Any, send: Any) -> None:
+        seen.append(await Client.count())
+        await asyncio.create_task(later())
+
+    async def later() -> None:
+        seen.append(await Client.count())
+
+    async def signed_in(request: Any) -> SignedIn | None:
+        return SignedIn(lakeside.tenant, lakeside.admin) if request["user"] else None
+
+    scoped = ran(MIDDLEWARE)["Scoped"](app, signed_in)
+    request = {"type": "http", "client": ("127.0.0.1", 1), "user": "ada"}
+    await scoped(request, None, None)
+    assert seen == [1, 1]
+    with pytest.raises(ScopeError, match="No scope is open"):
+        await scoped(request | {"user": ""}, None, None)
+
+
+async def test_a_model_of_what_is_given_makes_a_row(lakeside: Clinic) -> None:
+    model = ran(PYDANTIC)["ClientIn"]
+    assert not {"id", "tenant_id", "created_at", "updated_at", "last_name_folded"} & set(model.model_fields)
+    said = model(
+        facility_id=lakeside.facility,
+        first_name="Cy",
+        last_name="Model",
+        date_of_birth=date(2000, 1, 1),
+        status="active",
+    )
+    async with lakeside.as_admin():
+        cy = Client(**said.model_dump())
+        await cy.save()
+        assert (cy.tenant_id, cy.created_at) == (lakeside.tenant, None)
+        await cy.refresh()
+        assert cy.created_at is not None
+
+
+async def test_a_catalogue_stands_beside_the_tables_of_tenants(lakeside: Clinic, database: ChartholdEngine) -> None:
+    made = ran(TABLES)
+    code, diagnosis = made["Code"], made["Diagnosis"]
+    await create(database, code, diagnosis)
+    async with lakeside.as_admin():
+        await code(name="flu").save()
+        await diagnosis(client_id=lakeside.client, code_id=1).save()
+        assert await diagnosis.select(diagnosis.code_id.name) == [{"code_id.name": "flu"}]
+
+
+def test_tables_that_piccolo_brings_are_granted_by_the_app_that_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(declarations, "_shared", dict(declarations._shared))
+    monkeypatch.setattr(BaseUser, "waived", {}, raising=False)
+    ran(BROUGHT)
+    assert [item.title for item in shared_objects("clinic")] == ["clinic_uses_piccolo_user"]
+    assert objects_of(BaseUser) == ()
+    assert {c._meta.name for c in BaseUser._meta.columns} > set(BaseUser.waived)
+
+
+def test_tests_of_an_application_have_a_database_of_their_own_and_roll_back(
+    database: ChartholdEngine, tmp_path: Path
+) -> None:
+    environ = child(None, tmp_path)
+    (tmp_path / "test_clinic.py").write_text(
+        FIXTURES + BUILDER.replace("\n\n", "\nfrom core.tables import Client\n\n", 1) + TESTS, encoding="utf-8"
+    )
+    (tmp_path / "pytest.ini").write_text(CONFIG, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_clinic.py"],
+        cwd=tmp_path, env=environ, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "2 passed" in done.stdout, done.stdout
