@@ -11,6 +11,7 @@ from core.columns import DIGESTED, BlindIndex, Encrypted, TenantForeignKey, Tena
 from core.errors import ConfigurationError
 from core.permissions import COMMANDS, ROLES
 from core.schema import Index, Unique
+from core.schema.declarations import constraint_of
 
 if TYPE_CHECKING:
     from core.tenant_table import ProtectedTable, TenantTable
@@ -66,7 +67,7 @@ def _refuse_unique_over_tenants(cls: type[ProtectedTable]) -> None:
                 f"{cls.__name__}.{column._meta.name} {said}"
                 f'declares = (Unique(name="{cls._meta.tablename}_{name}_key", columns=("tenant_id", "{name}")),)'
             )
-    for key in cls.declares:
+    for key in (*cls.declares, *map(constraint_of, cls._meta.constraints)):
         if (isinstance(key, Unique) or (isinstance(key, Index) and key.unique)) and key.columns[0] != "tenant_id":
             columns = ("tenant_id", *(c for c in key.columns if c != "tenant_id"))
             raise ConfigurationError(f"{cls.__name__}: {key.name} {said}columns={columns}".replace("'", '"'))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from piccolo.columns import Array, Column, ForeignKey, Integer, Text
 from piccolo.columns.base import OnDelete
+from piccolo.constraints import Unique as PiccoloUnique
 from piccolo.table import Table
 
 from core.columns import (
@@ -83,6 +84,12 @@ def test_what_is_unique_is_unique_within_a_tenant() -> None:
 def test_a_key_over_all_tenants_is_refused(key: Unique | Index) -> None:
     with pytest.raises(ConfigurationError, match='ward_code_key would be unique over all tenants. .*"tenant_id"'):
         table(code=Text(), declares=(key,))
+
+
+def test_a_key_over_all_tenants_is_refused_as_piccolo_writes_it() -> None:
+    with pytest.raises(ConfigurationError, match="Ward: by_code would be unique over all tenants"):
+        table(code=Text(), by_code=PiccoloUnique(["code"]))
+    table(code=Text(), by_code=PiccoloUnique(["tenant_id", "code"]))
 
 
 def test_a_reference_that_is_unique_has_a_unique_index() -> None:
