@@ -97,7 +97,7 @@ async def composite_keys(live: Live, notes: Notes) -> None:
     for key in keys:
         if key["first"] == "tenant_id" and key["target"] in ("", "id of tenant", *_targets(ours)):
             continue
-        if key["target"] and key["target"].partition(" of ")[2] not in tenants:
+        if key["target"] and key["target"].partition(" of ")[2].removeprefix("public.") not in tenants:
             continue  # what it refers to is all tenants'
         what = "A foreign key" if key["target"] else "A unique index"
         notes.fail(
