@@ -32,6 +32,7 @@ from core.schema.live import live_tables
 from core.schema.lock import migrating, owner
 from core.schema.loss import agree_to_loss, refuse_dependents, tables_that_go
 from core.schema.migration import MigrationManager
+from core.schema.mistakes import say_mistakes
 from core.schema.operation import Add
 from core.schema.run import run_after, terminated
 from core.schema.sealed import reindexed
@@ -51,6 +52,7 @@ def install() -> None:
     if not hasattr(new._create_new_migration, "__wrapped__"):
         new._create_new_migration = one_sentence(new._create_new_migration)
     quote_defaults()
+    say_mistakes()
     base: Any = piccolo_base.BaseMigrationManager
     base.create_migration_table = create_migration_table
     forwards: Any = piccolo_forwards.ForwardsMigrationManager

@@ -41,14 +41,14 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def run(folder: Path, *command: str, **more: str) -> str:
+def run(folder: Path, *command: str, fails: bool = False, **more: str) -> str:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("CHARTHOLD", "PICCOLO"))}
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True,
         env={**environ, "CHARTHOLD_HOME": str(folder / "home"), "PYTHONPATH": f"{folder}:{ROOT}", **more},
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert bool(done.returncode) == fails, done.stdout + done.stderr
+    return done.stderr if fails else done.stdout
 
 
 def test_a_table_of_another_app_is_born_protected(folder):
@@ -75,3 +75,14 @@ def test_a_table_of_another_app_is_born_protected(folder):
     back = ("migrations", "backwards", "appointments", "all", "--auto_agree")
     run(folder, piccolo, *back, CHARTHOLD_ALLOW_UNSAFE="drop_populated")
     run(folder, piccolo, "migrations", "forwards", "appointments")
+
+
+def test_a_mistake_in_a_class_is_told_in_one_sentence_and_where_it_stands(folder):
+    tables = folder / "appointments" / "tables.py"
+    tables.write_text(tables.read_text().replace('"delete": ("admin",)', '"delete": ("admn",)'))
+    piccolo = str(Path(sys.executable).parent / "piccolo")
+    said = run(folder, piccolo, "migrations", "forwards", "appointments", fails=True)
+    assert "Appointment.permissions names 'admn'." in said
+    assert said.startswith(f"{tables}:")
+    assert "Traceback" not in said
+    assert "Traceback" in run(folder, piccolo, "migrations", "forwards", "appointments", "--trace", fails=True)

@@ -1,0 +1,33 @@
+"""A mistake in a table's class, told where it stands and in one sentence.
+
+The command line imports the tables before it looks for a command, and would print forty lines of its own insides.
+"""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from core.errors import ChartholdError
+
+__all__ = ["say_mistakes"]
+
+OURS = (str(Path(__file__).parent.parent), *{sysconfig.get_path(name) for name in ("purelib", "stdlib")}, "<frozen")
+
+
+def say_mistakes() -> None:
+    """Do so in ``piccolo``; programs print their errors as they like. With ``--trace`` all is printed."""
+    if Path(sys.argv[0]).stem == "piccolo" and "--trace" not in sys.argv:
+        sys.excepthook = say
+
+
+def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not isinstance(error, ChartholdError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    theirs = [frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith(OURS)]
+    place = f"{theirs[-1].filename}:{theirs[-1].lineno}: " if theirs else ""
+    print(f"{place}{error}", file=sys.stderr)
