@@ -1082,24 +1082,28 @@ begin
     execute format('grant temporary on database %I to public', current_database());
 end
 $$""",
+        declared=True,
     )
 
     manager.add_statement(
         name="public keeps no schema",
         forwards="revoke all on schema public from public",
         backwards="grant usage on schema public to public",
+        declared=True,
     )
 
     manager.add_statement(
         name="a session remembers what it was granted, 1",
         forwards="create unlogged sequence charthold.granted_1 minvalue -9223372036854775808",
         backwards="drop sequence charthold.granted_1",
+        declared=True,
     )
 
     manager.add_statement(
         name="a session remembers what it was granted, 2",
         forwards="create unlogged sequence charthold.granted_2 minvalue -9223372036854775808",
         backwards="drop sequence charthold.granted_2",
+        declared=True,
     )
 
     return manager

@@ -496,6 +496,7 @@ $$""",
     alter column "branding" set statistics -1,
     alter column "time_zone" set statistics -1""",
         after_tables=True,
+        declared=True,
     )
 
     return manager

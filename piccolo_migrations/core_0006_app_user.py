@@ -669,6 +669,7 @@ $$""",
     alter column "password_changed_at" set statistics -1,
     alter column "facility_scope" set statistics -1""",
         after_tables=True,
+        declared=True,
     )
 
     return manager

@@ -573,6 +573,7 @@ async def forwards():
     alter column "leaf_hashes" set statistics -1,
     alter column "sealed_by" set statistics -1""",
         after_tables=True,
+        declared=True,
     )
 
     return manager

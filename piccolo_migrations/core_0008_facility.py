@@ -643,6 +643,7 @@ $$""",
     alter column "license_number" set statistics -1,
     alter column "settings" set statistics -1""",
         after_tables=True,
+        declared=True,
     )
 
     return manager

@@ -410,6 +410,7 @@ $$""",
     alter column "wrapped" set statistics -1,
     alter column "kek" set statistics -1""",
         after_tables=True,
+        declared=True,
     )
 
     return manager

@@ -1129,6 +1129,7 @@ $$""",
     alter column "email_folded" set statistics -1,
     alter column "phone_last_four" set statistics -1""",
         after_tables=True,
+        declared=True,
     )
 
     return manager

@@ -471,6 +471,7 @@ async def forwards():
     alter column "request_id" set statistics -1,
     alter column "source_ip" set statistics -1""",
         after_tables=True,
+        declared=True,
     )
 
     manager.add_statement(
@@ -483,6 +484,7 @@ end
 $$""",
         backwards="drop table public.user_action_audit_log_default",
         after_tables=True,
+        declared=True,
     )
 
     return manager

@@ -476,6 +476,22 @@ async def test_the_command_line_says_a_mistake_in_one_sentence(project):  # noqa
         await new._create_new_migration(project.config, auto=True)
 
 
+async def test_a_statement_that_a_person_wrote_is_not_undone(project, connection):  # noqa: F811
+    ours = Statement("ours", forwards="create sequence ours", backwards="drop sequence ours")
+    project.declare(table("Item"), shared=[ours])
+    await project.new()
+    project.write("2000", "manager.add_statement(name='theirs', forwards='create sequence theirs',"
+        " backwards='drop sequence theirs')")  # fmt: skip
+    await project.up()
+    assert await project.new() == ""
+    project.declare(table("Item"))
+    source = await project.new()
+    assert "create sequence ours" in source
+    assert "theirs" not in source
+    await project.up()
+    assert await connection.fetchval("select to_regclass('theirs') is not null and to_regclass('ours') is null")
+
+
 async def test_a_default_may_hold_quotes(project, connection):  # noqa: F811
     said = 'it\'s "so" \\ or not'
 

@@ -7,6 +7,7 @@ statements are kept, table by table and in a fixed order; its sets order them by
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ from core.schema.object import Key, SchemaObject
 from core.schema.operation import Add, Drop, Operation, Rename, Replace
 from core.schema.partition import Partitions
 from core.schema.sealed import alike, refuse_change, refuse_column_rename, refuse_table_rename
+from core.schema.statement import Statement
 
 __all__ = [
     "JINJA_ENV",
@@ -325,7 +327,7 @@ def object_changes(
     # Objects follow a table that is renamed, so they are compared under its new name and dropped under the old.
     old = {item.moved(moves).key: item for item in sort_objects(before)}
     new = {item.key: item for item in sort_objects(after)}
-    gone = {key: item for key, item in old.items() if key not in new}
+    gone = {key: item for key, item in old.items() if key not in new and not by_hand(item)}
     made = {key: item for key, item in new.items() if key not in old}
     operations: list[Operation] = []
     for key, item in new.items():
@@ -359,6 +361,11 @@ def object_changes(
     return operations
 
 
+def by_hand(item: SchemaObject) -> bool:
+    """Whether a person wrote it into a step: no table ever declared it, so none ceased to."""
+    return isinstance(item, Statement) and not item.declared
+
+
 def same_but_name(old: SchemaObject, new: SchemaObject) -> bool:
     """Whether a rename is all it takes."""
     if old.rename("x") is None or not old.table:
@@ -370,7 +377,9 @@ def render(operation: Operation) -> AlterStatements:
     """An operation as a line of a step."""
     classes = []
     if isinstance(operation, Add):
-        line = f"manager.add_{operation.new.kind}({operation.new.arguments()})"
+        new = operation.new
+        new = dataclasses.replace(new, declared=True) if isinstance(new, Statement) else new
+        line = f"manager.add_{new.kind}({new.arguments()})"
     elif isinstance(operation, Drop):
         line = f"manager.drop_{operation.old.kind}({operation.old.arguments()})"
     elif isinstance(operation, Replace):

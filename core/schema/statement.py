@@ -15,7 +15,8 @@ __all__ = ["Statement"]
 class Statement(SchemaObject):
     """SQL with its way back. ``irreversible`` gives the reason when there is none: then no step back passes it.
 
-    It runs before the tables are made, or after everything else with ``after_tables``.
+    It runs before the tables are made, or after everything else with ``after_tables``. ``declared`` stands in generated
+    steps: what a person wrote into a step, and no table declares, is not undone by the next generated one.
     """
 
     kind: ClassVar[str] = "statement"
@@ -27,6 +28,7 @@ class Statement(SchemaObject):
     backwards: str | None = None
     irreversible: str | None = None
     after_tables: bool = False
+    declared: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.backwards is None and not self.irreversible:
