@@ -16,7 +16,6 @@ from typing import Any
 import jinja2
 from piccolo.apps.migrations.auto import DiffableTable
 from piccolo.apps.migrations.auto import SchemaDiffer as PiccoloSchemaDiffer
-from piccolo.apps.migrations.auto import SchemaSnapshot as PiccoloSchemaSnapshot
 from piccolo.apps.migrations.auto.operations import RenameColumn, RenameTable
 from piccolo.apps.migrations.auto.schema_differ import (
     AlterStatements,
@@ -40,9 +39,10 @@ from core.schema.declarations import (
     verify,
 )
 from core.schema.migration import MigrationManager
-from core.schema.object import Key, SchemaObject
+from core.schema.object import SchemaObject
 from core.schema.operation import Add, Drop, Operation, Rename, Replace
 from core.schema.partition import Partitions
+from core.schema.replay import SchemaSnapshot, named_once
 from core.schema.sealed import alike, refuse_change, refuse_column_rename, refuse_table_rename
 from core.schema.statement import Statement
 
@@ -50,7 +50,6 @@ __all__ = [
     "JINJA_ENV",
     "AutoMigrationManager",
     "SchemaDiffer",
-    "SchemaSnapshot",
     "diffable",
     "object_changes",
 ]
@@ -61,65 +60,9 @@ JINJA_ENV = jinja2.Environment(
 )
 
 
-@dataclass
-class SchemaSnapshot(PiccoloSchemaSnapshot):
-    """Piccolo's tables, and the declared objects, after a sequence of steps."""
-
-    def get_snapshot(self) -> list[DiffableTable]:
-        """The tables; their CHECK and UNIQUE constraints are among ``objects``."""
-        tables = super().get_snapshot()
-        for table in tables:
-            table.constraints = [c for c in table.constraints if constraint_of(c) is None]
-            table.columns = [named_once(column) for column in table.columns]
-        return tables
-
-    def objects(self) -> list[SchemaObject]:
-        """The declared objects, wherever their tables have been moved to."""
-        objects: dict[Key, SchemaObject] = {}
-        for manager in sorted(self.managers, key=lambda manager: manager.migration_id):
-            operations = manager.operations if isinstance(manager, MigrationManager) else []
-            for drop in operations:
-                if isinstance(drop, Drop):
-                    drop.apply(objects)
-            self._replay_piccolo(manager, objects)
-            for operation in operations:
-                if not isinstance(operation, Drop):
-                    operation.apply(objects)
-        return list(objects.values())
-
-    @staticmethod
-    def _replay_piccolo(manager: Any, objects: dict[Key, SchemaObject]) -> None:
-        """Constraints that a step of Piccolo's own added, and tables that moved."""
-        moves = {
-            full_name(r.schema, r.old_tablename): full_name(r.schema, r.new_tablename) for r in manager.rename_tables
-        } | {
-            full_name(c.old_schema, c.tablename): full_name(c.new_schema, c.tablename)
-            for c in manager.change_table_schemas
-        }
-        if moves:
-            moved = [item.moved(moves) for item in objects.values()]
-            objects.clear()
-            objects.update((item.key, item) for item in moved)
-        for dropped in manager.drop_constraints.drop_constraints:
-            table = full_name(dropped.schema, dropped.tablename)
-            for kind in ("check", "unique"):
-                objects.pop(Key(kind, table, dropped.constraint_name), None)
-        for added in manager.add_constraints.add_constraints:
-            if (item := constraint_of(added.constraint)) is not None:
-                bound = item.bind(added.schema, added.tablename)
-                objects[bound.key] = bound
-
-
 def column_of(table: DiffableTable, name: str) -> Column:
     """The table's column of that name in Python."""
     return next(column for column in table.columns if column._meta.name == name)
-
-
-def named_once(column: Column) -> Column:
-    """A copy whose name in the database stands in one place. Piccolo has it among the parameters too, as written."""
-    copied = column.copy()
-    copied._meta.params["db_column_name"] = None
-    return copied
 
 
 def diffable(table: type[Table]) -> DiffableTable:

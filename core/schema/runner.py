@@ -34,6 +34,7 @@ from core.schema.loss import agree_to_loss, refuse_dependents, tables_that_go
 from core.schema.migration import MigrationManager
 from core.schema.mistakes import say_mistakes
 from core.schema.operation import Add
+from core.schema.replay import SchemaSnapshot
 from core.schema.run import run_after, terminated
 from core.schema.sealed import reindexed
 from core.schema.step import Step
@@ -46,7 +47,7 @@ def install() -> None:
     """Put the differ, the template, the lock and the bookkeeping in place of Piccolo's. Calling it twice is fine."""
     new: Any = piccolo_new
     new.SchemaDiffer = autogenerate.SchemaDiffer
-    new.SchemaSnapshot = autogenerate.SchemaSnapshot
+    new.SchemaSnapshot = SchemaSnapshot
     new.AutoMigrationManager = autogenerate.AutoMigrationManager
     new.JINJA_ENV = autogenerate.JINJA_ENV
     if not hasattr(new._create_new_migration, "__wrapped__"):
@@ -285,7 +286,7 @@ async def finish(
 
     An object that a waiting step drops or changes is left to it: rows may violate a constraint that is to go.
     """
-    objects = autogenerate.SchemaSnapshot([manager for manager in ran if manager]).objects()
+    objects = SchemaSnapshot([manager for manager in ran if manager]).objects()
     changed = {op.old.key for manager in waiting if manager for op in manager.operations if not isinstance(op, Add)}
     left = await unfinished(connection, [item for item in objects if item.key not in changed])
     if not left:
