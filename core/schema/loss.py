@@ -50,8 +50,12 @@ select distinct n.nspname, c.relname, depending.part from depending
 join pg_catalog.pg_class as c on c.oid = depending.id
 join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
 where c.relkind in ('r', 'p', 'v', 'm')
-    and c.oid <> all (select tree.relid from going, pg_catalog.pg_partition_tree(going.id) as tree
-        where going.class = 'pg_class'::regclass)
+    and c.oid <> all (
+        select id from going where class = 'pg_class'::regclass and id is not null
+        union all
+        select tree.relid from going, pg_catalog.pg_partition_tree(going.id) as tree
+        where going.class = 'pg_class'::regclass
+    )
 order by 1, 2, 3"""
 
 
