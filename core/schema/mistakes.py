@@ -20,14 +20,19 @@ OURS = (str(Path(__file__).parent.parent), *{sysconfig.get_path(name) for name i
 
 def say_mistakes() -> None:
     """Do so in ``piccolo``; programs print their errors as they like. With ``--trace`` all is printed."""
+    before = sys.excepthook
+
+    def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, ChartholdError):
+            print(f"{place_of(trace)}{error}", file=sys.stderr)
+        else:
+            before(kind, error, trace)
+
     if Path(sys.argv[0]).stem == "piccolo" and "--trace" not in sys.argv:
         sys.excepthook = say
 
 
-def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if not isinstance(error, ChartholdError):
-        sys.__excepthook__(kind, error, trace)
-        return
+def place_of(trace: TracebackType | None) -> str:
+    """The last line of the user's own on the way to an error."""
     theirs = [frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith(OURS)]
-    place = f"{theirs[-1].filename}:{theirs[-1].lineno}: " if theirs else ""
-    print(f"{place}{error}", file=sys.stderr)
+    return f"{theirs[-1].filename}:{theirs[-1].lineno}: " if theirs else ""
