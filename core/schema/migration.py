@@ -122,7 +122,7 @@ class MigrationManager(PiccoloMigrationManager):
                 self._plan_operation(step, piece, live, backwards=backwards)
             else:
                 step.pieces += await self._collect(piece, backwards=backwards)
-        step.pieces = [part for piece in step.pieces for part in forgetting(piece)]
+        step.pieces = list(forgetting(step.pieces))
         return step
 
     def _pieces(self) -> Iterator[Operation | Callable[[bool], Any]]:

@@ -7,7 +7,7 @@ write of a running application would fail, until it is restarted. A function who
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pglast
@@ -20,23 +20,26 @@ from core.schema.step import Raw
 __all__ = ["forgetting"]
 
 
-def forgetting(piece: str | Raw) -> Iterator[str | Raw]:
-    """The piece, and the statements that have the functions compiled anew whose table it changed."""
-    yield piece
-    if isinstance(piece, str):
-        yield from map(forget, dict.fromkeys(retyped(piece)))
+def forgetting(pieces: Sequence[str | Raw]) -> Iterator[str | Raw]:
+    """The pieces of a step, and where columns got another type what has their tables' functions compiled anew."""
+    for piece, following in zip(pieces, [*pieces[1:], ""], strict=True):
+        yield piece
+        # Piccolo changes a column in several statements; the last of them is enough.
+        yield from (forget(table) for table in retyped(piece) if table not in retyped(following))
 
 
-def retyped(statement: str) -> Iterator[str]:
-    """The tables of which a column gets another type."""
+def retyped(piece: str | Raw) -> dict[str, None]:
+    """The tables of which a column gets another type, in order."""
+    tables: dict[str, None] = {}
     with contextlib.suppress(pglast.parser.ParseError):
-        for raw in pglast.parse_sql(statement):
+        for raw in pglast.parse_sql(piece) if isinstance(piece, str) else ():
             node: Any = raw.stmt
             if isinstance(node, ast.AlterTableStmt) and any(
                 command.subtype == AlterTableType.AT_AlterColumnType for command in node.cmds
             ):
                 relation = node.relation
-                yield f"{quote_ident(relation.schemaname or 'public')}.{quote_ident(relation.relname)}"
+                tables[f"{quote_ident(relation.schemaname or 'public')}.{quote_ident(relation.relname)}"] = None
+    return tables
 
 
 def forget(table: str) -> str:

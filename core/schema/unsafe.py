@@ -135,7 +135,7 @@ async def findings(connection: asyncpg.Connection[Any], statements: list[str]) -
         if kind != "sealed_column" or seconds >= settings().lock_timeout:
             rows = live[table].counted
             found.append(Finding(kind, table, suspect.statement, suspect.column, rows=rows, seconds=seconds))
-    return found
+    return list(dict.fromkeys(found))
 
 
 async def tables_of(connection: asyncpg.Connection[Any], suspect: Suspect) -> list[str]:
