@@ -891,7 +891,7 @@ SLEEP = "select pg_sleep(9), $1::uuid"
         ("seals", "integrity.VERIFIED", SLEEP, "The search for the last verification was", "verified"),
         ("users", "authentication.USERS", SLEEP, "It was", "active user"),
         ("users", "authentication.LOGINS", SLEEP, "It was", "logins in"),
-        ("admins", "authentication.UNLIKE", SLEEP, "It was", "as app_user says"),
+        ("admins", "authentication.UNLIKE", SLEEP, "It was", "agrees with app_user"),
         ("raw_values", "coverage.LATEST", SLEEP, "The sample of the log was", "of the log"),
         ("raw_values", "coverage.SAMPLE", "(select 9 from pg_sleep(9))", "The sample of charthold.", "plain column"),
         ("keys", "encryption.KEYS", SLEEP, "It was", "key version"),

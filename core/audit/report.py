@@ -18,6 +18,11 @@ SENTENCES: dict[Kind, str] = {
 }
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 head``, ``2 heads``."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is not as it was sealed. ``leaf`` is a place in the tree, counted from 0."""
@@ -61,14 +66,13 @@ class Report:
 
     def summary(self) -> str:
         """One line."""
-        said = f"{self.tree_size} records under {self.heads} heads"
+        said = f"{counted(self.tree_size, 'record')} under {counted(self.heads, 'head')}"
         if self.archived:
             said += f", {self.archived} of them archived"
         if self.exported_heads:
-            said += f", {self.exported_heads} exported heads"
+            said += f", {counted(self.exported_heads, 'exported head')}"
         said += f", {self.unsealed} not sealed yet"
-        count = len(self.findings)
-        return f"{said}: {'as they were sealed' if self.good else f'{count} finding' + 's' * (count > 1)}."
+        return f"{said}: {'as they were sealed' if self.good else counted(len(self.findings), 'finding')}."
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -196,7 +196,7 @@ async def partitions(live: Live, notes: Notes) -> None:
         rows = await live.ask_or_warn(notes, "The count of records in the default partition", STRAY)
         if stray := sum(row["rows"] for row in rows or []):
             notes.fail(
-                f"The default partition holds {plural(stray, 'record')}: their month has no partition.",
+                f"The default partition holds {plural(stray, 'record')} of months without a partition.",
                 subject=f"table {LOG}_default",
                 mend="piccolo core partitions moves those of this month and the months ahead.",
                 sql="select charthold.ensure_partitions(3);",

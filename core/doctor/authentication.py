@@ -62,14 +62,14 @@ async def admins(live: Live, notes: Notes) -> None:
     unlike = sum(row["rows"] for row in rows)
     if unlike:
         notes.fail(
-            f"{plural(unlike, 'row')} of charthold.principal, which says who may act, are not as app_user says.",
+            f"charthold.principal, which says who may act, disagrees with app_user in {plural(unlike, 'row')}.",
             subject="table charthold.principal",
             mend="Find out who wrote there: only triggers do.",
         )
     known = sum(row["rows"] for row in await live.ask(DIRECTORY)) if live.tenants or live.bypasses else 0
     if known + await live.connection.fetchval(UNKNOWN):
         notes.fail(
-            "charthold.tenant_directory, where the commands look tenants up, is not as the tenants say: one that is "
+            "charthold.tenant_directory, where the commands look tenants up, disagrees with the tenants: one that is "
             "missing there is neither examined nor verified.",
             subject="table charthold.tenant_directory",
             mend="Find out who wrote there: only triggers do. An update of the tenant's row by its admin writes it.",

@@ -147,8 +147,8 @@ async def raw_values(live: Live, notes: Notes) -> None:
         shapes = Counter(shape for text in rows for shape in shapes_in(text) - _own(item))
         for shape, count in sorted(shapes.items()):
             notes.fail(
-                f"{count} of {plural(len(rows), 'sampled value')} in {name}.{column} have the shape of "
-                f"{IDENTIFIERS[shape].title.lower()}.",
+                f"The shape of {IDENTIFIERS[shape].title.lower()}: {count} of {plural(len(rows), 'sampled value')} in "
+                f"{name}.{column}.",
                 subject=f"column {name}.{column}",
                 mend="Look at them as the owner, move them into an encrypted column, and rotate nothing: "
                 "the plaintext stays in backups until they expire.",
@@ -215,7 +215,7 @@ async def _log_values(live: Live, classes: Mapping[tuple[str, str], Classified],
                     bad[row["table_name"], column, IDENTIFIERS[shape].title.lower()] += 1
     for (table, column, what), count in sorted(bad.items()):
         notes.fail(
-            f"{count} of {plural(len(rows), 'sampled record')} of the log hold {what} for {table}.{column}.",
+            f"The log holds {what} for {table}.{column}: {count} of {plural(len(rows), 'sampled record')}.",
             subject=f"column {LOG} {table}.{column}",
             mend="The log is never rewritten: find out what wrote it, and who may read it until it is archived.",
         )

@@ -69,7 +69,7 @@ async def envelope(live: Live, notes: Notes) -> None:
                     subject=f"column {name}.{called}",
                     mend="Seal its values first, then give it the type charthold.envelope.",
                 )
-    notes.end(f"{plural(total, 'column')} of PHI have the type charthold.envelope, which refuses anything unsealed.")
+    notes.end(f"The type charthold.envelope, of {plural(total, 'column')} of PHI, refuses anything unsealed.")
 
 
 @check("164.312(a)(2)(iv)")

@@ -43,7 +43,7 @@ async def row_security(live: Live, notes: Notes) -> None:
     closed = [info.name for info in checked.values() if not info.forced]
     notes.end(
         f"Enabled and forced on {plural(len(checked) - parts - len(closed), 'table')} with tenants' rows and "
-        f"{plural(parts, 'partition')}; {plural(len(closed), 'table')} of the machinery belong to the owner alone."
+        f"{plural(parts, 'partition')}; the owner alone has {plural(len(closed), 'table')} of the machinery."
     )
 
 

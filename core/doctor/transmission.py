@@ -46,15 +46,15 @@ async def host_rules(live: Live, notes: Notes) -> None:
     for place, lines in trust.items():
         if lines:
             tell = notes.fail if place == "elsewhere" else notes.warn
-            whom = "anybody from elsewhere" if place == "elsewhere" else "whoever is on the server's machine"
+            whom = "Anybody from elsewhere" if place == "elsewhere" else "Whoever is on the server's machine"
             tell(
-                f"{plural(lines, 'line')} of pg_hba.conf let {whom} in under any name, without a password.",
+                f"{whom} is let in under any name, without a password, by {plural(lines, 'line')} of pg_hba.conf.",
                 subject="setting pg_hba.conf",
                 mend="Write scram-sha-256 instead of trust, and reload the server.",
             )
     if listens and plain:
         notes.warn(
-            f"{plural(plain, 'line')} of pg_hba.conf accept connections from elsewhere without TLS.",
+            f"Connections from elsewhere without TLS are accepted by {plural(plain, 'line')} of pg_hba.conf.",
             mend="Write hostssl instead of host, and reload the server.",
         )
     elsewhere = "and the server listens to no other machine" if not listens else "and from elsewhere nobody without TLS"
