@@ -29,6 +29,7 @@ DOORS = {
     ("public.app_user", "INSERT"): "provision_tenant",
     ("public.tenant_key", "INSERT"): "provision_tenant",
     ("public.user_action_audit_log", "INSERT"): "record",
+    ("public.app_user", "SELECT"): "record_late",  # whether the user is one of the tenant
     ("public.user_action_audit_log", "SELECT"): "keep_history",
 }
 

@@ -106,7 +106,8 @@ async def users(live: Live, notes: Notes) -> None:
         notes.unbuilt(
             f"{some} the log has no login of the last 30 days. Charthold authenticates nobody: the application does, "
             "and says who acts.",
-            mend="Let the application record each login, failed login and logout, with core.record().",
+            mend="Let the application record each login and logout with core.record(), and each failed login with "
+            "core.record_failed_login().",
         )
     else:
         kinds = plural(records, "login, failed login or logout", "logins, failed logins and logouts")
