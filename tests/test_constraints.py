@@ -79,7 +79,7 @@ KEYS: dict[str, tuple[int, str]] = {
 def seal(**values: Any) -> AuditSeal:
     whole = {
         "version": 1, "tree_size": 1, "root_hash": bytes(32), "era": 1, "cluster": 1, "horizon": 1,
-        "sealed_at": datetime.now(UTC), "leaf_list": bytes(32), "previous": bytes(32), "key_id": "k",
+        "sealed_at": datetime.now(UTC), "leaf_list": bytes(32), "previous": bytes(32), "key_id": "0" * 16,
         "signature": bytes(64), "frontier": b"", "record_ids": [uuid7()], "leaf_hashes": bytes(32),
     }  # fmt: skip
     return AuditSeal(**{**whole, **values})
@@ -90,6 +90,8 @@ SEALS: dict[str, dict[str, Any]] = {
     "audit_seal_hash_lengths": {"root_hash": b"short"},
     "audit_seal_signature_length": {"signature": b"short"},
     "audit_seal_leaves_counted": {"leaf_hashes": b""},
+    "audit_seal_key_id_form": {"key_id": "0123456789abcdeF"},
+    "audit_seal_sealed_at_possible": {"sealed_at": datetime(1999, 12, 31, tzinfo=UTC)},
 }
 # constraint -> an update of the tenant that violates it
 TENANT: dict[str, dict[Any, Any]] = {
@@ -103,6 +105,7 @@ TENANT: dict[str, dict[Any, Any]] = {
     "tenant_branding_object": {Tenant.branding: '"x"'},
 }
 ELSEWHERE = {
+    "user_action_audit_log_size",  # tests/test_attacks_records.py
     "tenant_slug_key",  # below
     "app_user_tenant_id_fkey",  # below, by hand: a scope sets tenant_id
     "facility_tenant_id_fkey",
