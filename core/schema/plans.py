@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import pglast
@@ -22,7 +23,7 @@ __all__ = ["forgetting"]
 
 def forgetting(pieces: Sequence[str | Raw]) -> Iterator[str | Raw]:
     """The pieces of a step, and where columns got another type what has their tables' functions compiled anew."""
-    for piece, following in zip(pieces, [*pieces[1:], ""], strict=True):
+    for piece, following in zip_longest(pieces, pieces[1:], fillvalue=""):
         yield piece
         # Piccolo changes a column in several statements; the last of them is enough.
         yield from (forget(table) for table in retyped(piece) if table not in retyped(following))
