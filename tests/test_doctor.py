@@ -561,6 +561,21 @@ async def test_a_long_scope_and_unbound_tokens_are_warnings(owner, monkeypatch):
     assert all("as this configuration says" in f.evidence for f in found.findings)
 
 
+async def test_who_made_the_applications_role_is_a_warning_and_no_member(superuser):
+    if await superuser.fetchval("select current_setting('server_version_num')::int < 160000"):
+        pytest.skip("before PostgreSQL 16 whoever may add members is one")
+    await superuser.execute("create role doctor_test_maker")
+    await superuser.execute(f"grant {RUNTIME} to doctor_test_maker with admin true, inherit false, set false")
+    try:
+        found = await examine(["roles", "drift"])
+        assert failures(found) == set()
+        assert ("roles", f"admin option of doctor_test_maker in {RUNTIME}") in warnings(found)
+        await superuser.execute(f"grant {RUNTIME} to doctor_test_maker with set true")
+        assert failures(await examine(["drift"])) == {("drift", f"membership doctor_test_maker in {RUNTIME}")}
+    finally:
+        await superuser.execute("drop role doctor_test_maker")
+
+
 @pytest.fixture
 def elsewhere(owner, monkeypatch):
     """The application connects with other arguments."""

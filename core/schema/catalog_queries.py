@@ -317,8 +317,10 @@ select rolname as name, jsonb_build_object(
     'create_db', rolcreatedb, 'login', rolcanlogin, 'replication', rolreplication, 'bypass_rls', rolbypassrls,
     'member_of', array(select distinct rolname from pg_auth_members as m join pg_roles as g on g.oid = m.roleid
         where member = r.oid order by 1),
+    -- Who acts as the role. From PostgreSQL 16 on whoever makes a role may add members, and acts as it only then.
     'members', array(select distinct rolname from pg_auth_members as m join pg_roles as g on g.oid = m.member
-        where roleid = r.oid order by 1)
+        where roleid = r.oid and (to_jsonb(m) ->> 'set_option' is distinct from 'false'
+            or to_jsonb(m) ->> 'inherit_option' = 'true') order by 1)
 ) as value
 from pg_roles as r where rolname = any($1)
 """
