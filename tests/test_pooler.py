@@ -149,8 +149,10 @@ async def pooled(
         account = Path(direct["host"]).owner()
         for path in (tmp_path, *tmp_path.iterdir()):
             shutil.chown(path, account)
-        for parent in list(tmp_path.parents)[:3]:
-            parent.chmod(0o755)  # noqa: S103
+        for parent in tmp_path.parents:
+            if parent.stat().st_mode & 0o005 == 0o005:
+                break
+            parent.chmod(0o755)  # noqa: S103  # pytest's own folders, which are for one user
         program = ["runuser", "-u", account, "--", *program]
     process = await asyncio.create_subprocess_exec(*program, stderr=asyncio.subprocess.DEVNULL)
     try:
