@@ -549,6 +549,38 @@ async def test_a_change_is_recorded_in_no_other_tenants_name(
     assert await fingerprint(owner, attacker.actor) == before
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "insert into facility (id, tenant_id, name, kind, address, time_zone, settings, status)"
+        " values (charthold.uuid7(), 'A_TENANT', 'strange', 'clinic', '{}', 'UTC', '{}', 'active')",
+        "update facility set phone = 'strange'",
+        "delete from facility where name = 'Doomed'",
+    ],
+)
+async def test_a_scope_that_is_set_between_a_policy_and_the_trigger_records_nothing(
+    change: str, attacker: Session, lakeside: Clinic, hillside: Clinic, owner: asyncpg.Connection
+) -> None:
+    """The rows have passed the policies of their own tenant; the triggers come at the statement's end."""
+    async with lakeside.as_admin():
+        if not await Facility.exists().where(Facility.name == "Doomed"):
+            await Facility(name="Doomed").save()
+    attacker.names |= {
+        "OWN_TOKEN": attacker.token(actor=attacker.clinic.admin),
+        "OTHER_TOKEN": attacker.token(tenant=hillside.tenant, actor=hillside.admin),
+    }
+    before = await fingerprint(owner, attacker.actor)
+    await attacker.run(
+        "begin",
+        "select set_config('charthold.scope', 'OWN_TOKEN', true)",
+        f"with changed as ({change} returning id)"
+        " select count(set_config('charthold.scope', 'OTHER_TOKEN', true)) from changed",
+        "commit",
+    )
+    assert "another tenant than the scope" in repr(attacker.seen)
+    assert await fingerprint(owner, attacker.actor) == before
+
+
 @pytest.mark.parametrize("end", ["a scope that ended", "a scope that ended, after a rollback"])
 async def test_nobody_acts_any_more_in_the_transaction_of(
     end: str, lakeside: Clinic, database: ChartholdEngine

@@ -325,21 +325,25 @@ async def test_months_are_made_ahead_and_strays_move_out_of_the_default_partitio
     database: ChartholdEngine, owner: asyncpg.Connection, lakeside: Clinic
 ) -> None:
     far = datetime.now(UTC).replace(year=datetime.now(UTC).year + 1, day=15)
+    # A month holds its first moment, and not the next one's.
+    first = far.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    following = (first + timedelta(days=40)).replace(day=1)
     async with lakeside.as_admin() as here, owner.transaction():
         token = here.token(database.token_key, owner.get_server_pid())
         await owner.execute("select set_config('charthold.scope', $1, true)", token)
         await owner.execute(
             "insert into user_action_audit_log (tenant_id, user_id, action_type, reason, occurred_at)"
-            " values ($1, $2, 'login', 'early', $3)",
+            " select $1, $2, 'login', 'early', moment from unnest($3::timestamptz[]) as moment",
             lakeside.tenant,
             lakeside.admin,
-            far,
+            [far, first, following],
         )
-    assert await owner.fetchval("select count(*) from user_action_audit_log_default") == 1
+    assert await owner.fetchval("select count(*) from user_action_audit_log_default") == 3
     made = [row["p"] for row in await owner.fetch("select charthold.ensure_partitions(14) as p")]
     assert f"user_action_audit_log_{far:%Y_%m}" in made
     assert await owner.fetchval("select count(*) from user_action_audit_log_default") == 0
-    assert await owner.fetchval(f"select count(*) from user_action_audit_log_{far:%Y_%m}") == 1
+    assert await owner.fetchval(f"select count(*) from user_action_audit_log_{far:%Y_%m}") == 2
+    assert await owner.fetchval(f"select count(*) from user_action_audit_log_{following:%Y_%m}") == 1
     assert not await owner.fetch("select charthold.ensure_partitions(14) as p")
     forced = await owner.fetch(
         "select relname from pg_class where relname like 'user_action_audit_log_%' and relkind = 'r'"

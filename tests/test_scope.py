@@ -28,6 +28,7 @@ from core import (
     set_tenant_status,
     transaction,
 )
+from core.audit.seal import seal
 from core.engine import ChartholdEngine, owner_mode
 from core.permissions import COMMANDS, PERMISSIONS, ROLES, roles_for
 from core.pool import Pool
@@ -528,7 +529,31 @@ def attempts(clinic: Clinic) -> dict[tuple[str, str], Callable[[], Awaitable[Any
 
 @pytest.fixture(scope="module")
 async def roles(lakeside: Clinic) -> dict[str, UUID]:
+    async with lakeside.as_admin():
+        await seal()  # so that there is something to see
     return {role: await add_user(lakeside, role) for role in ROLES}
+
+
+# Written by hand, so that a slip in core/permissions.py is noticed: who may select, insert, update, delete.
+# A admin, C clinician, B billing, U auditor, S system.
+MATRIX = {
+    "tenant": ("ACBUS", "S", "AS", ""),
+    "app_user": ("ACBUS", "AS", "AS", "AS"),
+    "facility": ("ACBUS", "AS", "AS", "AS"),
+    "client": ("ACBUS", "ACS", "ACBS", "AS"),
+    "user_action_audit_log": ("AUS", "ACBUS", "", ""),
+    "tenant_key": ("ACBUS", "AS", "AS", ""),
+    "audit_seal": ("AUS", "AUS", "", ""),
+}
+LETTERS = {"admin": "A", "clinician": "C", "billing": "B", "auditor": "U", "system": "S"}
+
+
+def test_the_matrix_is_what_was_meant() -> None:
+    said = {
+        table: tuple("".join(sorted(LETTERS[role] for role in roles_for(table, command))) for command in COMMANDS)
+        for table in PERMISSIONS
+    }
+    assert said == {table: tuple("".join(sorted(cell)) for cell in row) for table, row in MATRIX.items()}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -555,10 +580,7 @@ async def test_each_role_may_do_to_each_table_what_the_matrix_says(
             done = []
         except asyncpg.PostgresError as error:
             done = error.sqlstate.startswith("23")  # allowed, and stopped by a reference
-        if table == "audit_seal" and command == "select":
-            assert done == []
-        else:
-            assert bool(done) is allowed, (role, table, command, done)
+        assert bool(done) is allowed, (role, table, command, done)
 
 
 @pytest.mark.parametrize("status", ["suspended", "closed"])
