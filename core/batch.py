@@ -41,7 +41,8 @@ class Batch(BaseBatch):
         self._cursor: Any = None
         self._scope: Scope | None = None
         self._keys: TenantKeys | None = None
-        self._recorded = False
+        # What recorded that rows were shown, should the server take it back.
+        self._shown: list[Record] = []
         self._broken = False
 
     async def __aenter__(self) -> Self:
@@ -65,7 +66,7 @@ class Batch(BaseBatch):
                 await self._engine.set_scope(link, scope)
             look = self._plan.look if self._plan is not None else None
             if look is not None and not look.unless_shown:
-                await self._record([look.record(None)])
+                await self._record(link, [look.record(None)])
             self._cursor = await link.connection.cursor(sql, *arguments)
         except BaseException as error:
             await self._end(failed=True)
@@ -90,16 +91,16 @@ class Batch(BaseBatch):
             rows = await self._cursor.fetch(self._size)
             if not rows:
                 look = self._plan.look if self._plan is not None else None
-                if look is not None and look.unless_shown and not self._recorded:
-                    await self._record([look.record(0)])
+                if look is not None and look.unless_shown and not self._shown:
+                    await self._record(self._link, [look.record(0)])
                 raise StopAsyncIteration
             shown = rows
             if self._plan is not None:
-                # No record, no rows: the records of a batch are kept before it is shown, whatever becomes of the rest.
+                # No record, no rows: the record is written in the cursor's transaction, before anything is opened.
                 if not self._plan.opened:
                     # The cursor asked when it was opened. Who was locked since is told now.
                     await self._link.connection.fetchval("select charthold.tenant_id()")
-                await self._record([opened.record(rows) for opened in self._plan.opened])
+                await self._record(self._link, [opened.record(rows) for opened in self._plan.opened])
                 try:
                     shown = open_rows(self._plan, rows, self._keys)
                 except MissingKeyError as missing:
@@ -124,10 +125,23 @@ class Batch(BaseBatch):
         await self._end(failed=exception is not None)
         return False
 
-    async def _record(self, records: list[Record]) -> None:
-        if records and self._scope is not None:
-            await self._engine.record_now(self._scope, records)
-            self._recorded = True
+    async def _record(self, link: Link, records: list[Record]) -> None:
+        for record in records:
+            await record.write(link)
+        self._shown += records
+
+    async def _commit(self, link: Link) -> None:
+        try:
+            await self._transaction.commit()
+        except BaseException:
+            await to_the_end(self._engine.record_after(link, self._scope, self._shown))
+            raise
+
+    async def _undo(self, link: Link) -> None:
+        try:
+            await self._transaction.rollback()
+        finally:
+            await self._engine.record_after(link, self._scope, self._shown)
 
     async def _end(self, *, failed: bool) -> None:
         link, self._link = self._link, None
@@ -135,11 +149,12 @@ class Batch(BaseBatch):
             return
         try:
             if self._transaction is not None:
-                # SQL that a person wrote may have changed something.
+                # What was shown stays shown when the caller fails, so its records are committed; SQL that a person
+                # wrote may have changed something, and is not.
                 if self._broken or (failed and self._plan is None):
-                    await to_the_end(self._transaction.rollback())
+                    await to_the_end(self._undo(link))
                 else:
-                    await self._transaction.commit()
+                    await self._commit(link)
         except BaseException:
             link.dirty = True
             raise

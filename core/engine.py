@@ -337,14 +337,7 @@ class ChartholdEngine(PostgresEngine):
         """Set the context for the rest of the link's transaction."""
         await link.carry(self._token(scope, link))
 
-    async def record_now(self, scope: Scope, shown: Sequence[Record]) -> None:
-        """Record what is about to be shown, and commit that, whatever becomes of the transaction that shows it."""
-        pool = self._here().pool
-        async with pool.lease(pool.spare) as link, link.connection.transaction():
-            await self.set_scope(link, scope)
-            for record in shown:
-                await record.write(link)
-
+    @forgetful_later
     async def record_again(self, link: Link, scope: Scope, shown: Sequence[Record]) -> None:
         """Record again, in the link's transaction, what was shown before a rollback took its records away."""
         token = scope.last_token(self.token_key, link.backend)
@@ -360,13 +353,17 @@ class ChartholdEngine(PostgresEngine):
             await self.record_again(link, scope, records)
 
     async def record_after(self, link: Link, scope: Scope | None, shown: Sequence[Record]) -> None:
-        """The same when that transaction is over; on another connection when this one is lost."""
+        """The same when that transaction is over.
+
+        Threat: SQL that a person wrote in it took the names that the driver gives its statements, or broke the
+        connection. Then it is recorded on another.
+        """
         if not shown or scope is None:
             return
-        if link.connection.is_closed():
+        if link.dirty or link.connection.is_closed():
             pool = self._here().pool
-            async with pool.lease(pool.spare) as other:
-                await self.record_after(other, scope, shown)
+            async with pool.lease(pool.spare) as other, other.connection.transaction():
+                await self.record_again(other, scope, shown)
         else:
             async with link.connection.transaction():
                 await self.record_again(link, scope, shown)
@@ -387,6 +384,8 @@ class ChartholdEngine(PostgresEngine):
         except asyncpg.InternalClientError:
             # The server ended the idle session a moment ago, and the driver has not seen the socket close yet.
             failure = asyncpg.ConnectionDoesNotExistError("the server closed the connection; nothing was sent")
+        except asyncpg.InterfaceError as error:
+            failure = error.with_traceback(None)
         token, arguments = "", ()
         try:
             raise failure
@@ -395,7 +394,7 @@ class ChartholdEngine(PostgresEngine):
 
     @contextlib.asynccontextmanager
     async def outside(self) -> AsyncIterator[Link]:
-        """A connection of the application's role for what comes before a scope; refused inside one."""
+        """A connection of the application's role for what comes before a scope; refused inside a transaction."""
         if self.current_transaction.get() is not None:
             raise ScopeError("This happens outside of every transaction. Do it before, or after.")
         async with self._here().pool.lease() as link:

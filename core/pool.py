@@ -16,6 +16,7 @@ from typing import Any
 
 import asyncpg
 
+from core.crypto.derive import forgetful_later
 from core.errors import ChartholdError, PoolExhaustedError
 
 __all__ = ["Lease", "Link", "Pool"]
@@ -42,6 +43,7 @@ class Link:
         self.dirty = True
         await self.connection.reload_schema_state()
 
+    @forgetful_later
     async def carry(self, token: str) -> None:
         """Set the context for the rest of the transaction."""
         await self.connection.fetchval("select pg_catalog.set_config('charthold.scope', $1, true)", token)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import UUID
 
+from core.crypto.derive import forgetful_later
 from core.crypto.values import Kind
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Record(NamedTuple):
             call = "select charthold.record($1, $2, $3, null, $4::jsonb)"
             await link.connection.fetchval(call, self.action, self.table, self.rows[0], self.said)
 
+    @forgetful_later
     async def write_late(self, link: Link, token: str) -> None:
         """Write it again, for whom the token names, in the link's transaction, which then has no scope."""
         await link.connection.fetchval(

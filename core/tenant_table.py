@@ -25,7 +25,7 @@ from core.audit.mixin import Audited
 from core.class_rules import refuse_columns, refuse_misspelt, refuse_reference
 from core.columns import BlindIndex, CreatedAt, RowId, TenantForeignKey, TenantId, UpdatedAt
 from core.crypto.derive import forgetful
-from core.errors import ChartholdError, ProtectedQueryError
+from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError
 from core.layout import Layout
 from core.permissions import COMMANDS, Command, roles_for
 from core.policies import in_facilities, in_facility, policies, with_row_of
@@ -323,9 +323,10 @@ class TenantTable(Audited, ProtectedTable):
 
     # command -> roles, for a table that core/permissions.py does not name.
     permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
-    # The column by which users bound to facilities are narrowed, when that is no reference.
+    # The column by which users bound to facilities are narrowed, by its name in the database.
     facility_column: ClassVar[str | None] = None
-    # Else the references by which they are: to a facility, or to a row that they see. None: all of them; (): none.
+    # Else the references by which they are: to a facility, or to a row that they see. None: what narrowed_by() finds;
+    # (): none, so that the whole tenant sees the rows.
     facility_from: ClassVar[Sequence[str] | None] = None
     # Columns whose values the audit log must not hold.
     unrecorded: ClassVar[Sequence[str]] = ()
@@ -364,35 +365,48 @@ class TenantTable(Audited, ProtectedTable):
         )
 
     @classmethod
-    def narrowed_by(cls, below: frozenset[type[TenantTable]] = frozenset()) -> list[str]:
-        """The columns by which users bound to facilities are narrowed: its facility, or what belongs to one.
+    def narrowed_by(cls) -> list[str]:
+        """The columns by which users bound to facilities are narrowed: its facilities, or what belongs to one.
 
         Threat: a table of notes about clients shows those of all facilities to whom its author did not think of.
-        ``below``: the tables from which references led here; one that leads back says nothing.
+        Unless ``facility_from`` names others: the references to facilities, or else the one reference that is the
+        nearest to any, for each costs the planner the policies of its table. Raises ``ConfigurationError`` for one that
+        is named and leads to none.
         """
+        return [column._meta.db_column_name for column in cls._narrowing()]
+
+    @classmethod
+    def _narrowing(cls) -> list[Column]:
         if cls.facility_column is not None:
-            return [cls.facility_column]
-        found = []
-        for column in cls._meta.foreign_key_columns:
-            if cls.facility_from is not None and column._meta.name not in cls.facility_from:
-                continue
-            to = column._foreign_key_meta.resolved_references
-            above = issubclass(to, TenantTable) and to not in below | {cls} and to.narrowed_by(below | {cls})
-            if above or to._meta.tablename == FACILITY:
-                found.append(column._meta.db_column_name)
-        return found
+            return [column for column in cls._meta.columns if column._meta.db_column_name == cls.facility_column]
+        named = cls.facility_from
+        ways = {
+            column: _way_to_a_facility(column._foreign_key_meta.resolved_references, frozenset({cls}))
+            for column in cls._meta.foreign_key_columns
+            if named is None or column._meta.name in named
+        }
+        if named is not None:
+            if lost := [column._meta.name for column, way in ways.items() if way is None]:
+                raise ConfigurationError(
+                    f"{cls.__name__}.facility_from names {lost[0]!r}, which leads to no facility that users may see "
+                    "by it, so everybody in the tenant would see the rows. Say so with (), or name another reference."
+                )
+            return list(ways)
+        if direct := [column for column, way in ways.items() if way == 0]:
+            return list(direct)
+        near = [(way, column._meta.null, at) for at, (column, way) in enumerate(ways.items()) if way is not None]
+        return [list(ways)[min(near)[2]]] if near else []
 
     @classmethod
     def _within(cls) -> str | None:
-        keys = {c._meta.db_column_name: c for c in cls._meta.foreign_key_columns}
         conditions = {}
-        for column in cls.narrowed_by():
-            to = keys[column]._foreign_key_meta.resolved_references if column in keys else None
-            direct = to is None or to._meta.tablename == FACILITY or column == cls.facility_column
-            conditions[column] = (
-                in_facility("tenant_id", quote_ident(column))
-                if direct
-                else with_row_of(_written(to), _written(cls), column)
+        for column in cls._narrowing():
+            name = column._meta.db_column_name
+            to = column._foreign_key_meta.resolved_references if isinstance(column, ForeignKey) else None
+            conditions[name] = (
+                in_facility("tenant_id", quote_ident(name))
+                if to is None or _is_facility(to)
+                else with_row_of(_written(to), _written(cls), name)
             )
         return in_facilities(conditions)
 
@@ -478,3 +492,31 @@ def _loose(column: Column) -> bool:
 
 def _written(table: Any) -> str:
     return f"{quote_ident(table._meta.schema or 'public')}.{quote_ident(table._meta.tablename)}"
+
+
+def _is_facility(table: type[Table]) -> bool:
+    return table._meta.tablename == FACILITY and table._meta.schema in (None, "public")
+
+
+def _way_to_a_facility(to: type[Table], below: frozenset[type[Table]]) -> int | None:
+    """How many references lie between a table and the facilities; None when none leads there.
+
+    ``below``: the tables from which references led here: a way that leads back to one of them is none.
+    """
+    if _is_facility(to):
+        return 0
+    if not issubclass(to, TenantTable) or to in below or not roles_for(to._meta.tablename, "select", to.permissions):
+        return None
+    if to.facility_column is not None:
+        return 1
+    named = to.facility_from
+    ways = [
+        _way_to_a_facility(column._foreign_key_meta.resolved_references, below | {to})
+        for column in to._meta.foreign_key_columns
+        if named is None or column._meta.name in named
+    ]
+    if named is not None:
+        # All of them narrow it.
+        return None if None in ways or not ways else 1 + max(way for way in ways if way is not None)
+    there = [way for way in ways if way is not None]
+    return 1 + min(there) if there else None

@@ -557,9 +557,10 @@ $$""",
 -- user was locked meanwhile, or the tenant suspended, which may be why it was rolled back. And that somebody failed to log in
 -- as that user, who may be locked for it.
 --
--- Threat: who knows to be locked soon reads in a transaction and lets it fail. So no scope is asked for, only the token's
--- code, its end and its backend; and what is written can only add to what is known of that user. The log's own policies
--- want a scope all the same: of the tenant, by somebody in it who is a principal.
+-- Threat: who knows to be locked soon reads in a transaction and lets it fail. So no scope is asked for, only that the token
+-- holds; and what is written is about that user alone, of a kind that the user's role could have brought about. The log's own
+-- policies want a scope all the same: of the tenant, by somebody in it who is a principal. That scope is an admin's, so
+-- nothing of it may be left, whatever fails.
 create function charthold.record_late(
     token text, action text, about_table text, ids uuid[], opened text[], said jsonb
 ) returns bigint
@@ -571,9 +572,13 @@ declare
     tenant uuid;
     actor uuid;
     witness uuid;
+    acts_as text;
     written bigint;
 begin
-    if action not in ('read', 'search', 'audit_read', 'login_failed') or action is null then
+    if action is null or action not in ('read', 'search', 'audit_read', 'login_failed')
+        or action <> 'read' and cardinality(ids) is distinct from 1
+        or action in ('read', 'login_failed') and said is not null
+    then
         raise exception using errcode = 'CH014', message = 'that kind of record is not written late';
     end if;
     if not charthold.token_holds(token) then
@@ -589,8 +594,13 @@ begin
         perform charthold.refuse_scope(token);
     end if;
     perform set_config('charthold.scope', charthold.sign(tenant, witness, 'record for a user who may be locked'), true);
-    if not exists (select from public.app_user as u where u.tenant_id = tenant and u.id = actor) then
+    select u.role into acts_as from public.app_user as u where u.tenant_id = tenant and u.id = actor;
+    if acts_as is null then
         raise exception using errcode = 'CH005', message = 'the tenant has no such user';
+    end if;
+    -- As charthold.record() asks.
+    if action = 'audit_read' and acts_as not in ('admin', 'auditor', 'system') then
+        raise exception using errcode = 'insufficient_privilege', message = format('a record of %s', action);
     end if;
     insert into public.user_action_audit_log (
         id, tenant_id, user_id, action_type, table_name, record_id, new_values, changed_columns,
@@ -604,6 +614,10 @@ begin
     get diagnostics written = row_count;
     perform charthold.forget_scope();
     return written;
+exception when query_canceled or assert_failure or others then
+    -- What a session remembers is not undone with the rows.
+    perform charthold.forget_scope();
+    raise;
 end
 $$""",
         execute_to=("app_runtime", "app_auditor"),
@@ -853,6 +867,10 @@ begin
     update public.tenant as t set status = new_status where t.id = set_tenant_status.tenant;
     -- The trigger on public.tenant has closed the principals again, if that is the new status.
     perform charthold.forget_scope();
+exception when query_canceled or assert_failure or others then
+    -- What a session remembers is not undone with the rows.
+    perform charthold.forget_scope();
+    raise;
 end
 $$""",
     )
@@ -862,7 +880,8 @@ $$""",
         signature="(uuid, uuid, text)",
         source="""-- A token for this backend and the next minute, for the functions that act before a scope can exist.
 --
--- Threat: whoever can call this is everybody. No role but the owner may; provision and set_tenant_status do.
+-- Threat: whoever can call this is everybody. No role but the owner may; provision_tenant, record_late and
+-- set_tenant_status do, and end with charthold.forget_scope(), also when they fail.
 create function charthold.sign(tenant uuid, actor uuid, reason text) returns text
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -976,6 +995,8 @@ begin
             )
             and substr(token, 73, 10) > extract(epoch from clock_timestamp())::text
             and substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
+            -- In an old snapshot the key is as it was; the row itself says whether it was retired since.
+            and not charthold.was_replaced(k.xmin, k.xmax)
     );
 end
 $$""",

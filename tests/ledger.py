@@ -14,7 +14,7 @@ from piccolo.table import Table
 
 from core.columns import BlindIndex
 from core.engine import ChartholdEngine
-from core.schema import objects_of
+from core.schema import PrimaryKey, objects_of
 from core.scope import Scope
 
 # What a row is rather than what it holds, and what follows from what it holds.
@@ -94,8 +94,10 @@ async def create(database: ChartholdEngine, *tables: type[Table]) -> None:
         for table in tables:
             columns = ", ".join(column.ddl for column in table._meta.columns)
             await connection.execute(f"create table {table._meta.get_formatted_tablename()} ({columns})")
-            for item in objects_of(table):
-                for statement in item.create():
-                    await connection.execute(statement)
+        items = [item for table in tables for item in objects_of(table)]
+        # Tables may refer to each other.
+        for item in sorted(items, key=lambda item: not isinstance(item, PrimaryKey)):
+            for statement in item.create():
+                await connection.execute(statement)
     finally:
         await connection.close()

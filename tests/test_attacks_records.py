@@ -523,6 +523,34 @@ async def test_what_a_user_saw_stays_recorded_when_the_user_is_out_before_the_en
     assert tuple(await owner.fetchrow(reads, clinic.clinician)) == (shown - (way == "batch"), "leaving")
 
 
+TAKEN = """do $$ begin
+for n in 1..4000 loop
+    begin
+        execute format('prepare %I as select 1', '__asyncpg_stmt_' || to_hex(n) || '__');
+    exception when duplicate_prepared_statement then null;
+    end;
+end loop; end $$"""
+
+
+@pytest.mark.parametrize("within", ["a transaction", "a savepoint"])
+async def test_what_was_shown_stays_recorded_though_somebody_took_the_names_of_the_drivers_statements(
+    within: str, hillside: Clinic, owner: asyncpg.Connection
+) -> None:
+    reason = f"taken within {within}"
+    with pytest.raises((ZeroDivisionError, asyncpg.PostgresError)):
+        async with hillside.as_clinician(reason), transaction():
+            if within == "a savepoint":
+                async with transaction():
+                    assert await Client.select(Client.notes).where(Client.id == hillside.client)
+                    await Client.raw(TAKEN)
+                    raise ZeroDivisionError
+            assert await Client.select(Client.notes).where(Client.id == hillside.client)
+            await Client.raw(TAKEN)
+            raise ZeroDivisionError
+    reads = "select count(*) from user_action_audit_log where action_type = 'read' and reason = $1"
+    assert await owner.fetchval(reads, reason) == 1
+
+
 async def out(clinic: Clinic, end: str, owner: asyncpg.Connection) -> None:
     """Lock the clinician, or suspend the tenant, in a session of its own."""
     if end == "suspended":
@@ -554,6 +582,17 @@ async def test_what_is_recorded_again_wants_a_token_of_ours_and_says_who_it_is(
     for action in ("insert", "update", "delete", "login", None):
         with pytest.raises(asyncpg.PostgresError, match="not written late"):
             await runtime.fetchval(late, token, action, hillside.client)
+    # Nor more than one at a time, or with what a kind does not say, or what the role could not have brought about.
+    many = "select charthold.record_late($1, $2, null, array[null, null]::uuid[], null, null)"
+    for action in ("search", "audit_read", "login_failed"):
+        with pytest.raises(asyncpg.PostgresError, match="not written late"):
+            await runtime.fetchval(many, token, action)
+    said = "select charthold.record_late($1, $2, 'client', array[$3::uuid], null, '{}')"
+    for action in ("read", "login_failed"):
+        with pytest.raises(asyncpg.PostgresError, match="not written late"):
+            await runtime.fetchval(said, token, action, hillside.client)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="a record of audit_read"):
+        await runtime.fetchval(said, token, "audit_read", hillside.client)
     # It leaves no scope behind, also for who asks in the same transaction.
     async with runtime.transaction():
         await runtime.fetchval(late, token, "read", hillside.client)

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from piccolo.columns import Text
 
-from core import ConfigurationError, ScopeError, scope
+from core import ConfigurationError, ScopeError, current_scope, scope
 from core.columns import EncryptedText, TenantForeignKey
 from core.engine import ChartholdEngine
 from core.tables import Client, Facility, TenantTable, User
@@ -56,7 +56,28 @@ class Member(TenantTable, tablename="facility_member"):
     above_id = TenantForeignKey("self", null=True)
 
 
-TABLES = (Visit, Finding, Room, Transfer, Letter, Member)
+class Encounter(TenantTable, tablename="facility_encounter"):
+    """It and its notes refer to each other; both are nearer to a facility by their client."""
+
+    note_id = TenantForeignKey("Note", null=True)
+    client_id = TenantForeignKey(Client)
+
+
+class Note(TenantTable, tablename="facility_note"):
+    encounter_id = TenantForeignKey(Encounter, null=True)
+    client_id = TenantForeignKey(Client)
+    visit_id = TenantForeignKey(Visit, null=True)
+
+
+class Order(TenantTable, tablename="facility_order"):
+    """Narrowed by two references, because it says so."""
+
+    client_id = TenantForeignKey(Client)
+    visit_id = TenantForeignKey(Visit, null=True)
+    facility_from = ("client_id", "visit_id")
+
+
+TABLES = (Visit, Finding, Room, Transfer, Letter, Member, Encounter, Note, Order)
 
 
 class Place(NamedTuple):
@@ -89,6 +110,9 @@ async def furnish(name: str) -> Place:
         Transfer: await saved(Transfer(to_id=facility)),
         Letter: await saved(Letter(client_id=client)),
         Member: await saved(Member(client_id=client)),
+        Encounter: await saved(Encounter(client_id=client)),
+        Note: await saved(Note(client_id=client)),
+        Order: await saved(Order(client_id=client, visit_id=visit)),
     }
     return Place(facility, client, rows)
 
@@ -111,7 +135,7 @@ async def at_work(clinic: Clinic, nurse: UUID) -> AsyncIterator[None]:
         yield
 
 
-@pytest.mark.parametrize("table", [Visit, Finding, Room, Transfer, Member])
+@pytest.mark.parametrize("table", [Visit, Finding, Room, Transfer, Member, Encounter, Note, Order])
 async def test_a_row_is_seen_changed_and_made_by_who_sees_what_it_refers_to(
     table: type[TenantTable], lakeside: Clinic, nurse: UUID, places: tuple[Place, Place], owner: asyncpg.Connection
 ) -> None:
@@ -121,7 +145,9 @@ async def test_a_row_is_seen_changed_and_made_by_who_sees_what_it_refers_to(
         assert here.rows[table] in seen
         assert there.rows[table] not in seen
         assert await table.count().where(table.id == there.rows[table]) == 0
-        key = table._meta.foreign_key_columns[-1 if table is Transfer else 0]
+        key = {Transfer: Transfer.to_id, Encounter: Encounter.client_id, Note: Note.client_id}.get(
+            table, table._meta.foreign_key_columns[0]
+        )
         # Nothing is moved out of sight or made there, and nothing that is there is reached.
         beyond = await owner.fetchval(
             f'select "{key._meta.name}" from {table._meta.tablename} where id = $1', there.rows[table]
@@ -178,3 +204,60 @@ async def test_an_audit_reader_of_one_facility_is_not_told_that_the_log_is_as_it
 def test_a_reference_that_there_is_not_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="facility_from names 'patient_id'"):
         type("Wrong", (TenantTable,), {"client_id": TenantForeignKey(Client), "facility_from": ("patient_id",)})
+
+
+def test_each_table_is_narrowed_by_what_is_nearest_to_a_facility() -> None:
+    assert {table.__name__: table.narrowed_by() for table in TABLES} == {
+        "Visit": ["client_id"],
+        "Finding": ["visit_id"],
+        "Room": ["facility_id"],
+        "Transfer": ["from_id", "to_id"],
+        "Letter": [],
+        "Member": ["client_id"],
+        "Encounter": ["client_id"],
+        "Note": ["client_id"],
+        "Order": ["client_id", "visit_id"],
+    }
+
+
+def test_a_reference_that_leads_to_no_facility_is_refused() -> None:
+    """It would narrow nothing, and look as if it did."""
+
+    class Wrong(TenantTable):
+        user_id = TenantForeignKey(User)
+        letter_id = TenantForeignKey(Letter)
+        facility_from = ("user_id",)
+
+    class WrongToo(TenantTable):
+        user_id = TenantForeignKey(User)
+        letter_id = TenantForeignKey(Letter)
+        facility_from = ("letter_id",)
+
+    for table in (Wrong, WrongToo):
+        with pytest.raises(ConfigurationError, match="leads to no facility"):
+            table.narrowed_by()
+
+
+async def test_a_bound_users_list_finds_each_row_it_refers_to_by_its_key(
+    lakeside: Clinic, nurse: UUID, places: tuple[Place, Place], database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    """Not by another index of the tenant, which reads all of its rows for each."""
+    async with lakeside.as_admin():
+        clients = [
+            Client(facility_id=place.facility, first_name="M", last_name="Any", date_of_birth=date(1990, 1, 1))
+            for place in places
+            for _ in range(400)
+        ]
+        await Client.insert(*clients)
+        visits = [Visit(client_id=client.id) for client in clients]
+        await Visit.insert(*visits)
+        await Finding.insert(*[Finding(visit_id=visit.id) for visit in visits])
+    await owner.execute("analyze client, facility_visit, facility_finding")
+    runtime = await database.connect(owner=False)
+    async with at_work(lakeside, nurse), runtime.transaction():
+        token = current_scope().token(database.token_key, runtime.get_server_pid())
+        await runtime.fetchval("select set_config('charthold.scope', $1, true)", token)
+        plan = "\n".join(row[0] for row in await runtime.fetch("explain select * from facility_finding"))
+    await runtime.close()
+    assert "facility_visit_pkey" in plan
+    assert "client_pkey" in plan

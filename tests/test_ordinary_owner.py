@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
@@ -12,12 +13,13 @@ from piccolo.apps.migrations.commands.clean import clean
 from piccolo.apps.migrations.commands.forwards import run_forwards
 
 import core.session
+from core import scope
 from core.audit.verify import verify
 from core.doctor.examination import examine
 from core.schema import References
 from core.schema.migration import MigrationManager
 from core.settings import settings
-from core.tables import Client
+from core.tables import Client, User
 from piccolo_conf import DB
 from tests.conftest import Clinic, make_clinic, owner_execute
 
@@ -152,6 +154,70 @@ async def test_a_tenant_that_the_directory_does_not_know_is_missed(
     finally:
         await ordinary.execute("insert into charthold.tenant_directory select * from kept; drop table kept")
     assert not [f for f in (await examine(["admins"])).findings if f.verdict == "fail"]
+
+
+# What a function that signs for somebody else leaves in the session, whatever fails in it, is written back by hand.
+ESCALATION = """
+do $$
+declare
+    token text := 'TOKEN';
+    tenant text := substr(token, 93, 36);
+begin
+    begin
+        perform charthold.record_late(token, ARGUMENTS);
+    exception when query_canceled or assert_failure or others then
+        raise notice 'failed: %', sqlerrm;
+    end;
+    perform set_config('charthold.scope', repeat('0', 92) || tenant || 'ADMIN', true);
+    perform set_config('charthold.granted', extract(epoch from statement_timestamp())::text || tenant || 'ADMIN'
+        || rpad('admin', 9) || tenant || chr(31) || chr(31) || chr(31) || 'record for a user who may be locked', true);
+    raise notice 'acting as %', charthold.actor_role();
+end $$
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "'read', repeat('x', 300), array[charthold.uuid7()], null, null",  # too long a name
+        "'read', 'client', array[charthold.uuid7()], null, null",
+        "'audit_read', 'client', array[charthold.uuid7()], null, null",  # not of this role
+        "'search', 'client', array[null]::uuid[], null, to_jsonb(repeat('x', 70000000))",
+        "'login_failed', null, array[null]::uuid[], null, null",
+    ],
+)
+async def test_nothing_is_left_of_the_scope_in_which_a_late_record_was_written(arguments: str, clinic: Clinic) -> None:
+    """Threat: a locked user has a record fail half-way, in the scope of an admin, and goes on in that."""
+    async with clinic.as_admin():
+        locked = User(email=f"{uuid4()}@mail.example", full_name="Locked", role="billing", status="active")
+        await locked.save()
+    connection = await DB.connect(owner=False)
+    told: list[str] = []
+    connection.add_log_listener(lambda _, message: told.append(message.message))
+    try:
+        async with scope(tenant=clinic.tenant, actor=locked.id, reason="mine") as mine:
+            token = mine.token(DB.token_key, connection.get_server_pid())
+        async with clinic.as_admin():
+            await User.update({User.status: "locked"}).where(User.id == locked.id)
+        attack = ESCALATION.replace("TOKEN", token).replace("ARGUMENTS", arguments).replace("ADMIN", str(clinic.admin))
+        with pytest.raises(asyncpg.PostgresError, match="not signed"):
+            await connection.execute(attack)
+        assert not [line for line in told if line.startswith("acting")]
+    finally:
+        connection.terminate()
+
+
+@pytest.mark.parametrize("file", ["provision_tenant", "record_late", "set_tenant_status"])
+def test_every_function_that_signs_for_itself_forgets_it_whatever_fails(file: str) -> None:
+    folder = Path(core.__file__).parent / "schema" / "sql"
+    signing = {
+        path.stem for path in folder.glob("*.sql") if "charthold.sign(" in path.read_text().partition("as $$")[2]
+    }
+    assert signing == {"provision_tenant", "record_late", "set_tenant_status"}
+    end = (
+        (folder / f"{file}.sql").read_text().split("exception when query_canceled or assert_failure or others then")[1]
+    )
+    assert "perform charthold.forget_scope();\n    raise;" in end
 
 
 def test_the_statements_of_a_reference_stand_together() -> None:

@@ -24,6 +24,7 @@ from core import (
     PoolExhaustedError,
     ProtectedQueryError,
     ScopeError,
+    record_failed_login,
     scope,
     set_tenant_status,
     transaction,
@@ -784,6 +785,13 @@ async def test_no_error_carries_a_token_or_a_password_in_its_frames(
             signed = {token[:64] for token in here._tokens.values()}
             assert signed
             assert not any(mac in told(failed.value) for mac in signed)
+    made: list[str] = []
+    sign = TokenKey.sign
+    monkeypatch.setattr(TokenKey, "sign", lambda self, **said: made.append(sign(self, **said)) or made[-1])
+    with pytest.raises(ScopeError) as nobody:
+        await record_failed_login(tenant=lakeside.tenant, user=uuid4())
+    assert made
+    assert not any(token[:64] in told(nobody.value) for token in made)
     arguments = {"host": "127.0.0.1", "port": 1, "user": "app", "password": "hunter2", "database": "clinic"}
     monkeypatch.setattr(type(database), "_arguments", lambda *_, **__: arguments)
     with pytest.raises(ConfigurationError) as refused:

@@ -9,5 +9,9 @@ begin
     update public.tenant as t set status = new_status where t.id = set_tenant_status.tenant;
     -- The trigger on public.tenant has closed the principals again, if that is the new status.
     perform charthold.forget_scope();
+exception when query_canceled or assert_failure or others then
+    -- What a session remembers is not undone with the rows.
+    perform charthold.forget_scope();
+    raise;
 end
 $$
