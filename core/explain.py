@@ -68,6 +68,7 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
     ),
 }
 DENIED, SYNTAX, NO_STATEMENT = "42501", "42601", "26000"
+TOO_LARGE = "user_action_audit_log_size"
 # Messages of these classes name objects, never values.
 NAMES_ONLY = ("23", "40", "42", "25", "53", "55", "57", "08", "0A", "28", "3D", "3F")
 
@@ -78,11 +79,19 @@ def explain(error: asyncpg.PostgresError) -> Exception:
     if state in OURS:
         kind, remedy = OURS[state]
         return kind(remedy)
+    said = error.args[0] if error.args else state
+    if state == DENIED and "permission denied" not in said:
+        return ScopeError(f"The scope's role may not do that: {said}. The permission matrix is core/permissions.py.")
     if state == DENIED:
         return ScopeError(
-            f"The application's role may not do that: {error.args[0] if error.args else state}. What may be done with "
-            "a table of tenants its permissions say; any other is for the application when its schema_objects hold "
-            'Grant(privileges=("select",), to="app_runtime"); see docs/applications.md.'
+            f"The application's role may not do that: {said}. What may be done with a table of tenants its permissions "
+            'say; any other is for the application when its schema_objects hold Grant(privileges=("select",), '
+            'to="app_runtime"); see docs/applications.md.'
+        )
+    if getattr(error, "constraint_name", None) == TOO_LARGE:
+        return ProtectedQueryError(
+            "The change does not fit into one record of the log, of 64 MB as text. Change fewer columns at a time; "
+            "before a row is deleted that grew beyond that, empty its largest columns."
         )
     if state == NO_STATEMENT:
         return ConfigurationError(f"A prepared statement is gone. If a pooler stands before the database: {SEE}")

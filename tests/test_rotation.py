@@ -677,3 +677,29 @@ async def test_a_row_that_cannot_be_indexed_is_reported_and_the_others_are_index
     told = capsys.readouterr()
     assert f"client {clinic.client} holds an envelope that no key opens" in told.err
     assert f"{target.slug}: rows indexed anew: 5 of client." in told.out
+
+
+async def test_a_row_that_somebody_holds_or_that_has_a_hash_of_nothing_is_left_and_told(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for nobody for ever, and one row stops no tenant."""
+    monkeypatch.setattr("core.rotation.indexes.ROUNDS", 2)
+    async with clinic.as_clinician():
+        odd = Client(
+            facility_id=clinic.facility, first_name="O", last_name="Odd", date_of_birth=BORN, email="o@x.example"
+        )
+        held = Client(facility_id=clinic.facility, first_name="H", last_name="Held", date_of_birth=BORN)
+        await odd.save()
+        await held.save()
+    await owner.execute("alter table client disable trigger user")
+    await owner.execute(f"update client set email = null where id = '{odd.id}'")
+    await owner.execute(
+        f"update client set last_name_folded = null where id = any (array['{held.id}', '{odd.id}']::uuid[])"
+    )
+    await owner.execute("alter table client enable trigger user")
+    async with owner.transaction():
+        await owner.execute(f"select from client where id = '{held.id}' for update")
+        [outcome] = await reindex([target])
+    assert (outcome.problem, outcome.held, outcome.altered) == ("", [f"client {held.id}"], [f"client {odd.id}"])
+    [again] = await reindex([target])
+    assert (again.rows, again.held) == ({"client": 1}, [])

@@ -30,7 +30,7 @@ from core.commands.streams import nobody_reads
 from core.engine import engine
 from core.errors import ChartholdError
 
-__all__ = ["MIGRATE", "OPTIONS", "STATUSES", "Failure", "command", "console", "errors", "sentence"]
+__all__ = ["MIGRATE", "OPTIONS", "STATUSES", "Failure", "command", "console", "errors", "lost", "sentence"]
 
 FOUND, TROUBLE, SKIPPED, STOPPED, UNREAD = 1, 2, 3, 130, 141
 STATUSES = (
@@ -135,13 +135,18 @@ def described(function: Callable[..., Any]) -> str:
     return "\n".join([text.rstrip(), "", STATUSES, "", (colon + options).rstrip(), *shared])
 
 
+def lost(error: Exception) -> bool:
+    """Whether the database is out of reach, and with it all that would come next."""
+    return isinstance(error, asyncpg.PostgresConnectionError | asyncpg.InterfaceError | ConnectionError)
+
+
 def sentence(error: Exception) -> str:
     """What to say about an error. Values that it may hold are left out."""
     if isinstance(error, ChartholdError):
         return str(error)
     if isinstance(error, asyncpg.UndefinedFunctionError | asyncpg.UndefinedTableError | asyncpg.InvalidSchemaNameError):
         return f"The database has no tables of Charthold yet, or old ones. Run: {MIGRATE}"
-    if isinstance(error, asyncpg.PostgresConnectionError | asyncpg.InterfaceError | ConnectionError):
+    if lost(error):
         return "The connection to the database was lost. What was committed stays; run the command again."
     if isinstance(error, asyncpg.QueryCanceledError | asyncpg.LockNotAvailableError):
         return "The database was too busy, or somebody held a lock for too long. Run the command again later."

@@ -51,7 +51,11 @@ async def reindex(
     failed = [result for result in results if result["problem"]]
     if failed and tenant != ALL:
         raise Failure(failed[0]["problem"])
-    return SKIPPED if failed or any(result.get("twins") or result.get("altered") for result in results) else 0
+    return (
+        SKIPPED
+        if failed or any(result.get("twins") or result.get("altered") or result.get("held") for result in results)
+        else 0
+    )
 
 
 def _print(results: list[dict[str, Any]], *, quiet: bool) -> None:
@@ -61,7 +65,9 @@ def _print(results: list[dict[str, Any]], *, quiet: bool) -> None:
             errors().print(f"{slug}: {result['problem']}")
             continue
         for row in result["altered"]:
-            errors().print(f"{slug}: {row} holds an envelope that no key opens, and was left as it is.")
+            errors().print(f"{slug}: {row} holds an envelope that no key opens, or a hash of nothing, and was left.")
+        for row in result["held"]:
+            errors().print(f"{slug}: {row} was held by somebody all the time, and was left. Run this again.")
         for twin in result["twins"]:
             errors().print(
                 f"{slug}: {twin} has a value that another row has, where it is to be unique, and is not found by it. "

@@ -12,7 +12,7 @@ from uuid import UUID
 from core.audit.head import TreeHead, public_keys
 from core.audit.seal import MOST, Sealed, seal
 from core.commands.bar import bar
-from core.commands.family import SKIPPED, Failure, command, console, errors, sentence
+from core.commands.family import SKIPPED, Failure, command, console, errors, lost, sentence
 from core.commands.options import ALL, by_slug, reason_for, resolve_actor
 from core.scope import scope
 from core.settings import settings
@@ -46,7 +46,7 @@ async def seal_audit(
             try:
                 added, newest = await _seal_all(tenant_id, actor)
             except Exception as error:  # whatever it is, the other tenants' logs are no less worth sealing
-                if tenant != ALL:
+                if tenant != ALL or lost(error):
                     raise
                 errors().print(f"{slug}: {sentence(error)}")
                 printed.append({"slug": slug, "problem": sentence(error)})

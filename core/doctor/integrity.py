@@ -32,9 +32,10 @@ group by 1"""
 
 # verify_audit records that it ran, and whether the log was as sealed. Who puts unsigned ones on top hides the rest.
 VERIFIED = """
-select tenant_id, (array_agg((new_values -> 'verified')::text order by occurred_at desc))[1:50] as said
+select tenant_id, (array_agg((new_values -> 'verified')::text order by occurred_at desc))[1:1000] as said
 from public.user_action_audit_log
-where ($1::uuid is null or tenant_id = $1) and action_type = 'audit_read' and new_values ? 'verified'
+where ($1::uuid is null or tenant_id = $1) and action_type = 'audit_read'
+    and new_values -> 'verified' ? 'signature'
 group by 1"""
 
 

@@ -26,6 +26,8 @@ from core.rotation.rows import SealedTable, check_actor, check_declared, sealed_
 __all__ = ["Reindexed", "reindex"]
 
 AGAIN = 0.2  # seconds between two looks at rows that others hold
+ROUNDS = 50  # looks at them; what is held for longer is for the next run
+HASH_OF_NOTHING = "CH016"  # a hash beside a value that is null, which only somebody's SQL leaves
 REASON = "index rows anew"
 
 
@@ -33,13 +35,15 @@ REASON = "index rows anew"
 class Reindexed:
     """What became of one tenant's rows: how many were written, by table.
 
-    ``twins`` are rows that a unique index does not let be indexed; ``altered`` those that no key opens.
+    ``twins`` are rows that a unique index does not let be indexed; ``altered`` those that no key opens, or that have
+    hashes of no value; ``held`` those that somebody did not let go.
     """
 
     slug: str
     rows: dict[str, int] = field(default_factory=dict)
     twins: list[str] = field(default_factory=list)
     altered: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
     shredded: bool = False
     problem: str = ""
 
@@ -117,9 +121,12 @@ class Reindexing:
             after = ids[-1]
             self._seen += len(ids)
             self._progress(f"{self._target.slug}: {table.name}", self._seen, self._seen)
-        while held:
+        for _ in range(ROUNDS):
+            if not held:
+                return
             await asyncio.sleep(AGAIN)
             held = await self._some(table, sorted(held))
+        self.outcome.held += [f"{table.name} {row}" for row in sorted(held)]
 
     async def _some(self, table: SealedTable, ids: Sequence[UUID]) -> set[UUID]:
         """Index these rows; returns those that somebody else held."""
@@ -136,6 +143,12 @@ class Reindexing:
                 return set()
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             return set(ids)
+        except asyncpg.PostgresError as error:
+            if error.sqlstate != HASH_OF_NOTHING:
+                raise
+            if len(ids) == 1:
+                self.outcome.altered.append(f"{table.name} {ids[0]}")
+                return set()
         # One by one, to find the row.
         return {row for each in ids for row in await self._some(table, [each])}
 
