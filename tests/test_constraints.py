@@ -212,6 +212,8 @@ async def test_a_valid_npi_is_accepted_and_a_closed_facilitys_name_is_free_again
         closed = facility(name="West wing", npi="1245319599", status="inactive")
         await closed.save()
         await facility(name="West wing").save()
+        rows = await Facility.select(Facility.npi, Facility.status).where(Facility.name == "West wing")
+        assert {(row["npi"], row["status"]) for row in rows} == {("1245319599", "inactive"), (None, "active")}
 
 
 async def test_updated_at_moves_by_itself_and_identity_stays(lakeside: Clinic) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from core import ConfigurationError, PoolExhaustedError, ScopeError, scope, transaction
 from core.engine import ChartholdEngine
-from core.group_commit import LANES, MOST, GroupCommit, Member, RetryError, _member_error
+from core.group_commit import LANES, MOST, GroupCommit, Member, RetryError, _member_error, is_small
 from core.pool import Link
 from core.tables import Client, Facility, User
 from tests.conftest import Clinic
@@ -911,3 +911,11 @@ async def test_nothing_of_the_last_request_stays_in_a_lane(
             assert await link.connection.fetch(set_how) == await runtime.fetch(set_how)
             with pytest.raises(asyncpg.PostgresError, match="scope"):
                 await link.connection.fetch("select * from client")
+
+
+def test_what_may_go_with_others_is_measured_in_bytes_as_they_are_sent() -> None:
+    assert is_small(["x" * 7_000])
+    assert not is_small(["x" * 7_001])
+    assert is_small(["ü" * 1_750])  # as many bytes as any letter may have
+    assert not is_small(["ü" * 3_000])
+    assert not is_small([[b"x" * 4_000, b"x" * 4_000]])

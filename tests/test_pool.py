@@ -242,3 +242,24 @@ async def test_a_pool_closes_every_connection_though_one_does_not_answer() -> No
         await pool.release(link)
     await pool.close()
     assert [slow.terminated for slow in made] == [True] * 3
+
+
+async def test_a_connection_on_which_a_statement_was_cancelled_serves_nobody_else(
+    database: ChartholdEngine, lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    """Nobody knows what it is doing."""
+    pool = database._here().pool
+    async with lakeside.as_admin():
+        await Facility.select(Facility.name).where(Facility.name != "x")
+        warm = {link.backend for link in pool._idle}
+        assert warm
+        async with owner.transaction():
+            await owner.execute("lock table facility in access exclusive mode")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await Facility.select(Facility.name).where(Facility.name != "x")
+        gone = warm - {link.backend for link in pool._idle}
+        assert len(gone) == 1
+        assert await Facility.count() > 0
+        await asyncio.sleep(0.2)
+        assert not await owner.fetchval("select count(*) from pg_stat_activity where pid = any ($1)", list(gone))

@@ -719,6 +719,16 @@ async def test_the_commands_seal_export_verify_and_say_what_is_wrong(victim, hil
     assert await verify_audit.__wrapped__(tenant="lakeside", growth=str(path)) == 0
     grown = json.loads(capsys.readouterr().out)
     assert grown["first"]["tree_size"] <= grown["second"]["tree_size"]
+    # Of several heads of a tenant the newest is grown from, wherever it stands.
+    await write(clinic, 2)
+    assert await seal_audit.__wrapped__(export=str(path), quiet=True) == 0
+    newest = max(head.tree_size for head in read_heads(path)[0] if head.tenant_id == clinic.tenant)
+    assert newest > grown["second"]["tree_size"]
+    for lines in (path.read_text().splitlines(), path.read_text().splitlines()[::-1]):
+        several = tmp_path / "several.jsonl"
+        several.write_text("\n".join(lines))
+        assert await verify_audit.__wrapped__(tenant="lakeside", growth=str(several)) == 0
+        assert json.loads(capsys.readouterr().out)["first"]["tree_size"] == newest
     with pytest.raises(ChartholdError, match="A proof is about one tenant"):
         await verify_audit.__wrapped__(growth=str(path))
     with pytest.raises(ChartholdError, match="One of --proof, --growth and --heads"):
