@@ -66,6 +66,7 @@ UNSAFE = (
     "reindex",
     "rewrite",
     "sealed_column",
+    "sealed_drop",
     "sealed_rename",
     "sealed_type",
     "type_change",

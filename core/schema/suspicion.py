@@ -104,6 +104,9 @@ def suspicions_of(node: Any, names: Names, statement: str) -> Iterator[Suspect]:
             schema, name = ([None, *(part.sval for part in parts)])[-2:]
             relation = ast.RangeVar(relname=name, schemaname=schema)
             yield Suspect("drop_populated", names.live(relation), statement)
+    elif isinstance(node, ast.TruncateStmt):
+        for relation in node.relations:
+            yield Suspect("drop_populated", names.live(relation), statement)
     elif isinstance(node, ast.RefreshMatViewStmt) and not node.concurrent:
         yield Suspect("refresh", names.live(node.relation), statement)
     elif (
@@ -132,6 +135,8 @@ def table_suspicions(command: Any, table: str, statement: str) -> Iterator[Suspe
         of_type = type_name(command.def_.typeName)
         converts = bool(command.def_.collClause) or computes(command.def_.raw_default, command.name, of_type)
         yield Suspect("type_change", table, statement, command.name, type=of_type, converts=converts)
+    elif subtype == AlterTableType.AT_DropColumn:
+        yield Suspect("sealed_drop", table, statement, command.name)
     elif subtype == AlterTableType.AT_SetNotNull:
         yield Suspect("not_null", table, statement, command.name)
     elif subtype == AlterTableType.AT_AddConstraint:

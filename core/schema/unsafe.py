@@ -73,6 +73,10 @@ KINDS: dict[str, tuple[str, str]] = {
         "no statement can seal or open what the rows hold",
         "Add a new column, fill it in a scope of each tenant, with save(), and drop the old one in a later step.",
     ),
+    "sealed_drop": (
+        "what is sealed in {column} is gone for good, {rows}",
+        "Take a backup, and see that it can be restored.",
+    ),
     "drop_populated": (
         "what the rows hold is gone for good, {rows}",
         "Take a backup, and see that it can be restored.",
@@ -155,7 +159,7 @@ async def guilt(connection: asyncpg.Connection[Any], suspect: Suspect) -> str:
     elif suspect.kind == "rewrite" and suspect.type:
         guilty = await checks_values(connection, suspect.type)
         return "" if not guilty else "sealed_column" if suspect.type == ENVELOPE else "rewrite"
-    elif suspect.kind == "sealed_rename":
+    elif suspect.kind in {"sealed_rename", "sealed_drop"}:
         guilty = await holds_envelopes(connection, suspect)
     elif suspect.kind == "type_change":
         if suspect.type == ENVELOPE or await holds_envelopes(connection, suspect):
