@@ -50,6 +50,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "tenant_everywhere": ("tenant_everywhere", "()", ("app_runtime", "app_auditor")),
     "tenant_id": ("tenant_id", "()", ("app_runtime", "app_auditor")),
     "token_holds": ("token_holds", "(text)", ()),
+    "token_signed": ("token_signed", "(text)", ()),
     "touch": ("touch", "()", ()),
     "touch_tenant_row": ("touch_tenant_row", "()", ()),
     "was_replaced": ("was_replaced", "(xid, xid)", ()),

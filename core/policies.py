@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from core.permissions import COMMANDS, ROLES, Command, roles_for
 from core.schema import Policy
-from core.schema.quoting import quote_ident
 
-__all__ = ["in_facilities", "in_facility", "policies", "with_row_of"]
+__all__ = ["policies"]
 
 
 def policies(
@@ -60,28 +59,6 @@ def _asked(command: Command, tenant_column: str, answer: str) -> str:
     """
     pinned = f"case when {tenant_column} = (select {answer}) then true end"
     return f"(select {answer}) is not null and {pinned}" if command == "select" else pinned
-
-
-def in_facility(tenant_column: str, column: str) -> str:
-    """That the row is of one of the user's facilities."""
-    return f"{tenant_column}::text || {column}::text = any ((select charthold.actor_places())::text[])"
-
-
-def with_row_of(parent: str, on: str, column: str) -> str:
-    """That the user sees the row of ``parent`` which the column refers to: its own policies are asked.
-
-    The tenant stands in a CASE, as in ``_asked``: ids find the row, and the planner takes no other index for as good.
-    """
-    here = f"case when parent.tenant_id = {on}.tenant_id then true end"
-    return f"exists (select from {parent} as parent where parent.id = {on}.{quote_ident(column)} and {here})"
-
-
-def in_facilities(conditions: Mapping[str, str]) -> str | None:
-    """That each condition holds whose column says something, and that one does: column -> condition."""
-    if len(conditions) < 2:
-        return next(iter(conditions.values()), None)
-    each = [f"({quote_ident(column)} is null or {condition})" for column, condition in conditions.items()]
-    return f"coalesce({', '.join(map(quote_ident, conditions))}) is not null and {' and '.join(each)}"
 
 
 def _isolation(tenant_column: str, within: str | None) -> Iterator[Policy]:

@@ -25,10 +25,11 @@ from core.audit.mixin import Audited
 from core.class_rules import refuse_columns, refuse_misspelt, refuse_reference
 from core.columns import BlindIndex, CreatedAt, RowId, TenantForeignKey, TenantId, UpdatedAt
 from core.crypto.derive import forgetful
-from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError
+from core.errors import ChartholdError, ProtectedQueryError
+from core.facilities import narrowing, within
 from core.layout import Layout
 from core.permissions import COMMANDS, Command, roles_for
-from core.policies import in_facilities, in_facility, policies, with_row_of
+from core.policies import policies
 from core.queries import (
     TenantCount,
     TenantDelete,
@@ -54,7 +55,7 @@ from core.schema import (
     Trigger,
 )
 from core.schema.declarations import full_name
-from core.schema.quoting import quote_ident
+from core.schema.quoting import name_of, quote_ident
 
 __all__ = ["ProtectedTable", "TenantTable"]
 
@@ -66,7 +67,6 @@ EXACT_TYPES = (
     "BIGINT", "BOOLEAN", "BYTEA", "CHARTHOLD.ENVELOPE", "DATE", "INTEGER", "SMALLINT", "TEXT", "TIME", "TIMESTAMP",
     "TIMESTAMPTZ", "UUID", "VARCHAR",
 )  # fmt: skip
-FACILITY = "facility"  # the table by whose rows users may be bound
 
 
 class ProtectedTable(Table):
@@ -292,7 +292,7 @@ class ProtectedTable(Table):
             if not isinstance(c, SAMPLED_TYPES) and c._meta.name not in SAMPLED
         ]
         name = cls._meta.tablename
-        table = f"alter table {_written(cls)}\n    "
+        table = f"alter table {name_of(cls)}\n    "
 
         def each(target: int) -> str:
             return table + ",\n    ".join(f"alter column {quote_ident(c)} set statistics {target}" for c in columns)
@@ -349,7 +349,7 @@ class TenantTable(Audited, ProtectedTable):
                 name,
                 "tenant_id",
                 permissions=cls.permissions,
-                within=cls._within(),
+                within=within(cls),
                 whole_tenant=cls.whole_tenant,
             ),
             *([Grant(privileges=granted, to="app_runtime")] if (granted := cls._privileges()) else ()),
@@ -366,49 +366,8 @@ class TenantTable(Audited, ProtectedTable):
 
     @classmethod
     def narrowed_by(cls) -> list[str]:
-        """The columns by which users bound to facilities are narrowed: its facilities, or what belongs to one.
-
-        Threat: a table of notes about clients shows those of all facilities to whom its author did not think of.
-        Unless ``facility_from`` names others: the references to facilities, or else the one reference that is the
-        nearest to any, for each costs the planner the policies of its table. Raises ``ConfigurationError`` for one that
-        is named and leads to none.
-        """
-        return [column._meta.db_column_name for column in cls._narrowing()]
-
-    @classmethod
-    def _narrowing(cls) -> list[Column]:
-        if cls.facility_column is not None:
-            return [column for column in cls._meta.columns if column._meta.db_column_name == cls.facility_column]
-        named = cls.facility_from
-        ways = {
-            column: _way_to_a_facility(column._foreign_key_meta.resolved_references, frozenset({cls}))
-            for column in cls._meta.foreign_key_columns
-            if named is None or column._meta.name in named
-        }
-        if named is not None:
-            if lost := [column._meta.name for column, way in ways.items() if way is None]:
-                raise ConfigurationError(
-                    f"{cls.__name__}.facility_from names {lost[0]!r}, which leads to no facility that users may see "
-                    "by it, so everybody in the tenant would see the rows. Say so with (), or name another reference."
-                )
-            return list(ways)
-        if direct := [column for column, way in ways.items() if way == 0]:
-            return list(direct)
-        near = [(way, column._meta.null, at) for at, (column, way) in enumerate(ways.items()) if way is not None]
-        return [list(ways)[min(near)[2]]] if near else []
-
-    @classmethod
-    def _within(cls) -> str | None:
-        conditions = {}
-        for column in cls._narrowing():
-            name = column._meta.db_column_name
-            to = column._foreign_key_meta.resolved_references if isinstance(column, ForeignKey) else None
-            conditions[name] = (
-                in_facility("tenant_id", quote_ident(name))
-                if to is None or _is_facility(to)
-                else with_row_of(_written(to), _written(cls), name)
-            )
-        return in_facilities(conditions)
+        """The columns by which users bound to facilities are narrowed; see ``core/facilities.py``."""
+        return [column._meta.db_column_name for column in narrowing(cls)]
 
     @classmethod
     def _references(cls) -> list[SchemaObject]:
@@ -488,35 +447,3 @@ class TenantTable(Audited, ProtectedTable):
 def _loose(column: Column) -> bool:
     """Whether the database calls values of the column equal that are not the same."""
     return column.column_type.upper().replace("[]", "").partition("(")[0] not in EXACT_TYPES
-
-
-def _written(table: Any) -> str:
-    return f"{quote_ident(table._meta.schema or 'public')}.{quote_ident(table._meta.tablename)}"
-
-
-def _is_facility(table: type[Table]) -> bool:
-    return table._meta.tablename == FACILITY and table._meta.schema in (None, "public")
-
-
-def _way_to_a_facility(to: type[Table], below: frozenset[type[Table]]) -> int | None:
-    """How many references lie between a table and the facilities; None when none leads there.
-
-    ``below``: the tables from which references led here: a way that leads back to one of them is none.
-    """
-    if _is_facility(to):
-        return 0
-    if not issubclass(to, TenantTable) or to in below or not roles_for(to._meta.tablename, "select", to.permissions):
-        return None
-    if to.facility_column is not None:
-        return 1
-    named = to.facility_from
-    ways = [
-        _way_to_a_facility(column._foreign_key_meta.resolved_references, below | {to})
-        for column in to._meta.foreign_key_columns
-        if named is None or column._meta.name in named
-    ]
-    if named is not None:
-        # All of them narrow it.
-        return None if None in ways or not ways else 1 + max(way for way in ways if way is not None)
-    there = [way for way in ways if way is not None]
-    return 1 + min(there) if there else None

@@ -701,11 +701,7 @@ begin
     if coalesce(token, '') = '' then
         raise exception using errcode = 'CH001', message = 'no scope is open in this transaction';
     end if;
-    perform from charthold.token_key as k
-    where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
-        and sha256(convert_to(left(token, 64), 'UTF8'))
-            = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, convert_to(substr(token, 65), 'UTF8')), 'UTF8'));
-    if not found then
+    if not charthold.token_signed(token) then
         raise exception using errcode = 'CH002', message = 'the scope is not signed by a current key';
     end if;
     if substr(token, 73, 10) <= extract(epoch from clock_timestamp())::text then
@@ -980,23 +976,41 @@ $$""",
     manager.add_function(
         name="charthold.token_holds",
         signature="(text)",
-        source="""-- Whether a token is signed with a key of ours, has not expired, and names this backend or none. Whether its user may act is
--- another question, which charthold.scope() asks.
+        source="""-- Whether a token is signed, has not expired, and names this backend or none. Whether its user may act is another question,
+-- which charthold.scope() asks.
 create function charthold.token_holds(token text) returns boolean
     language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    return charthold.token_signed(token)
+        and substr(token, 73, 10) > extract(epoch from clock_timestamp())::text
+        and substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
+        -- In an old snapshot the key is as it was; the row itself says whether it was retired since.
+        and not exists (
+            select from charthold.token_key as k
+            where k.id = substr(token, 65, 8) and charthold.was_replaced(k.xmin, k.xmax)
+        );
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.token_signed",
+        signature="(text)",
+        source="""-- Whether a token's code is right, under a key that is not retired. charthold.scope() asks the same within its one look-up.
+create function charthold.token_signed(token text) returns boolean
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- The hashes are compared and not the codes, so that the time of it tells nothing about the right one.
     return exists (
         select from charthold.token_key as k
         where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
             and sha256(convert_to(left(token, 64), 'UTF8')) = sha256(
                 convert_to(charthold.hmac(k.inner_pad, k.outer_pad, convert_to(substr(token, 65), 'UTF8')), 'UTF8')
             )
-            and substr(token, 73, 10) > extract(epoch from clock_timestamp())::text
-            and substr(token, 83, 10) in ('0000000000', lpad(pg_backend_pid()::text, 10, '0'))
-            -- In an old snapshot the key is as it was; the row itself says whether it was retired since.
-            and not charthold.was_replaced(k.xmin, k.xmax)
     );
 end
 $$""",

@@ -21,9 +21,9 @@ import asyncpg
 import pytest
 from piccolo.columns import Text, Timestamptz
 
+from core.audit.attestation import Attestation
 from core.audit.head import SealKey
 from core.audit.seal import seal
-from core.audit.verdict import Verdict
 from core.commands.doctor import as_json, doctor
 from core.commands.import_synthea import import_export
 from core.crypto.kms import master_key
@@ -450,14 +450,14 @@ async def test_a_verification_on_record_is_shown_and_one_that_failed_fails(repli
         await replica.execute(f"delete from {LOG} where id = '{clinic.client}'")
         return found
 
-    found = await told(Verdict(clinic.tenant, good=True, records=1, at=now).signed(key))
+    found = await told(Attestation(clinic.tenant, good=True, records=1, at=now).signed(key))
     assert not found.failed
     assert found.shown["seals"][1]["verified_at"] == now
-    found = await told(Verdict(clinic.tenant, good=False, records=1, at=now).signed(key))
+    found = await told(Attestation(clinic.tenant, good=False, records=1, at=now).signed(key))
     assert failures(found) == {("seals", "seal lakeside")}
     # What anybody could have written, or is of another tenant, is no verdict.
-    genuine = Verdict(clinic.tenant, good=False, records=1, at=now).signed(key)
-    of_another = Verdict(clinic.admin, good=True, records=1, at=now).signed(key)
+    genuine = Attestation(clinic.tenant, good=False, records=1, at=now).signed(key)
+    of_another = Attestation(clinic.admin, good=True, records=1, at=now).signed(key)
     forged = ({"good": True}, {"good": False}, genuine | {"good": True}, genuine | {"records": 2}, of_another, "x", [1])
     for said in forged:
         assert (await told(said)).shown["seals"][1]["verified_at"] is None

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+from core.audit.attestation import Attestation
 from core.audit.head import SealKey, TreeHead, public_keys
 from core.audit.proof import prove, prove_growth
 from core.audit.record import record as record_action
 from core.audit.report import Report
-from core.audit.verdict import Verdict
 from core.audit.verify import verify
 from core.commands.bar import bar
 from core.commands.family import FOUND, SKIPPED, Failure, command, console, errors, lost, sentence
@@ -80,7 +80,7 @@ async def verify_audit(
                 async with scope(tenant=tenant_id, actor=who, reason=reason_for("verify the audit log", actor)):
                     reports[slug] = await verify(exported)
                     # Who looked, and what was seen, for the report; the evidence itself is the verification.
-                    seen = Verdict(tenant_id, reports[slug].good, reports[slug].tree_size, datetime.now(UTC))
+                    seen = Attestation(tenant_id, reports[slug].good, reports[slug].tree_size, datetime.now(UTC))
                     await record_action("audit_read", new={"verified": seen.signed(key)})
             except Exception as error:  # whatever it is, it says nothing about the other tenants' logs
                 if tenant != ALL or lost(error):

@@ -10,7 +10,7 @@ from core.columns import BlindIndex
 from core.crypto.blind import BlindSpec
 from core.doctor.check import Notes, check
 from core.doctor.live import Live, plural
-from core.schema.quoting import quote_ident
+from core.schema.quoting import name_of, quote_ident
 
 __all__ = ["unfilled"]
 
@@ -59,8 +59,7 @@ def unfilled(table: type[Table], indexes: Sequence[BlindIndex]) -> str:
             asked.append(f"bool_or({valued}) and not bool_or({own} is not null)")
         else:
             asked.append(f"bool_or({valued} and {own} is null)")
-    place = f"{quote_ident(table._meta.schema or 'public')}.{quote_ident(table._meta.tablename)}"
-    return f"select {', '.join(asked)} from {place} where $1::uuid is null or tenant_id = $1"
+    return f"select {', '.join(asked)} from {name_of(table)} where $1::uuid is null or tenant_id = $1"
 
 
 def leaves_out(spec: BlindSpec) -> bool:

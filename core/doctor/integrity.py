@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from core.audit.attestation import Attestation
 from core.audit.head import HEAD_COLUMNS, TreeHead, public_keys
-from core.audit.verdict import Verdict
 from core.doctor.check import Notes, check
 from core.doctor.live import Live, plural
 
@@ -47,7 +47,7 @@ async def seals(live: Live, notes: Notes) -> None:
     counted = await live.ask_or_warn(notes, "The count of what is not sealed yet", UNSEALED)
     looked = await live.ask_or_warn(notes, "The search for the last verification", VERIFIED)
     waiting = {row["tenant_id"]: row for row in counted or []}
-    verified = {row["tenant_id"]: _last_verdict(row, keys) for row in looked or []}
+    verified = {row["tenant_id"]: _last_attestation(row, keys) for row in looked or []}
     live.shown["verifications"] = looked is not None
     shown: list[dict[str, Any]] = []
     for tenant in live.seen():
@@ -107,10 +107,10 @@ async def seals(live: Live, notes: Notes) -> None:
         notes.end(f"There is no log to seal{live.unseen()}.")
 
 
-def _last_verdict(row: Any, keys: Mapping[str, bytes]) -> Verdict | None:
+def _last_attestation(row: Any, keys: Mapping[str, bytes]) -> Attestation | None:
     """The latest that is signed, by the moment that it says itself."""
-    found = [verdict for said in row["said"] if (verdict := Verdict.read(row["tenant_id"], said, keys))]
-    return max(found, key=lambda verdict: verdict.at, default=None)
+    found = [attestation for said in row["said"] if (attestation := Attestation.read(row["tenant_id"], said, keys))]
+    return max(found, key=lambda attestation: attestation.at, default=None)
 
 
 def _unverified(sealed: list[dict[str, Any]], now: datetime, notes: Notes) -> None:

@@ -84,7 +84,7 @@ async def server_settings(live: Live, notes: Notes) -> None:
     """Threat: a setting of the server, the database or a login takes the ground from under triggers or the disk."""
     # The embedded server has these on its command line.
     names = [name for name in WEAKENING if not (live.settings.embedded and name in ("fsync", "full_page_writes"))]
-    # Of the server's file: this session has its own.
+    # Of the server's file: this connection has values of its own.
     for row in await live.connection.fetch(
         "select name, coalesce(reset_val, setting) as setting, source from pg_settings where name = any($1)", names
     ):
@@ -188,7 +188,7 @@ async def statement_logging(live: Live, notes: Notes) -> None:
         )
     for row in await live.connection.fetch(SET_SOMEWHERE, FOR_OTHERS):
         quiet = row["setting"] in ("none", "ddl", "-1") or (row["setting"] == "0" and "duration" not in row["name"])
-        # This session has what is set for everybody, and for the owner.
+        # This connection has what is set for everybody, and for the owner.
         if not quiet and row["role"] not in ("", live.owner):
             notes.fail(
                 f"Sessions of {row['role']} have {row['name']} = {row['setting']}.",

@@ -65,62 +65,58 @@ async def reindex(targets: Sequence[Target], *, batch: int = 500, progress: Prog
     return outcomes
 
 
+@dataclass
 class Reindexing:
-    """One tenant's rows."""
+    """One tenant's rows, ``size`` of them at a time."""
 
-    def __init__(
-        self,
-        connection: asyncpg.Connection[Any],
-        target: Target,
-        tables: Sequence[SealedTable],
-        batch: int,
-        progress: Progress,
-    ) -> None:
-        self._connection = connection
-        self._target = target
-        self._tables = tables
-        self._size = batch
-        self._progress = progress
-        self._seen = 0
-        self.outcome = Reindexed(target.slug)
+    connection: asyncpg.Connection[Any]
+    target: Target
+    tables: Sequence[SealedTable]
+    size: int
+    progress: Progress
+    seen: int = 0
+    outcome: Reindexed = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outcome = Reindexed(self.target.slug)
 
     async def run(self) -> None:
         """Look at every row, and write those whose hashes are not right."""
-        async with acting(self._connection, self._target, REASON):
-            await check_actor(self._connection, self._tables)
+        async with acting(self.connection, self.target, REASON):
+            await check_actor(self.connection, self.tables)
             self._keys = await self._open_keys()
-        for table in self._tables:
+        for table in self.tables:
             await self._pass_table(table)
         if self.outcome.rows:
-            async with acting(self._connection, self._target, REASON):
-                await record(self._connection, "key_rotation", {"step": "indexed", "rows": self.outcome.rows})
+            async with acting(self.connection, self.target, REASON):
+                await record(self.connection, "key_rotation", {"step": "indexed", "rows": self.outcome.rows})
 
     async def _open_keys(self) -> TenantKeys:
-        rows = await self._connection.fetch(
+        rows = await self.connection.fetch(
             "select version, wrapped, kek, status from public.tenant_key where tenant_id = $1 order by version",
-            self._target.tenant,
+            self.target.tenant,
         )
         if not any(row["status"] == "current" for row in rows):
             self.outcome.shredded = True
-            raise ChartholdError(f"{self._target.slug} has no key in use: its keys were destroyed.")
+            raise ChartholdError(f"{self.target.slug} has no key in use: its keys were destroyed.")
         stored = [
             WrappedKey(row["version"], row["wrapped"], row["status"], row["kek"])
             for row in rows
             if row["wrapped"] is not None
         ]
-        return await engine().keyring.open_keys(self._target.tenant, stored)
+        return await engine().keyring.open_keys(self.target.tenant, stored)
 
     async def _pass_table(self, table: SealedTable) -> None:
         after, held = UUID(int=0), set[UUID]()
         while True:
-            async with acting(self._connection, self._target, REASON):
-                ids = await table.page(self._connection, self._target.tenant, after, self._size)
+            async with acting(self.connection, self.target, REASON):
+                ids = await table.page(self.connection, self.target.tenant, after, self.size)
             if not ids:
                 break
             held |= await self._some(table, ids)
             after = ids[-1]
-            self._seen += len(ids)
-            self._progress(f"{self._target.slug}: {table.name}", self._seen, self._seen)
+            self.seen += len(ids)
+            self.progress(f"{self.target.slug}: {table.name}", self.seen, self.seen)
         for _ in range(ROUNDS):
             if not held:
                 return
@@ -131,7 +127,7 @@ class Reindexing:
     async def _some(self, table: SealedTable, ids: Sequence[UUID]) -> set[UUID]:
         """Index these rows; returns those that somebody else held."""
         try:
-            async with acting(self._connection, self._target, REASON):
+            async with acting(self.connection, self.target, REASON):
                 return await self._write(table, ids)
         except asyncpg.UniqueViolationError:
             if len(ids) == 1:
@@ -153,14 +149,14 @@ class Reindexing:
         return {row for each in ids for row in await self._some(table, [each])}
 
     async def _write(self, table: SealedTable, ids: Sequence[UUID]) -> set[UUID]:
-        tenant = self._target.tenant
-        stale = table.stale(await table.some(self._connection, tenant, ids), self._keys)
+        tenant = self.target.tenant
+        stale = table.stale(await table.some(self.connection, tenant, ids), self._keys)
         if not stale:
             return set()
-        locked = await table.some(self._connection, tenant, stale, locked=True)
+        locked = await table.some(self.connection, tenant, stale, locked=True)
         # As they are now that nobody can change them.
         changed = table.stale(locked, self._keys)
         if rows := [row for row in locked if row["id"] in changed]:
-            await table.reseal(self._connection, rows, self._keys, set().union(*changed.values()))
+            await table.reseal(self.connection, rows, self._keys, set().union(*changed.values()))
             self.outcome.rows[table.name] = self.outcome.rows.get(table.name, 0) + len(rows)
         return stale.keys() - {row["id"] for row in locked}

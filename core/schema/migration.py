@@ -30,7 +30,7 @@ from core.schema.object import Kind, SchemaObject
 from core.schema.operation import Add, Drop, Operation, Rename, Replace
 from core.schema.partition import Partitions
 from core.schema.plans import forgetting
-from core.schema.quoting import qualified, quote_ident
+from core.schema.quoting import name_of, qualified, quote_ident
 from core.schema.run import print_step, run_step
 from core.schema.statement import Statement
 from core.schema.step import Raw, Step
@@ -287,11 +287,6 @@ def create_table(table: type[Table], partitions: Partitions | None, *, declared:
         if constraint_of(constraint) is None or not declared
     ]
     return statements
-
-
-def name_of(table: type[Table]) -> str:
-    """The table's name, quoted, with its schema."""
-    return f"{quote_ident(table._meta.schema or 'public')}.{quote_ident(table._meta.tablename)}"
 
 
 def references(table: type[Table]) -> set[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import textwrap
 
+from piccolo.table import Table
+
 from core.settings import settings
 
-__all__ = ["columns_list", "qualified", "quote_ident", "quote_literal", "role", "split_table", "tidy"]
+__all__ = ["columns_list", "name_of", "qualified", "quote_ident", "quote_literal", "role", "split_table", "tidy"]
 
 # Role keywords of GRANT and CREATE POLICY; every other name is a role of ours.
 KEYWORDS = frozenset({"public", "current_user", "session_user"})
@@ -34,6 +36,11 @@ def split_table(table: str) -> tuple[str, str]:
 def qualified(name: str) -> str:
     """Quote a name with its schema: the search path never decides which object is meant."""
     return ".".join(quote_ident(part) for part in split_table(name))
+
+
+def name_of(table: type[Table]) -> str:
+    """A declared table's name, quoted, with its schema."""
+    return f"{quote_ident(table._meta.schema or 'public')}.{quote_ident(table._meta.tablename)}"
 
 
 def columns_list(columns: tuple[str, ...]) -> str:

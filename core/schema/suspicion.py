@@ -11,6 +11,8 @@ from pglast import ast
 from pglast.enums import AlterTableType, ConstrType, ObjectType, ReindexObjectType
 from pglast.visitors import Visitor
 
+from core.schema.declarations import full_name
+
 __all__ = ["Names", "Suspect", "suspicions"]
 
 SERIAL = frozenset({"serial", "serial2", "serial4", "serial8", "smallserial", "bigserial"})
@@ -67,11 +69,7 @@ class Names:
 
 def full(relation: Any) -> str:
     """``facility`` or ``charthold.token_key``."""
-    return dotted(relation.schemaname, relation.relname)
-
-
-def dotted(schema: str | None, name: str) -> str:
-    return name if schema in {None, "public"} else f"{schema}.{name}"
+    return full_name(relation.schemaname, relation.relname)
 
 
 def suspicions(statement: str, names: Names) -> Iterator[Suspect]:
@@ -90,11 +88,11 @@ def suspicions_of(node: Any, names: Names, statement: str) -> Iterator[Suspect]:
         names.made(node.relation)
     elif isinstance(node, ast.RenameStmt) and node.renameType == ObjectType.OBJECT_TABLE:
         yield Suspect("sealed_rename", names.live(node.relation), statement)
-        names.moved(node.relation, dotted(node.relation.schemaname, node.newname))
+        names.moved(node.relation, full_name(node.relation.schemaname, node.newname))
     elif isinstance(node, ast.RenameStmt) and node.renameType == ObjectType.OBJECT_COLUMN:
         yield Suspect("sealed_rename", names.live(node.relation), statement, node.subname)
     elif isinstance(node, ast.AlterObjectSchemaStmt) and node.objectType == ObjectType.OBJECT_TABLE:
-        names.moved(node.relation, dotted(node.newschema, node.relation.relname))
+        names.moved(node.relation, full_name(node.newschema, node.relation.relname))
     elif isinstance(node, ast.IndexStmt) and not node.concurrent:
         yield Suspect("blocking_index", names.live(node.relation), statement)
     elif isinstance(node, ast.ClusterStmt) and node.relation:

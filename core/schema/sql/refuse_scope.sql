@@ -11,11 +11,7 @@ begin
     if coalesce(token, '') = '' then
         raise exception using errcode = 'CH001', message = 'no scope is open in this transaction';
     end if;
-    perform from charthold.token_key as k
-    where k.id = substr(token, 65, 8) and (k.retired_at is null or k.retired_at > clock_timestamp())
-        and sha256(convert_to(left(token, 64), 'UTF8'))
-            = sha256(convert_to(charthold.hmac(k.inner_pad, k.outer_pad, convert_to(substr(token, 65), 'UTF8')), 'UTF8'));
-    if not found then
+    if not charthold.token_signed(token) then
         raise exception using errcode = 'CH002', message = 'the scope is not signed by a current key';
     end if;
     if substr(token, 73, 10) <= extract(epoch from clock_timestamp())::text then

@@ -1,7 +1,7 @@
 """What a verification found, signed, so that the doctor can believe the record of it.
 
 Threat: whoever may write a record of the log's being read declares that it was verified, and was good. So only what the
-seal's key signed counts, and the moment that counts is the signed one: a genuine verdict can be repeated, not renewed.
+seal's key signed counts, and the moment that counts is the signed one: what is genuine can be repeated, not renewed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from core.audit.head import SealKey
 from core.crypto.derive import length_prefixed
 
-__all__ = ["Verdict"]
+__all__ = ["Attestation"]
 
-LABEL = b"charthold.v1.verdict"
+LABEL = b"charthold.v1.attestation"
 
 
-class Verdict(NamedTuple):
+class Attestation(NamedTuple):
     """That a tenant's log, so many records long, was or was not as it was sealed, at that moment."""
 
     tenant: UUID
@@ -42,8 +42,8 @@ class Verdict(NamedTuple):
         }
 
     @classmethod
-    def read(cls, tenant: UUID, text: str, keys: Mapping[str, bytes]) -> Verdict | None:
-        """The verdict on that tenant's log in that JSON, if one of these public keys, by id, made its signature."""
+    def read(cls, tenant: UUID, text: str, keys: Mapping[str, bytes]) -> Attestation | None:
+        """The attestation of that tenant's log in that JSON, if one of these public keys, by id, made its signature."""
         try:
             said = json.loads(text)
             found = cls(tenant, said["good"] is True, int(said["records"]), datetime.fromisoformat(said["at"]))

@@ -1,0 +1,121 @@
+"""What a user who is bound to facilities sees: the rows of these, and whatever refers to a row that the user sees.
+
+Threat: a table of notes about clients shows those of all facilities to whom its author did not think of. So a table is
+narrowed by what it refers to, without being asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeGuard
+
+from piccolo.columns import Column, ForeignKey
+from piccolo.table import Table
+
+from core.errors import ConfigurationError
+from core.permissions import roles_for
+from core.schema.quoting import name_of, quote_ident
+
+if TYPE_CHECKING:
+    from core.tenant_table import TenantTable
+
+__all__ = ["narrowing", "within"]
+
+FACILITY = "facility"  # the table by whose rows users may be bound
+
+
+def narrowing(table: type[TenantTable]) -> list[Column]:
+    """The columns by which the table is narrowed; none: the whole tenant sees its rows.
+
+    Unless ``facility_from`` names others: the references to facilities, or else the one reference that is the nearest
+    to any, for each costs the planner the policies of its table. Raises ``ConfigurationError`` for one that is named
+    and leads to none.
+    """
+    if table.facility_column is not None:
+        return [column for column in table._meta.columns if column._meta.db_column_name == table.facility_column]
+    named = table.facility_from
+    ways = {
+        column: way_from(column._foreign_key_meta.resolved_references, frozenset({table}))
+        for column in table._meta.foreign_key_columns
+        if named is None or column._meta.name in named
+    }
+    if named is not None:
+        if lost := [column._meta.name for column, way in ways.items() if way is None]:
+            raise ConfigurationError(
+                f"{table.__name__}.facility_from names {lost[0]!r}, which leads to no facility that users may see by "
+                "it, so everybody in the tenant would see the rows. Say so with (), or name another reference."
+            )
+        return list(ways)
+    if direct := [column for column, way in ways.items() if way == 0]:
+        return list(direct)
+    near = [(way, column._meta.null, at) for at, (column, way) in enumerate(ways.items()) if way is not None]
+    return [list(ways)[min(near)[2]]] if near else []
+
+
+def within(table: type[TenantTable]) -> str | None:
+    """The condition on the rows that a bound user sees, for the table's policies; None: on all of them."""
+    conditions = {}
+    for column in narrowing(table):
+        name = column._meta.db_column_name
+        to = column._foreign_key_meta.resolved_references if isinstance(column, ForeignKey) else None
+        conditions[name] = in_facility(name) if to is None or is_facility(to) else with_row_of(to, table, name)
+    return all_of(conditions)
+
+
+def way_from(table: type[Table], below: frozenset[type[Table]]) -> int | None:
+    """How many references lie between a table and the facilities; None when none leads there.
+
+    ``below``: the tables from which references led here: a way that leads back to one of them is none.
+    """
+    if is_facility(table):
+        return 0
+    if not of_tenants(table) or table in below:
+        return None
+    if not roles_for(table._meta.tablename, "select", table.permissions):
+        return None  # nobody may ask it
+    if table.facility_column is not None:
+        return 1
+    named = table.facility_from
+    ways = [
+        way_from(column._foreign_key_meta.resolved_references, below | {table})
+        for column in table._meta.foreign_key_columns
+        if named is None or column._meta.name in named
+    ]
+    there = [way for way in ways if way is not None]
+    if named is not None:
+        # All of them narrow it.
+        return 1 + max(there) if there and len(there) == len(ways) else None
+    return 1 + min(there) if there else None
+
+
+def is_facility(table: type[Table]) -> bool:
+    return table._meta.tablename == FACILITY and table._meta.schema in (None, "public")
+
+
+def of_tenants(table: type[Table]) -> TypeGuard[type[TenantTable]]:
+    from core.tenant_table import TenantTable  # late: it is made with this
+
+    return issubclass(table, TenantTable)
+
+
+def in_facility(column: str) -> str:
+    """That the row is of one of the user's facilities."""
+    return f"tenant_id::text || {quote_ident(column)}::text = any ((select charthold.actor_places())::text[])"
+
+
+def with_row_of(parent: type[Table], table: type[Table], column: str) -> str:
+    """That the user sees the row of ``parent`` which the column refers to: its own policies are asked.
+
+    The tenant stands in a CASE: the id finds the row, and the planner would take any index of the tenant for as good.
+    """
+    on = name_of(table)
+    here = f"case when parent.tenant_id = {on}.tenant_id then true end"
+    return f"exists (select from {name_of(parent)} as parent where parent.id = {on}.{quote_ident(column)} and {here})"
+
+
+def all_of(conditions: Mapping[str, str]) -> str | None:
+    """That each condition holds whose column says something, and that one does: column -> condition."""
+    if len(conditions) < 2:
+        return next(iter(conditions.values()), None)
+    each = [f"({quote_ident(column)} is null or {condition})" for column, condition in conditions.items()]
+    return f"coalesce({', '.join(map(quote_ident, conditions))}) is not null and {' and '.join(each)}"
