@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from core.audit.history import Change, Sighting
     from core.audit.record import record, record_failed_login
     from core.audit.recorded import ALTERED, DESTROYED
+    from core.emergencies import Emergency, break_glass
     from core.provision import FoundTenant, ProvisionedTenant, find_tenant, provision_tenant, set_tenant_status
     from core.transactions import Transaction
 
@@ -30,6 +31,7 @@ __all__ = [
     "Change",
     "ChartholdError",
     "ConfigurationError",
+    "Emergency",
     "FoundTenant",
     "KeyProviderError",
     "MigrationError",
@@ -41,6 +43,7 @@ __all__ = [
     "SealedValueError",
     "Sighting",
     "Transaction",
+    "break_glass",
     "current_scope",
     "find_tenant",
     "provision_tenant",
@@ -56,10 +59,12 @@ LATE = {
     "ALTERED": "core.audit.recorded",
     "Change": "core.audit.history",
     "DESTROYED": "core.audit.recorded",
+    "Emergency": "core.emergencies",
     "FoundTenant": "core.provision",
     "ProvisionedTenant": "core.provision",
     "Sighting": "core.audit.history",
     "Transaction": "core.transactions",
+    "break_glass": "core.emergencies",
     "find_tenant": "core.provision",
     "provision_tenant": "core.provision",
     "record": "core.audit.record",

@@ -52,7 +52,7 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
     "CH013": (ScopeError, "A tenant is provisioned outside of every scope. Leave the scope first."),
     "CH014": (
         ProtectedQueryError,
-        "The database alone records inserts, updates, deletes and reads. core.record() takes the other kinds.",
+        "The database alone records changes, reads and emergencies. core.record() takes the other kinds.",
     ),
     "CH016": (
         ProtectedQueryError,
@@ -62,6 +62,12 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
         ProtectedQueryError,
         "A time lies in the years 1 to 9999, and a blind index has the length of its hashes. Others cannot be read.",
     ),
+    "CH018": (
+        ProtectedQueryError,
+        "You see the whole tenant, so there is no glass to break. Open the chart; the reading is recorded.",
+    ),
+    "CH019": (ProtectedQueryError, "An emergency lasts 1 to 240 minutes."),
+    "CH020": (ScopeError, "The emergency has ended. Declare another if it lasts: break_glass()."),
     "CH015": (
         ScopeError,
         "The row belongs to another tenant than the scope. Change each tenant's rows in a scope of its own.",

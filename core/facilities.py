@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["narrowing", "within"]
 
 FACILITY = "facility"  # the table by whose rows users may be bound
+CLIENT = "client"  # the table of which an emergency opens one row
 
 
 def narrowing(table: type[TenantTable]) -> list[Column]:
@@ -53,13 +54,32 @@ def narrowing(table: type[TenantTable]) -> list[Column]:
 
 
 def within(table: type[TenantTable]) -> str | None:
-    """The condition on the rows that a bound user sees, for the table's policies; None: on all of them."""
+    """The condition on the rows that a bound user sees, for the table's policies; None: on all of them.
+
+    In an emergency that is the client's row, and whatever refers to it.
+    """
     conditions = {}
     for column in narrowing(table):
         name = column._meta.db_column_name
         to = column._foreign_key_meta.resolved_references if isinstance(column, ForeignKey) else None
         conditions[name] = in_facility(name) if to is None or is_facility(to) else with_row_of(to, table, name)
-    return all_of(conditions)
+    usual = all_of(conditions)
+    if usual is None:
+        return None
+    # What is narrowed by its client asks the client's own policies, where this stands already.
+    client = [name for name in client_columns(table) if name not in conditions]
+    return " or ".join([usual, *map(of_emergency, client)])
+
+
+def client_columns(table: type[TenantTable]) -> list[str]:
+    """The columns that say whose row it is: of which client."""
+    if is_ours(table, CLIENT):
+        return ["id"]
+    return [
+        column._meta.db_column_name
+        for column in table._meta.foreign_key_columns
+        if is_ours(column._foreign_key_meta.resolved_references, CLIENT)
+    ]
 
 
 def way_from(table: type[Table], below: frozenset[type[Table]]) -> int | None:
@@ -89,7 +109,11 @@ def way_from(table: type[Table], below: frozenset[type[Table]]) -> int | None:
 
 
 def is_facility(table: type[Table]) -> bool:
-    return table._meta.tablename == FACILITY and table._meta.schema in (None, "public")
+    return is_ours(table, FACILITY)
+
+
+def is_ours(table: type[Table], name: str) -> bool:
+    return table._meta.tablename == name and table._meta.schema in (None, "public")
 
 
 def of_tenants(table: type[Table]) -> TypeGuard[type[TenantTable]]:
@@ -101,6 +125,11 @@ def of_tenants(table: type[Table]) -> TypeGuard[type[TenantTable]]:
 def in_facility(column: str) -> str:
     """That the row is of one of the user's facilities."""
     return f"tenant_id::text || {quote_ident(column)}::text = any ((select charthold.actor_places())::text[])"
+
+
+def of_emergency(column: str) -> str:
+    """That the row is of the client whose chart the user opened in an emergency."""
+    return f"tenant_id::text || {quote_ident(column)}::text = (select charthold.emergency_client())"
 
 
 def with_row_of(parent: type[Table], table: type[Table], column: str) -> str:

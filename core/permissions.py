@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-__all__ = ["COMMANDS", "DEFAULT", "PERMISSIONS", "ROLES", "Command", "roles_for"]
+__all__ = ["COMMANDS", "DEFAULT", "EMERGENCY", "PERMISSIONS", "ROLES", "Command", "roles_for"]
 
 Command = Literal["select", "insert", "update", "delete"]
 
 ROLES = ("admin", "clinician", "billing", "auditor", "system")
+# What a user becomes who breaks the glass (core/emergencies.py): reads what a clinician reads, and changes nothing.
+EMERGENCY = "emergency"
 COMMANDS: tuple[Command, ...] = ("select", "insert", "update", "delete")
 
 EVERYBODY = ROLES
@@ -36,7 +38,7 @@ PERMISSIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     # Billing keeps insurance data up to date. Whom a user bound to facilities sees is narrowed further.
     "client": {"select": EVERYBODY, "insert": STAFF, "update": (*STAFF, "billing"), "delete": ADMINS},
     # The log is written by triggers and definer functions only; no role has the INSERT grant.
-    "user_action_audit_log": {"select": ("admin", "auditor", "system"), "insert": EVERYBODY},
+    "user_action_audit_log": {"select": ("admin", "auditor", "system"), "insert": (*EVERYBODY, EMERGENCY)},
     # Whoever may read PHI needs the wrapped keys, which are worthless without the key-encrypting key.
     "tenant_key": {"select": EVERYBODY, "insert": ADMINS, "update": ADMINS},
     "audit_seal": {"select": ("admin", "auditor", "system"), "insert": ("admin", "auditor", "system")},
@@ -44,6 +46,8 @@ PERMISSIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 
 def roles_for(table: str, command: str, permissions: Mapping[str, tuple[str, ...]] | None = None) -> tuple[str, ...]:
-    """The roles that may run the command on the table, in the order of ``ROLES``."""
+    """The roles that may run the command on the table, in the order of ``ROLES``, and ``EMERGENCY`` behind them."""
     granted = (PERMISSIONS.get(table, DEFAULT) if permissions is None else permissions).get(command, ())
-    return tuple(role for role in ROLES if role in granted)
+    if command == "select" and "clinician" in granted:
+        granted = (*granted, EMERGENCY)
+    return tuple(role for role in (*ROLES, EMERGENCY) if role in granted)

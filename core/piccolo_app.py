@@ -23,8 +23,10 @@ from core.commands.rotate_keys import rotate_keys
 from core.commands.seal_audit import seal_audit
 from core.commands.shred_tenant import shred_tenant
 from core.commands.verify_audit import verify_audit
+from core.emergencies import EmergencyAccess
 from core.foundation import FOUNDATION
-from core.principals import Principal, TenantDirectory, TokenKeyRow
+from core.principals import Emergency, Principal, TenantDirectory, TokenKeyRow
+from core.reviews import ActivityReview
 from core.schema import register_shared
 from core.schema.runner import after_forwards, install
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog
@@ -65,6 +67,7 @@ APP_CONFIG = AppConfig(
         TokenKeyRow,
         TenantDirectory,
         Principal,
+        Emergency,
         Tenant,
         User,
         Facility,
@@ -72,6 +75,8 @@ APP_CONFIG = AppConfig(
         UserActionAuditLog,
         TenantKey,
         AuditSeal,
+        EmergencyAccess,
+        ActivityReview,
     ],
     commands=[Command(callable=callable_) for callable_ in COMMANDS],
 )

@@ -1,4 +1,4 @@
-"""What ``charthold.scope()`` reads: token keys, tenants and principals. Only the schema's owner reads and writes them.
+"""What ``charthold.scope()`` reads: token keys, tenants, principals, emergencies. Only the schema's owner has access.
 
 Tenants and principals are copies, kept in step by triggers: the policies of ``tenant`` and ``app_user`` call
 ``scope()``, so ``scope()`` cannot read those tables itself.
@@ -15,7 +15,7 @@ from piccolo.table import Table
 from core.columns import CreatedAt, RowId
 from core.schema import Check, Index, PrimaryKey, RowSecurity, SchemaObject, Trigger, Unique
 
-__all__ = ["Principal", "TenantDirectory", "TokenKeyRow"]
+__all__ = ["Emergency", "Principal", "TenantDirectory", "TokenKeyRow"]
 
 
 class TokenKeyRow(Table, tablename="token_key", schema="charthold"):
@@ -81,6 +81,27 @@ class Principal(Table, tablename="principal", schema="charthold"):
         # As scope() looks: what a token names is not cast before its signature is known to hold.
         Index(name="principal_by_name", columns=('((tenant_id::text || user_id::text) collate "C")',), unique=True),
         Trigger(name="stand", timing="before", events=("insert", "update"), level="row", function="charthold.stand"),
+        RowSecurity(forced=False),
+    )
+
+    @classmethod
+    def schema_objects(cls) -> Sequence[SchemaObject]:
+        return cls.declares
+
+
+class Emergency(Table, tablename="emergency", schema="charthold"):
+    """Who may read which client's chart until when. ``charthold.break_glass()`` writes it."""
+
+    id = RowId()
+    tenant_id = UUID(default=None)
+    user_id = UUID(default=None)
+    client_id = UUID(default=None)
+    until = Timestamptz(default=None)
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        PrimaryKey(name="emergency_pkey", columns=("tenant_id", "id")),
+        # As charthold.emergency_of() looks: what a token names is not cast.
+        Index(name="emergency_by_name", columns=('((tenant_id::text || id::text) collate "C")',), unique=True),
         RowSecurity(forced=False),
     )
 

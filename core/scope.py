@@ -39,6 +39,7 @@ class Scope:
         "_seconds",
         "_tokens",
         "actor",
+        "emergency",
         "reason",
         "request_id",
         "source_ip",
@@ -53,12 +54,14 @@ class Scope:
         request_id: str,
         source_ip: str,
         seconds: int,
+        emergency: UUID | None = None,
     ) -> None:
         self.tenant = tenant
         self.actor = actor
         self.reason = reason
         self.request_id = request_id
         self.source_ip = source_ip
+        self.emergency = emergency
         self._seconds = seconds
         self._expires = 0
         self._over = False
@@ -134,6 +137,7 @@ class Scope:
             request_id=self.request_id,
             source_ip=self.source_ip,
             reason=self.reason,
+            emergency=self.emergency,
         )
 
 
@@ -145,16 +149,20 @@ def scope(
     request_id: str | None = None,
     source_ip: str | None = None,
     seconds: int | None = None,
+    emergency: UUID | None = None,
 ) -> Scope:
     """Say who acts: ``async with scope(tenant=..., actor=..., reason="treatment"): ...``.
 
     ``tenant`` and ``actor`` are the ids of a tenant and of one of its active users; ``reason`` (1 to 500 characters,
     never PHI) stands in every audit record, as do ``request_id`` and ``source_ip``; the scope ends by itself after
-    ``seconds`` (at most ``CHARTHOLD_SCOPE_SECONDS``). Raises ``ScopeError`` for anything else.
+    ``seconds`` (at most ``CHARTHOLD_SCOPE_SECONDS``). ``emergency`` is the id of one that the actor declared
+    (``core/emergencies.py``). Raises ``ScopeError`` for anything else.
     """
     if not isinstance(tenant, UUID) or not isinstance(actor, UUID):
         raise ScopeError("scope(tenant=..., actor=...) takes two UUIDs: a tenant's id and the id of one of its users.")
-    reason = _line("reason", reason)
+    if emergency is not None and not isinstance(emergency, UUID):
+        raise ScopeError("emergency is a UUID: the id of what break_glass() answered.")
+    reason = one_line("reason", reason)
     if not reason:
         raise ScopeError('A scope needs a reason, such as reason="treatment"; it stands in each audit record.')
     address = ""
@@ -170,7 +178,9 @@ def scope(
     longest = settings().scope_seconds
     if seconds is not None and (type(seconds) is not int or not 0 < seconds <= longest):
         raise ScopeError(f"A scope lives 1 to {longest} whole seconds; CHARTHOLD_SCOPE_SECONDS sets the most.")
-    return Scope(tenant, actor, reason, _line("request_id", request_id or ""), address, seconds or longest)
+    return Scope(
+        tenant, actor, reason, one_line("request_id", request_id or ""), address, seconds or longest, emergency
+    )
 
 
 def open_scope() -> Scope:
@@ -192,7 +202,7 @@ def current_scope() -> Scope:
     return scope
 
 
-def _line(name: str, text: str) -> str:
+def one_line(name: str, text: str) -> str:
     """One line of text, so that it cannot forge a record in a log that is read by lines."""
     if not isinstance(text, str) or len(text) > LONGEST_REASON or not text.isprintable():
         raise ScopeError(f"{name} must be printable text of at most {LONGEST_REASON} characters on one line.")

@@ -9,6 +9,8 @@ Layout, fixed width so that PostgreSQL takes it apart with ``substr``::
 
     mac 64 hex | key id 8 hex | expiry 10 digits | backend pid 10 digits | tenant 36 | actor 36
     | request id, source ip, reason, with U+001F between them
+
+In an emergency (``core/emergencies.py``) its id stands in the actor's place, and the actor behind the reason.
 """
 
 from __future__ import annotations
@@ -62,11 +64,12 @@ class TokenKey:
         request_id: str = "",
         source_ip: str = "",
         reason: str = "",
+        emergency: UUID | None = None,
     ) -> str:
         """The token for one backend; ``expires`` in seconds since 1970, ``backend`` a pid or ``ANY_BACKEND``."""
-        payload = (
-            f"{self.id}{expires:010d}{backend:010d}{tenant}{actor}{request_id}{SEPARATOR}{source_ip}{SEPARATOR}{reason}"
-        )
+        said = f"{request_id}{SEPARATOR}{source_ip}{SEPARATOR}{reason}"
+        who = f"{actor}{said}" if emergency is None else f"{emergency}{said}{SEPARATOR}{actor}"
+        payload = f"{self.id}{expires:010d}{backend:010d}{tenant}{who}"
         inner = self._inner.copy()  # type: ignore[attr-defined]
         inner.update(payload.encode())
         outer = self._outer.copy()  # type: ignore[attr-defined]

@@ -162,6 +162,119 @@ end""",
     )
 
     manager.add_function(
+        name="charthold.break_glass",
+        signature="(uuid, text, integer)",
+        source="""-- Lets a clinician who is bound to facilities read one client's chart wherever it is, for some minutes, 164.312(a)(2)(ii).
+-- Returns the emergency: it stands in a token in the user's place (charthold.emergency_of()).
+--
+-- Threat: whoever may break the glass breaks it for everybody, for ever, or unseen. It is one client, named by id, for four
+-- hours at most; it changes nothing; what it shows is recorded as any reading is, with a reason that says so; and the
+-- emergency itself stands in the log of the client and in a table that nobody can write, to be reviewed.
+create function charthold.break_glass(client uuid, why text, minutes integer, out id uuid, out until timestamptz)
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+    tenant constant uuid := substr(s, 18, 36);
+    actor constant uuid := substr(s, 54, 36);
+    began constant timestamptz := clock_timestamp();
+begin
+    if rtrim(substr(s, 90, 9)) not in ('admin', 'clinician') then
+        raise exception using errcode = 'insufficient_privilege', message = 'break the glass';
+    end if;
+    if rtrim(substr(s, 99, 36)) <> '' then
+        raise exception using errcode = 'CH018', message = 'the user sees the whole tenant';
+    end if;
+    if minutes is null or minutes not between 1 and 240 then
+        raise exception using errcode = 'CH019', message = 'an emergency lasts 1 to 240 minutes';
+    end if;
+    id := charthold.uuid7();
+    until := began + make_interval(mins => minutes);
+    insert into public.emergency_access (id, tenant_id, user_id, client_id, reason, until, created_at)
+    values (id, tenant, actor, client, why, until, began);
+    insert into charthold.emergency (id, tenant_id, user_id, client_id, until) values (id, tenant, actor, client, until);
+    insert into public.user_action_audit_log (
+        id, tenant_id, user_id, action_type, table_name, record_id, new_values, request_id, source_ip, reason
+    )
+    values (
+        charthold.uuid7(), tenant, actor, 'break_glass', 'client', client,
+        jsonb_build_object('emergency', id, 'until', until),
+        nullif(split_part(s, chr(31), 2), ''), nullif(split_part(s, chr(31), 3), '')::inet, why
+    );
+end
+$$""",
+        execute_to=("app_runtime",),
+    )
+
+    manager.add_function(
+        name="charthold.emergency_client",
+        source="""-- The client whose chart the open scope's user reads in an emergency, behind its tenant, as tenant_as() says why. Else null.
+create function charthold.emergency_client() returns text
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s constant text := charthold.scope();
+begin
+    return case when substr(s, 90, 9) = 'emergency' then substr(s, 18, 36) || split_part(substr(s, 135), chr(31), 5) end;
+end
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
+        name="charthold.emergency_of",
+        signature="(text)",
+        source="""-- The emergency that a token names, if it does: in the place of the user stands the emergency, and behind the reason the
+-- user. Whether the token holds, and whether the emergency has ended, are other questions.
+--
+-- Threat: an application takes the emergency's id from a request, and opens somebody else's. So both are in the token, and
+-- must belong together.
+create function charthold.emergency_of(token text, out user_id uuid, out client_id uuid, out until timestamptz)
+    language sql stable parallel unsafe
+as $$
+    select e.user_id, e.client_id, e.until from charthold.emergency as e
+    where (e.tenant_id::text || e.id::text) collate "C" = pg_catalog.substr(token, 93, 72)
+        and e.user_id::text = pg_catalog.split_part(pg_catalog.substr(token, 165), pg_catalog.chr(31), 4)
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.emergency_scope",
+        signature="(text)",
+        source="""-- What charthold.scope() answers to the token of an emergency; of any other it says why it is not believed.
+--
+-- The role is "emergency", no facility is the user's, and behind the reason, which says that the glass was broken, stands
+-- the client. Who is locked, or no longer a clinician, has no emergency either.
+create function charthold.emergency_scope(token text) returns text
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    said constant text := substr(token, 165);
+    granted text;
+begin
+    select extract(epoch from statement_timestamp())::text || p.tenant_id || p.user_id || 'emergency' || repeat(' ', 36)
+        || chr(31) || split_part(said, chr(31), 1) || chr(31) || split_part(said, chr(31), 2)
+        || chr(31) || 'break-glass: ' || split_part(said, chr(31), 3) || chr(31) || e.client_id
+    into granted
+    from charthold.emergency_of(token) as e
+    join charthold.principal as p on p.tenant_id::text = substr(token, 93, 36) and p.user_id = e.user_id
+    where e.until > clock_timestamp() and charthold.token_holds(token)
+        and p.tenant_open and p.role in ('admin', 'clinician')
+        and (p.locked_until is null or p.locked_until <= clock_timestamp())
+        -- An old snapshot shows the user as they were; the row itself says whether it was replaced since.
+        and (p.xmax = '0'::xid or p.xmax = p.xmin or not charthold.was_replaced(p.xmin, p.xmax));
+    if granted is null then
+        perform charthold.refuse_scope(token);
+    end if;
+    return granted;
+end
+$$""",
+    )
+
+    manager.add_function(
         name="charthold.ensure_partitions",
         signature="(integer)",
         source="""-- Makes the audit log's partitions for this month and the months ahead, and returns the names of the new ones.
@@ -517,12 +630,12 @@ declare
     s constant text := charthold.scope();
     made constant uuid := charthold.uuid7();
 begin
-    if action in ('insert', 'update', 'delete', 'read') then
+    if action in ('insert', 'update', 'delete', 'read', 'break_glass') then
         raise exception using errcode = 'CH014', message = 'that kind of record is written by the database alone';
     end if;
     -- As in ACTION_TYPES of core/tables.py.
     if action not in (
-        'export', 'login', 'login_failed', 'logout', 'break_glass', 'search', 'key_rotation', 'key_shredding',
+        'export', 'login', 'login_failed', 'logout', 'search', 'key_rotation', 'key_shredding',
         'tenant_change', 'audit_read', 'seal'
     ) or action is null then
         raise exception using errcode = 'check_violation', constraint = 'user_action_audit_log_action_known',
@@ -571,6 +684,7 @@ declare
     said_by_scope constant text := substr(token, 165);
     tenant uuid;
     actor uuid;
+    hurried uuid;
     witness uuid;
     acts_as text;
     written bigint;
@@ -585,7 +699,9 @@ begin
         perform charthold.refuse_scope(token);
     end if;
     tenant := substr(token, 93, 36);
-    actor := substr(token, 129, 36);
+    -- In an emergency the token names that, and behind the reason the user.
+    hurried := (select e.user_id from charthold.emergency_of(token) as e);
+    actor := coalesce(hurried, substr(token, 129, 36)::uuid);
     select p.user_id into witness from charthold.principal as p
     where p.tenant_id = tenant and p.standing is not null
         and (p.locked_until is null or p.locked_until <= clock_timestamp())
@@ -608,7 +724,7 @@ begin
     )
     select charthold.uuid7(), tenant, actor, action, about_table, row_id, said, opened,
         nullif(split_part(said_by_scope, chr(31), 1), ''), nullif(split_part(said_by_scope, chr(31), 2), '')::inet,
-        split_part(said_by_scope, chr(31), 3)
+        case when hurried is not null then 'break-glass: ' else '' end || split_part(said_by_scope, chr(31), 3)
     from unnest(ids) as row_id
     where row_id is not null or action <> 'read';
     get diagnostics written = row_count;
@@ -690,7 +806,7 @@ $$""",
         signature="(text)",
         source="""-- Says why charthold.scope() does not believe a token.
 -- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active,
--- CH006 an old snapshot.
+-- CH006 an old snapshot, CH020 an emergency that has ended.
 --
 -- Threat: an oracle for the code of a token. So it tells more than that a code is wrong only of a token whose code is right.
 create function charthold.refuse_scope(token text) returns void
@@ -718,6 +834,9 @@ begin
         select from charthold.token_key as k where k.id = substr(token, 65, 8) and charthold.was_replaced(k.xmin, k.xmax)
     ) then
         raise exception using errcode = 'CH006', message = 'the actor or the key was changed since this statement began';
+    end if;
+    if (select e.until from charthold.emergency_of(token) as e) <= clock_timestamp() then
+        raise exception using errcode = 'CH020', message = 'the emergency has ended';
     end if;
     raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant, or is locked';
 end
@@ -787,7 +906,8 @@ $$""",
 -- statement can put it back; a function that signs for itself therefore ends with charthold.forget_scope().
 --
 -- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
--- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them.
+-- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them, and
+-- in an emergency the client.
 -- Errors: those of charthold.refuse_scope().
 create function charthold.scope() returns text
     language plpgsql stable parallel unsafe security definer
@@ -833,7 +953,8 @@ begin
         and (p.xmax = '0'::xid or p.xmax = p.xmin or not charthold.was_replaced(p.xmin, p.xmax))
         and (k.xmax = '0'::xid or k.xmax = k.xmin or not charthold.was_replaced(k.xmin, k.xmax));
     if granted is null then
-        perform charthold.refuse_scope(current_setting('charthold.scope', true));
+        -- An emergency is rare, and is worked out each time it is asked for.
+        return charthold.emergency_scope(current_setting('charthold.scope', true));
     end if;
 
     -- Nothing is remembered in a transaction that may write nothing.

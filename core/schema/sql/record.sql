@@ -10,12 +10,12 @@ declare
     s constant text := charthold.scope();
     made constant uuid := charthold.uuid7();
 begin
-    if action in ('insert', 'update', 'delete', 'read') then
+    if action in ('insert', 'update', 'delete', 'read', 'break_glass') then
         raise exception using errcode = 'CH014', message = 'that kind of record is written by the database alone';
     end if;
     -- As in ACTION_TYPES of core/tables.py.
     if action not in (
-        'export', 'login', 'login_failed', 'logout', 'break_glass', 'search', 'key_rotation', 'key_shredding',
+        'export', 'login', 'login_failed', 'logout', 'search', 'key_rotation', 'key_shredding',
         'tenant_change', 'audit_read', 'seal'
     ) or action is null then
         raise exception using errcode = 'check_violation', constraint = 'user_action_audit_log_action_known',

@@ -16,6 +16,7 @@ declare
     said_by_scope constant text := substr(token, 165);
     tenant uuid;
     actor uuid;
+    hurried uuid;
     witness uuid;
     acts_as text;
     written bigint;
@@ -30,7 +31,9 @@ begin
         perform charthold.refuse_scope(token);
     end if;
     tenant := substr(token, 93, 36);
-    actor := substr(token, 129, 36);
+    -- In an emergency the token names that, and behind the reason the user.
+    hurried := (select e.user_id from charthold.emergency_of(token) as e);
+    actor := coalesce(hurried, substr(token, 129, 36)::uuid);
     select p.user_id into witness from charthold.principal as p
     where p.tenant_id = tenant and p.standing is not null
         and (p.locked_until is null or p.locked_until <= clock_timestamp())
@@ -53,7 +56,7 @@ begin
     )
     select charthold.uuid7(), tenant, actor, action, about_table, row_id, said, opened,
         nullif(split_part(said_by_scope, chr(31), 1), ''), nullif(split_part(said_by_scope, chr(31), 2), '')::inet,
-        split_part(said_by_scope, chr(31), 3)
+        case when hurried is not null then 'break-glass: ' else '' end || split_part(said_by_scope, chr(31), 3)
     from unnest(ids) as row_id
     where row_id is not null or action <> 'read';
     get diagnostics written = row_count;

@@ -14,7 +14,8 @@
 -- statement can put it back; a function that signs for itself therefore ends with charthold.forget_scope().
 --
 -- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
--- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them.
+-- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them, and
+-- in an emergency the client.
 -- Errors: those of charthold.refuse_scope().
 create function charthold.scope() returns text
     language plpgsql stable parallel unsafe security definer
@@ -60,7 +61,8 @@ begin
         and (p.xmax = '0'::xid or p.xmax = p.xmin or not charthold.was_replaced(p.xmin, p.xmax))
         and (k.xmax = '0'::xid or k.xmax = k.xmin or not charthold.was_replaced(k.xmin, k.xmax));
     if granted is null then
-        perform charthold.refuse_scope(current_setting('charthold.scope', true));
+        -- An emergency is rare, and is worked out each time it is asked for.
+        return charthold.emergency_scope(current_setting('charthold.scope', true));
     end if;
 
     -- Nothing is remembered in a transaction that may write nothing.

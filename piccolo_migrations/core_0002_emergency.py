@@ -1,14 +1,13 @@
 from core.columns import RowId
 from core.ids import uuid7
-from piccolo.columns.column_types import SmallInt
-from piccolo.columns.column_types import Text
 from piccolo.columns.column_types import Timestamptz
+from piccolo.columns.column_types import UUID
 from piccolo.columns.indexes import IndexMethod
 from core.schema.migration import MigrationManager
 
-ID = "2026-01-01T00:00:00:000003"
+ID = "2026-01-01T00:00:00:000002"
 VERSION = "1.38.0"
-DESCRIPTION = "tenant_directory"
+DESCRIPTION = "emergency"
 
 
 async def forwards():
@@ -17,17 +16,17 @@ async def forwards():
     )
 
     manager.add_table(
-        class_name="TenantDirectory",
-        tablename="tenant_directory",
+        class_name="Emergency",
+        tablename="emergency",
         schema="charthold",
         columns=None,
     )
 
     manager.add_column(
-        table_class_name="TenantDirectory",
-        tablename="tenant_directory",
-        column_name="tenant_id",
-        db_column_name="tenant_id",
+        table_class_name="Emergency",
+        tablename="emergency",
+        column_name="id",
+        db_column_name="id",
         column_class_name="RowId",
         column_class=RowId,
         params={
@@ -45,12 +44,12 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TenantDirectory",
-        tablename="tenant_directory",
-        column_name="slug",
-        db_column_name="slug",
-        column_class_name="Text",
-        column_class=Text,
+        table_class_name="Emergency",
+        tablename="emergency",
+        column_name="tenant_id",
+        db_column_name="tenant_id",
+        column_class_name="UUID",
+        column_class=UUID,
         params={
             "default": None,
             "null": False,
@@ -66,12 +65,12 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TenantDirectory",
-        tablename="tenant_directory",
-        column_name="status",
-        db_column_name="status",
-        column_class_name="Text",
-        column_class=Text,
+        table_class_name="Emergency",
+        tablename="emergency",
+        column_name="user_id",
+        db_column_name="user_id",
+        column_class_name="UUID",
+        column_class=UUID,
         params={
             "default": None,
             "null": False,
@@ -87,12 +86,12 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TenantDirectory",
-        tablename="tenant_directory",
-        column_name="retention_years",
-        db_column_name="retention_years",
-        column_class_name="SmallInt",
-        column_class=SmallInt,
+        table_class_name="Emergency",
+        tablename="emergency",
+        column_name="client_id",
+        db_column_name="client_id",
+        column_class_name="UUID",
+        column_class=UUID,
         params={
             "default": None,
             "null": False,
@@ -108,15 +107,15 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TenantDirectory",
-        tablename="tenant_directory",
-        column_name="shred_requested_at",
-        db_column_name="shred_requested_at",
+        table_class_name="Emergency",
+        tablename="emergency",
+        column_name="until",
+        db_column_name="until",
         column_class_name="Timestamptz",
         column_class=Timestamptz,
         params={
             "default": None,
-            "null": True,
+            "null": False,
             "primary_key": False,
             "unique": False,
             "index": False,
@@ -129,17 +128,18 @@ async def forwards():
     )
 
     manager.add_primary_key(
-        table="charthold.tenant_directory",
-        name="tenant_directory_pkey",
-        columns=("tenant_id",),
+        table="charthold.emergency",
+        name="emergency_pkey",
+        columns=("tenant_id", "id"),
     )
 
-    manager.add_unique(
-        table="charthold.tenant_directory",
-        name="tenant_directory_slug_key",
-        columns=("slug",),
+    manager.add_index(
+        table="charthold.emergency",
+        name="emergency_by_name",
+        columns=('((tenant_id::text || id::text) collate "C")',),
+        unique=True,
     )
 
-    manager.add_row_security(table="charthold.tenant_directory", forced=False)
+    manager.add_row_security(table="charthold.emergency", forced=False)
 
     return manager

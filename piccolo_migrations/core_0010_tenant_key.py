@@ -9,7 +9,7 @@ from piccolo.columns.column_types import Text
 from piccolo.columns.indexes import IndexMethod
 from core.schema.migration import MigrationManager
 
-ID = "2026-01-01T00:00:00:000009"
+ID = "2026-01-01T00:00:00:000010"
 VERSION = "1.38.0"
 DESCRIPTION = "tenant_key"
 

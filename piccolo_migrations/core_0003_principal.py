@@ -8,7 +8,7 @@ from piccolo.columns.column_types import UUID
 from piccolo.columns.indexes import IndexMethod
 from core.schema.migration import MigrationManager
 
-ID = "2026-01-01T00:00:00:000002"
+ID = "2026-01-01T00:00:00:000003"
 VERSION = "1.38.0"
 DESCRIPTION = "principal"
 

@@ -45,7 +45,7 @@ class User(Table, tablename="app_user", schema=None):
     )
 
 
-ID = "2026-01-01T00:00:00:000010"
+ID = "2026-01-01T00:00:00:000011"
 VERSION = "1.38.0"
 DESCRIPTION = "client"
 
@@ -1032,8 +1032,8 @@ $$""",
     manager.add_policy(
         table="client",
         name="facility_isolation",
-        using='case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || "facility_id"::text = any ((select charthold.actor_places())::text[]) end',
-        check='case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || "facility_id"::text = any ((select charthold.actor_places())::text[]) end',
+        using='case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || "facility_id"::text = any ((select charthold.actor_places())::text[]) or tenant_id::text || "id"::text = (select charthold.emergency_client()) end',
+        check='case when tenant_id = (select charthold.tenant_everywhere()) then true else tenant_id::text || "facility_id"::text = any ((select charthold.actor_places())::text[]) or tenant_id::text || "id"::text = (select charthold.emergency_client()) end',
         restrictive=True,
     )
 

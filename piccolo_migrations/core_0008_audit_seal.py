@@ -14,7 +14,7 @@ from piccolo.columns.column_types import UUID
 from piccolo.columns.indexes import IndexMethod
 from core.schema.migration import MigrationManager
 
-ID = "2026-01-01T00:00:00:000007"
+ID = "2026-01-01T00:00:00:000008"
 VERSION = "1.38.0"
 DESCRIPTION = "audit_seal"
 

@@ -5,7 +5,7 @@ from piccolo.columns.column_types import Timestamptz
 from piccolo.columns.indexes import IndexMethod
 from core.schema.migration import MigrationManager
 
-ID = "2026-01-01T00:00:00:000004"
+ID = "2026-01-01T00:00:00:000005"
 VERSION = "1.38.0"
 DESCRIPTION = "token_key"
 

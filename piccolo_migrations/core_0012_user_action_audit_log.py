@@ -31,7 +31,7 @@ class User(Table, tablename="app_user", schema=None):
     )
 
 
-ID = "2026-01-01T00:00:00:000011"
+ID = "2026-01-01T00:00:00:000012"
 VERSION = "1.38.0"
 DESCRIPTION = "user_action_audit_log"
 

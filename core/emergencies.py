@@ -1,0 +1,123 @@
+"""Breaking the glass, 164.312(a)(2)(ii): a clinician reads the chart of a client elsewhere, for a while, on record.
+
+A user who is bound to facilities does not see the clients of others. In an emergency they name one, and say why::
+
+    async with scope(tenant=clinic, actor=doctor, reason="emergency room"):
+        emergency = await break_glass(client_id, reason="unconscious, nobody to ask")
+    async with emergency.scope():
+        chart = await Client.objects().get(Client.id == client_id)
+
+Inside that scope the user reads that chart, and what refers to it, as any clinician of its facility does, and changes
+nothing. The database keeps both promises (``core/schema/sql/break_glass.sql``). Afterwards somebody else reviews it
+(``core/reviews.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar, cast
+from uuid import UUID
+
+import asyncpg
+from piccolo.columns import Text, Timestamptz
+from piccolo.columns.base import OnDelete
+
+from core.columns import TenantForeignKey
+from core.engine import engine
+from core.errors import ChartholdError
+from core.plan import Plan
+from core.schema import Check, Index, SchemaObject
+from core.scope import Scope, current_scope, one_line, scope
+from core.tables import Client, TenantTable, User
+
+__all__ = ["LONGEST", "Emergency", "EmergencyAccess", "break_glass"]
+
+LONGEST = 240  # minutes
+
+
+class EmergencyAccess(TenantTable, tablename="emergency_access"):
+    """That a user broke the glass for a client. Written by ``charthold.break_glass()`` alone, and never changed."""
+
+    # RESTRICT: who did it can be found.
+    user_id = TenantForeignKey(User, on_delete=OnDelete.restrict, required=True)
+    # CASCADE: a record is deleted when it need not be kept any more; that it was opened, the log keeps by itself.
+    client_id = TenantForeignKey(Client, on_delete=OnDelete.cascade, required=True)
+    reason = Text(default=None, required=True)
+    until = Timestamptz(default=None, required=True)
+
+    waived: ClassVar[Mapping[str, str]] = {
+        "reason": "why the user acted; a text about a patient does not belong there",
+    }
+
+    # Read by who reviews it. What a clinician may insert only the function does.
+    permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = {
+        "select": ("admin", "auditor", "system"),
+        "insert": ("admin", "clinician"),
+    }
+    whole_tenant = ("select",)
+    # It is made by who does not see the client.
+    facility_from = ()
+
+    @classmethod
+    def _privileges(cls) -> tuple[str, ...]:
+        # Threat: an emergency that lasts for ever, or in the name of somebody else.
+        return ("select",)
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        Check(name="emergency_access_reason_given", condition="reason ~ '[^[:space:]]' and length(reason) <= 500"),
+        Check(name="emergency_access_until_later", condition="until > created_at"),
+        Index(name="emergency_access_newest_first", columns=("tenant_id", "created_at desc")),
+    )
+
+
+@dataclass(frozen=True)
+class Emergency:
+    """A client's chart that a user may read until then."""
+
+    id: UUID
+    tenant: UUID
+    actor: UUID
+    client_id: UUID
+    reason: str
+    until: datetime
+
+    def scope(self, *, request_id: str | None = None, source_ip: str | None = None) -> Scope:
+        """The scope in which the chart can be read, with the emergency's reason."""
+        return scope(
+            tenant=self.tenant,
+            actor=self.actor,
+            reason=self.reason,
+            request_id=request_id,
+            source_ip=source_ip,
+            emergency=self.id,
+        )
+
+
+async def break_glass(client: UUID, *, reason: str, minutes: int = 60) -> Emergency:
+    """Let the scope's user read that client's chart for some minutes (1 to 240), wherever in the tenant it is.
+
+    ``reason`` (1 to 500 characters, never PHI) stands in each record of what is read. Keep the emergency's ``id`` for
+    the next request: ``scope(tenant=..., actor=..., reason=..., emergency=id)``. Raises ``ScopeError`` for who is no
+    clinician or admin, ``ChartholdError`` for who sees the whole tenant anyway, and for a client that does not exist.
+    """
+    if type(minutes) is not int or not 0 < minutes <= LONGEST:
+        raise ChartholdError(f"An emergency lasts 1 to {LONGEST} whole minutes.")
+    reason = one_line("reason", reason)
+    if not reason:
+        raise ChartholdError("An emergency needs a reason; whoever reviews it reads that first.")
+    here = current_scope()
+    plan = Plan("select id, until from charthold.break_glass({}, {}, {})", client, reason, minutes)
+    try:
+        [row] = await engine().run_plan(plan)
+    except asyncpg.ForeignKeyViolationError:
+        raise ChartholdError("The tenant has no client with that id, so there is no glass to break.") from None
+    return Emergency(
+        id=cast("UUID", row["id"]),
+        tenant=here.tenant,
+        actor=here.actor,
+        client_id=client,
+        reason=reason,
+        until=cast("datetime", row["until"]),
+    )

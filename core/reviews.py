@@ -1,0 +1,68 @@
+"""That somebody looked: a reviewer's sign-off, 164.308(a)(1)(ii)(D), of what was done in a time or in one emergency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from piccolo.columns import Text, Timestamptz
+from piccolo.columns.base import OnDelete
+
+from core.columns import ActorId, EncryptedText, TenantForeignKey
+from core.emergencies import EmergencyAccess
+from core.schema import Check, Index, Policy, SchemaObject
+from core.tables import TenantTable, one_of
+
+__all__ = ["FINDINGS", "ActivityReview"]
+
+FINDINGS = ("in_order", "follow_up", "violation")
+
+
+class ActivityReview(TenantTable, tablename="activity_review"):
+    """A sign-off: of one emergency, or of all that happened from ``since`` to ``until``. Never changed.
+
+    ``reviewed_by`` is who writes it, and nobody reviews their own emergency: the database sees to both.
+    """
+
+    reviewed_by = ActorId()
+    # CASCADE: as the emergency goes with its client.
+    emergency_id = TenantForeignKey(EmergencyAccess, on_delete=OnDelete.cascade, null=True)
+    since = Timestamptz(default=None, null=True)
+    until = Timestamptz(default=None, null=True)
+    finding = Text(default="in_order")
+    # A reviewer writes about patients.
+    note = EncryptedText(identifier="other", null=True)
+
+    permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = {
+        "select": ("admin", "auditor", "system"),
+        "insert": ("admin", "auditor"),
+    }
+    # Who does not see everything has not reviewed it.
+    whole_tenant = ("select", "insert")
+    facility_from = ()
+
+    declares: ClassVar[Sequence[SchemaObject]] = (
+        one_of("activity_review_finding_known", "finding", FINDINGS),
+        Check(
+            name="activity_review_of_something",
+            condition="num_nulls(since, until) = case when emergency_id is null then 0 else 2 end",
+        ),
+        # What has not happened yet nobody has seen.
+        Check(name="activity_review_of_the_past", condition="since < until and until <= created_at"),
+        Policy(
+            name="insert_as_oneself",
+            command="insert",
+            restrictive=True,
+            check="reviewed_by = (select charthold.actor_id())",
+        ),
+        # Threat: who broke the glass finds that it was in order.
+        Policy(
+            name="insert_by_another",
+            command="insert",
+            restrictive=True,
+            check="emergency_id is null or exists (select from public.emergency_access as e"
+            " where e.id = activity_review.emergency_id and e.tenant_id = activity_review.tenant_id"
+            " and e.user_id <> (select charthold.actor_id()))",
+        ),
+        Index(name="activity_review_newest_first", columns=("tenant_id", "created_at desc")),
+    )

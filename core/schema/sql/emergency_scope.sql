@@ -1,0 +1,29 @@
+-- What charthold.scope() answers to the token of an emergency; of any other it says why it is not believed.
+--
+-- The role is "emergency", no facility is the user's, and behind the reason, which says that the glass was broken, stands
+-- the client. Who is locked, or no longer a clinician, has no emergency either.
+create function charthold.emergency_scope(token text) returns text
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    said constant text := substr(token, 165);
+    granted text;
+begin
+    select extract(epoch from statement_timestamp())::text || p.tenant_id || p.user_id || 'emergency' || repeat(' ', 36)
+        || chr(31) || split_part(said, chr(31), 1) || chr(31) || split_part(said, chr(31), 2)
+        || chr(31) || 'break-glass: ' || split_part(said, chr(31), 3) || chr(31) || e.client_id
+    into granted
+    from charthold.emergency_of(token) as e
+    join charthold.principal as p on p.tenant_id::text = substr(token, 93, 36) and p.user_id = e.user_id
+    where e.until > clock_timestamp() and charthold.token_holds(token)
+        and p.tenant_open and p.role in ('admin', 'clinician')
+        and (p.locked_until is null or p.locked_until <= clock_timestamp())
+        -- An old snapshot shows the user as they were; the row itself says whether it was replaced since.
+        and (p.xmax = '0'::xid or p.xmax = p.xmin or not charthold.was_replaced(p.xmin, p.xmax));
+    if granted is null then
+        perform charthold.refuse_scope(token);
+    end if;
+    return granted;
+end
+$$

@@ -1,0 +1,452 @@
+"""A clinician breaks the glass: one client's chart, for a while, to read, on record, and reviewed by somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, date, datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from core import ChartholdError, Emergency, ProtectedQueryError, ScopeError, break_glass, record, scope, transaction
+from core.audit.history import history
+from core.columns import EncryptedText, TenantForeignKey
+from core.emergencies import EmergencyAccess
+from core.engine import ChartholdEngine
+from core.errors import ConfigurationError
+from core.ids import uuid7
+from core.permissions import ROLES
+from core.reviews import ActivityReview
+from core.tables import Client, Facility, TenantTable, User, UserActionAuditLog
+from tests.conftest import Clinic
+from tests.ledger import create
+
+WHY = "unconscious, nobody to ask"
+
+
+class Visit(TenantTable, tablename="emergency_visit"):
+    """Of a client, and so narrowed by it."""
+
+    client_id = TenantForeignKey(Client)
+    notes = EncryptedText(identifier="other", null=True)
+
+
+class Finding(TenantTable, tablename="emergency_finding"):
+    """Two references away from the client."""
+
+    visit_id = TenantForeignKey(Visit)
+
+
+class Stay(TenantTable, tablename="emergency_stay"):
+    """Narrowed by a facility of its own, and of a client all the same. Every role may write it."""
+
+    facility_id = TenantForeignKey(Facility)
+    client_id = TenantForeignKey(Client, null=True)
+    permissions = {"select": ROLES, "insert": ROLES, "update": ROLES, "delete": ROLES}  # noqa: RUF012
+
+
+class Ward(TenantTable, tablename="emergency_ward"):
+    """Of a facility, and of nobody."""
+
+    facility_id = TenantForeignKey(Facility)
+
+
+TABLES = (Visit, Finding, Stay, Ward)
+CHARTS = (Client, Visit, Finding, Stay)
+
+
+class Chart(NamedTuple):
+    """A client, and a row of each table that tells of them."""
+
+    facility: UUID
+    client: UUID
+    rows: dict[type[TenantTable], UUID]
+
+
+@pytest.fixture(scope="module")
+async def charts(database: ChartholdEngine, lakeside: Clinic) -> tuple[Chart, Chart, Chart]:
+    """One here, and two in another facility."""
+    await create(database, *TABLES)
+    async with lakeside.as_admin():
+        here, there = Facility(name="Here"), Facility(name="There")
+        await Facility.insert(here, there)
+        return await furnish(here, "Ida"), await furnish(there, "Tom"), await furnish(there, "Tim")
+
+
+async def furnish(facility: Facility, name: str) -> Chart:
+    client = Client(facility_id=facility.id, first_name=name, last_name="Li", date_of_birth=date(1990, 1, 1))
+    await client.save()
+    visit = Visit(client_id=client.id, notes=name)
+    await visit.save()
+    finding, ward = Finding(visit_id=visit.id), Ward(facility_id=facility.id)
+    stay = Stay(facility_id=facility.id, client_id=client.id)
+    for row in (finding, stay, ward):
+        await row.save()
+    rows = {Client: client.id, Visit: visit.id, Finding: finding.id, Stay: stay.id, Ward: ward.id}
+    return Chart(facility.id, client.id, rows)
+
+
+@pytest.fixture
+async def doctor(lakeside: Clinic, charts: tuple[Chart, Chart, Chart]) -> UUID:
+    """A clinician of the first facility."""
+    return await hire(lakeside, "clinician", charts[0].facility)
+
+
+async def hire(clinic: Clinic, role: str, facility: UUID | None) -> UUID:
+    user = User(
+        email=f"{uuid7()}@lakeside.example", full_name="Doctor", role=role, status="active",
+        facility_scope=[facility] if facility else None,
+    )  # fmt: skip
+    async with clinic.as_admin():
+        await user.save()
+    return user.id
+
+
+async def declare(clinic: Clinic, user: UUID, client: UUID, minutes: int = 60) -> Emergency:
+    async with scope(tenant=clinic.tenant, actor=user, reason="emergency room"):
+        return await break_glass(client, reason=WHY, minutes=minutes)
+
+
+async def test_in_an_emergency_one_chart_of_another_facility_is_seen_and_no_other(
+    lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID
+) -> None:
+    _, there, beside = charts
+    async with scope(tenant=lakeside.tenant, actor=doctor, reason="treatment"):
+        assert await Client.objects().get(Client.id == there.client) is None
+    emergency = await declare(lakeside, doctor, there.client)
+    async with emergency.scope():
+        chart = await Client.objects().get(Client.id == there.client)
+        assert chart is not None
+        assert chart.first_name == "Tom"
+        for table in CHARTS:
+            assert [row["id"] for row in await table.select(table.id)] == [there.rows[table]], table
+        assert [row["notes"] for row in await Visit.select(Visit.notes)] == ["Tom"]
+        assert await Ward.select(Ward.id) == []
+        assert await Client.exists().where(Client.id == beside.client) is False
+    # Outside of that scope the user sees what they saw before.
+    async with scope(tenant=lakeside.tenant, actor=doctor, reason="treatment"):
+        assert [row["id"] for row in await Client.select(Client.id)] == [charts[0].client]
+
+
+async def test_what_is_read_in_an_emergency_is_on_record_as_such_in_the_name_of_who_read_it(
+    lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID, owner: asyncpg.Connection
+) -> None:
+    client = charts[1].client
+    emergency = await declare(lakeside, doctor, client)
+    async with emergency.scope(request_id="r-1", source_ip="192.0.2.7"):
+        await Client.objects().get(Client.id == client)
+    rows = await owner.fetch(
+        "select action_type, reason, request_id, host(source_ip) as ip, new_values from user_action_audit_log"
+        " where record_id = $1 and user_id = $2 order by occurred_at",
+        client,
+        doctor,
+    )
+    broke, read = rows
+    assert (broke["action_type"], broke["reason"]) == ("break_glass", WHY)
+    assert str(emergency.id) in broke["new_values"]
+    assert tuple(read)[:4] == ("read", f"break-glass: {WHY}", "r-1", "192.0.2.7")
+    async with lakeside.as_admin():
+        [row] = await EmergencyAccess.select().where(EmergencyAccess.id == emergency.id)
+        assert (row["user_id"], row["client_id"], row["reason"]) == (doctor, client, WHY)
+        assert row["until"] == emergency.until
+        assert row["until"] - row["created_at"] == timedelta(minutes=60)
+        assert [change.action for change in await history(EmergencyAccess, emergency.id)] == ["insert"]
+
+
+async def test_many_reads_at_once_and_in_a_transaction_are_of_that_chart_and_recorded(
+    lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID, owner: asyncpg.Connection
+) -> None:
+    client = charts[1].client
+    emergency = await declare(lakeside, doctor, client)
+    async with emergency.scope():
+        rows = await asyncio.gather(*(Client.objects().get(Client.id == client) for _ in range(40)))
+        assert {row and row.first_name for row in rows} == {"Tom"}
+        async with transaction():
+            assert await Client.objects().where(Client.last_name == "li")
+            assert await Visit.objects()
+    reads = await owner.fetchval(
+        "select count(*) from user_action_audit_log where user_id = $1 and action_type = 'read'"
+        " and table_name = 'client' and record_id = $2 and reason = $3",
+        doctor, client, f"break-glass: {WHY}",
+    )  # fmt: skip
+    assert reads == 41
+
+
+async def test_what_was_shown_in_a_transaction_that_failed_is_recorded_in_the_users_name(
+    lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID, owner: asyncpg.Connection
+) -> None:
+    client = charts[1].client
+    emergency = await declare(lakeside, doctor, client)
+    async with emergency.scope():
+        with pytest.raises(RuntimeError, match="on purpose"):
+            async with transaction():
+                await Client.objects().get(Client.id == client)
+                raise RuntimeError("on purpose")
+    [row] = await owner.fetch(
+        "select reason, record_id from user_action_audit_log where user_id = $1 and action_type = 'read'", doctor
+    )
+    assert tuple(row) == (f"break-glass: {WHY}", client)
+
+
+@pytest.mark.parametrize("table", [Client, Visit, Stay])
+async def test_in_an_emergency_nothing_is_changed_nor_made_nor_deleted(
+    table: type[TenantTable], lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID
+) -> None:
+    here, there, _ = charts
+    emergency = await declare(lakeside, doctor, there.client)
+    row = table._meta.primary_key == there.rows[table]
+    moved = {Client: {Client.facility_id: here.facility}, Visit: {Visit.client_id: here.client}}.get(
+        table, {Stay.facility_id: here.facility}
+    )
+    made = {
+        Client: Client(facility_id=here.facility, first_name="A", last_name="B", date_of_birth=date(2000, 1, 1)),
+        Visit: Visit(client_id=there.client),
+        Stay: Stay(facility_id=here.facility, client_id=there.client),
+    }[table]
+    async with emergency.scope():
+        await table.update(moved).where(row)
+        await table.delete().where(row)
+        with pytest.raises(ScopeError, match="row-level security"):
+            await made.save()
+    async with lakeside.as_admin():
+        [after] = await table.select().where(row)
+        assert {column._meta.name: after[column._meta.name] for column in moved} != {
+            column._meta.name: value for column, value in moved.items()
+        }
+        assert not await table.exists().where(table._meta.primary_key == made.id)
+
+
+async def test_an_emergency_ends(
+    lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID, owner: asyncpg.Connection
+) -> None:
+    emergency = await declare(lakeside, doctor, charts[1].client, minutes=1)
+    assert timedelta(seconds=50) < emergency.until - datetime.now(UTC) <= timedelta(seconds=61)
+    async with emergency.scope():
+        assert await Client.count() == 1
+        await owner.execute("update charthold.emergency set until = clock_timestamp() where id = $1", emergency.id)
+        with pytest.raises(ScopeError, match="emergency has ended"):
+            await Client.count()
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["status = 'locked'", "locked_until = now() + interval '1 hour'", "role = 'billing'", "status = 'deactivated'"],
+)
+async def test_who_is_locked_or_no_clinician_any_more_is_out_at_once(
+    change: str, lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID, owner: asyncpg.Connection
+) -> None:
+    emergency = await declare(lakeside, doctor, charts[1].client)
+    async with emergency.scope():
+        assert await Client.count() == 1
+        async with owner.transaction():
+            await owner.execute(
+                "select set_config('charthold.scope', charthold.sign($1, $2, 'test'), true)",
+                lakeside.tenant, lakeside.admin,
+            )  # fmt: skip
+            await owner.execute(f"update app_user set {change} where id = $1", doctor)
+        with pytest.raises(ScopeError, match="not an active user"):
+            await Client.count()
+
+
+async def test_in_a_tenant_that_is_suspended_there_are_no_emergencies(database: ChartholdEngine) -> None:
+    from core import set_tenant_status
+    from tests.conftest import make_clinic
+
+    clinic = await make_clinic("closing")
+    doctor = await hire(clinic, "clinician", uuid7())
+    emergency = await declare(clinic, doctor, clinic.client)
+    await set_tenant_status(tenant=clinic.tenant, actor=clinic.admin, status="suspended", reason="test")
+    async with emergency.scope():
+        with pytest.raises(ScopeError, match="suspended"):
+            await Client.count()
+
+
+async def test_only_who_is_bound_and_treats_or_administers_breaks_the_glass(
+    lakeside: Clinic, charts: tuple[Chart, Chart, Chart]
+) -> None:
+    here, there, _ = charts
+    for role in ("billing", "auditor", "system"):
+        with pytest.raises(ScopeError, match="may not do that: break the glass"):
+            await declare(lakeside, await hire(lakeside, role, here.facility), there.client)
+    for whole in (lakeside.admin, lakeside.clinician):
+        with pytest.raises(ProtectedQueryError, match="see the whole tenant"):
+            await declare(lakeside, whole, there.client)
+    admin = await declare(lakeside, await hire(lakeside, "admin", here.facility), there.client)
+    async with admin.scope():
+        assert await Client.count() == 1
+        # And it is no way to the log, nor to users.
+        with pytest.raises(ScopeError, match="The log is for users"):
+            await history(Client, there.client)
+        with pytest.raises(ScopeError, match="audit_read"):
+            await UserActionAuditLog.count()
+        with pytest.raises(ScopeError, match="break the glass"):
+            await break_glass(charts[2].client, reason="one more")
+
+
+async def test_an_emergency_names_a_client_a_reason_and_a_time(
+    lakeside: Clinic, hillside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID
+) -> None:
+    there = charts[1].client
+    for client in (uuid7(), hillside.client):
+        with pytest.raises(ChartholdError, match="no client with that id"):
+            await declare(lakeside, doctor, client)
+    for minutes in (0, 241, 1.5, True):
+        with pytest.raises(ChartholdError, match="1 to 240"):
+            await declare(lakeside, doctor, there, minutes=minutes)  # type: ignore[arg-type]
+    async with scope(tenant=lakeside.tenant, actor=doctor, reason="emergency room"):
+        for reason in ("", "  "):
+            with pytest.raises(ChartholdError, match="needs a reason"):
+                await break_glass(there, reason=reason)
+        for reason in ("two\nlines", "x" * 501):
+            with pytest.raises(ScopeError, match="printable text"):
+                await break_glass(there, reason=reason)
+    with pytest.raises(ScopeError, match="emergency is a UUID"):
+        scope(tenant=lakeside.tenant, actor=doctor, reason="x", emergency="7")  # type: ignore[arg-type]
+
+
+async def test_an_emergency_is_of_who_declared_it(
+    lakeside: Clinic, hillside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID
+) -> None:
+    emergency = await declare(lakeside, doctor, charts[1].client)
+    colleague = await hire(lakeside, "clinician", charts[0].facility)
+    for tenant, actor in (
+        (lakeside.tenant, colleague),
+        (lakeside.tenant, lakeside.admin),
+        (hillside.tenant, hillside.clinician),
+        (hillside.tenant, doctor),
+    ):
+        async with scope(tenant=tenant, actor=actor, reason="x", emergency=emergency.id):
+            with pytest.raises(ScopeError, match="not an active user"):
+                await Client.count()
+    async with scope(tenant=lakeside.tenant, actor=doctor, reason="x", emergency=uuid7()):
+        with pytest.raises(ScopeError, match="not an active user"):
+            await Client.count()
+    # A user is no emergency.
+    async with scope(tenant=lakeside.tenant, actor=doctor, reason="x", emergency=lakeside.clinician):
+        assert {row["id"] for row in await Client.select(Client.id)} != {charts[1].client}
+
+
+async def test_sql_makes_no_emergency_and_lengthens_none(
+    database: ChartholdEngine,
+    lakeside: Clinic,
+    charts: tuple[Chart, Chart, Chart],
+    doctor: UUID,
+    runtime: asyncpg.Connection,
+) -> None:
+    there = charts[1].client
+    emergency = await declare(lakeside, doctor, there)
+    mine = scope(tenant=lakeside.tenant, actor=doctor, reason="treatment")
+    async with mine:
+        token = mine.token(database.token_key, runtime.get_server_pid())
+        for refused in (
+            "insert into emergency_access (id, tenant_id, user_id, client_id, reason, until)"
+            f" values (gen_random_uuid(), '{lakeside.tenant}', '{doctor}', '{there}', 'x', 'infinity')",
+            f"update emergency_access set until = 'infinity' where id = '{emergency.id}'",
+            "delete from emergency_access",
+            "select * from charthold.emergency",
+            "update charthold.emergency set until = 'infinity'",
+            "select charthold.emergency_scope(current_setting('charthold.scope'))",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                async with runtime.transaction():
+                    await runtime.execute("select set_config('charthold.scope', $1, true)", token)
+                    await runtime.execute(refused)
+        for minutes in (0, 241, None):
+            with pytest.raises(asyncpg.PostgresError, match="1 to 240 minutes"):
+                async with runtime.transaction():
+                    await runtime.execute("select set_config('charthold.scope', $1, true)", token)
+                    await runtime.fetch("select * from charthold.break_glass($1, 'x', $2)", there, minutes)
+        with pytest.raises(ProtectedQueryError, match="database alone records"):
+            await record("break_glass", table=Client, record_id=there)
+
+
+async def test_a_table_of_ones_own_cannot_let_an_emergency_write() -> None:
+    with pytest.raises(ConfigurationError, match="'emergency'"):
+
+        class Loose(TenantTable, tablename="emergency_loose"):
+            permissions = {"insert": ("emergency",)}  # noqa: RUF012
+
+
+async def test_somebody_else_reviews_an_emergency(
+    lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID, owner: asyncpg.Connection
+) -> None:
+    bound = await hire(lakeside, "admin", charts[0].facility)
+    emergency = await declare(lakeside, bound, charts[1].client)
+
+    def review() -> ActivityReview:
+        return ActivityReview(emergency_id=emergency.id, finding="in_order", note="Tom Li came by ambulance")
+
+    async def signed(user: UUID) -> None:
+        async with scope(tenant=lakeside.tenant, actor=user, reason="review"):
+            await review().save()
+
+    for user in (bound, doctor, lakeside.clinician, lakeside.billing):
+        with pytest.raises(ScopeError, match="row-level security"):
+            await signed(user)
+    # And who was bound when they broke the glass, and is not now, does not review it either.
+    async with lakeside.as_admin():
+        await User.update({User.facility_scope: None}).where(User.id == bound)
+    with pytest.raises(ScopeError, match="row-level security"):
+        await signed(bound)
+    async with scope(tenant=lakeside.tenant, actor=lakeside.auditor, reason="review"):
+        made = review()
+        await made.save()
+        [row] = await ActivityReview.select().where(ActivityReview.emergency_id == emergency.id)
+        assert row["reviewed_by"] == lakeside.auditor
+        assert row["note"] == "Tom Li came by ambulance"
+        with pytest.raises(ScopeError, match="permission denied"):
+            await ActivityReview.update({ActivityReview.finding: "violation"}).where(ActivityReview.id == made.id)
+        with pytest.raises(ScopeError, match="permission denied"):
+            await ActivityReview.delete().where(ActivityReview.id == made.id)
+    assert b"Tom" not in await owner.fetchval("select note from activity_review where id = $1", made.id)
+
+
+async def test_a_review_is_of_an_emergency_or_of_a_time_that_is_over(lakeside: Clinic) -> None:
+    now = datetime.now(UTC)
+    month = timedelta(days=30)
+    async with scope(tenant=lakeside.tenant, actor=lakeside.auditor, reason="review"):
+        await ActivityReview(since=now - month, until=now).save()
+        for since, until in ((None, None), (now, None), (now - month, now + month), (now, now - month)):
+            with pytest.raises(asyncpg.CheckViolationError):
+                await ActivityReview(since=since, until=until).save()
+        with pytest.raises(asyncpg.CheckViolationError):
+            await ActivityReview(since=now - month, until=now, finding="fine").save()
+
+
+async def test_nobody_reviews_in_anothers_name(
+    database: ChartholdEngine, lakeside: Clinic, runtime: asyncpg.Connection
+) -> None:
+    mine = scope(tenant=lakeside.tenant, actor=lakeside.auditor, reason="review")
+    async with mine:
+        token = mine.token(database.token_key, runtime.get_server_pid())
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        async with runtime.transaction():
+            await runtime.execute("select set_config('charthold.scope', $1, true)", token)
+            await runtime.execute(
+                "insert into activity_review (id, tenant_id, reviewed_by, since, until, finding)"
+                " values (gen_random_uuid(), $1, $2, now() - interval '1 day', now() - interval '1 hour', 'in_order')",
+                lakeside.tenant,
+                lakeside.admin,
+            )
+
+
+async def test_what_was_opened_may_be_deleted_when_it_need_not_be_kept_and_the_log_remembers(
+    lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID, owner: asyncpg.Connection
+) -> None:
+    async with lakeside.as_admin():
+        gone = Client(facility_id=charts[1].facility, first_name="A", last_name="B", date_of_birth=date(1900, 1, 1))
+        await gone.save()
+    emergency = await declare(lakeside, doctor, gone.id)
+    async with lakeside.as_admin():
+        await ActivityReview(emergency_id=emergency.id).save()
+        await Client.delete().where(Client.id == gone.id)
+        assert not await EmergencyAccess.exists().where(EmergencyAccess.id == emergency.id)
+    async with emergency.scope():
+        assert await Client.count() == 0
+    actions = await owner.fetch(
+        "select action_type from user_action_audit_log where record_id = any($1) order by occurred_at",
+        [gone.id, emergency.id],
+    )
+    assert sorted(row["action_type"] for row in actions) == ["break_glass", "delete", "delete", "insert", "insert"]
