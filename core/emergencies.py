@@ -1,11 +1,11 @@
 """Breaking the glass, 164.312(a)(2)(ii): a clinician reads the chart of a client elsewhere, for a while, on record.
 
-A user who is bound to facilities does not see the clients of others. In an emergency they name one, and say why::
+Who is bound to facilities does not see the clients of others. In an emergency they name one, and say why::
 
     async with scope(tenant=clinic, actor=doctor, reason="emergency room"):
-        emergency = await break_glass(client_id, reason="unconscious, nobody to ask")
+        emergency = await break_glass(Client.mrn == "A-1723", reason="unconscious, nobody to ask")
     async with emergency.scope():
-        chart = await Client.objects().get(Client.id == client_id)
+        chart = await Client.objects().get(Client.id == emergency.client_id)
 
 Inside that scope the user reads that chart, and what refers to it, as any clinician of its facility does, and changes
 nothing. The database keeps both promises (``core/schema/sql/break_glass.sql``). Afterwards somebody else reviews it
@@ -14,6 +14,7 @@ nothing. The database keeps both promises (``core/schema/sql/break_glass.sql``).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,14 +24,19 @@ from uuid import UUID
 import asyncpg
 from piccolo.columns import Text, Timestamptz
 from piccolo.columns.base import OnDelete
+from piccolo.custom_types import Combinable
 
+from core.arguments import Deferred
 from core.columns import TenantForeignKey
 from core.engine import engine
 from core.errors import ChartholdError
 from core.plan import Plan
+from core.queries.where import equalities
 from core.schema import Check, Index, SchemaObject
 from core.scope import Scope, current_scope, one_line, scope
+from core.shown import Record
 from core.tables import Client, TenantTable, User
+from core.transactions import Transaction
 
 __all__ = ["LONGEST", "Emergency", "EmergencyAccess", "break_glass"]
 
@@ -95,12 +101,14 @@ class Emergency:
         )
 
 
-async def break_glass(client: UUID, *, reason: str, minutes: int = 60) -> Emergency:
-    """Let the scope's user read that client's chart for some minutes (1 to 240), wherever in the tenant it is.
+async def break_glass(client: UUID | Combinable, *, reason: str, minutes: int = 60) -> Emergency:
+    """Let the scope's user read one client's chart for some minutes (1 to 240), wherever in the tenant it is.
 
-    ``reason`` (1 to 500 characters, never PHI) stands in each record of what is read. Keep the emergency's ``id`` for
-    the next request: ``scope(tenant=..., actor=..., reason=..., emergency=id)``. Raises ``ScopeError`` for who is no
-    clinician or admin, ``ChartholdError`` for who sees the whole tenant anyway, and for a client that does not exist.
+    ``client`` is an id, or what the client is known by: ``(Client.last_name == "Li") & (Client.date_of_birth == ...)``,
+    which must fit one client only. Such a search is recorded, whatever it finds. ``reason`` (1 to 500 characters, never
+    PHI) stands in each record of what is read. Keep the emergency's ``id`` for the next request:
+    ``scope(tenant=..., actor=..., reason=..., emergency=id)``. Raises ``ScopeError`` for who is no clinician or admin,
+    ``ChartholdError`` for who sees the whole tenant anyway, and where there is no such client, or several.
     """
     if type(minutes) is not int or not 0 < minutes <= LONGEST:
         raise ChartholdError(f"An emergency lasts 1 to {LONGEST} whole minutes.")
@@ -108,11 +116,30 @@ async def break_glass(client: UUID, *, reason: str, minutes: int = 60) -> Emerge
     if not reason:
         raise ChartholdError("An emergency needs a reason; whoever reviews it reads that first.")
     here = current_scope()
-    plan = Plan("select id, until from charthold.break_glass({}, {}, {})", client, reason, minutes)
+    if isinstance(client, UUID):
+        plan = Plan("select id, until from charthold.break_glass({}, {}, {})", client, reason, minutes)
+    else:
+        names, hashes = zip(*equalities(client), strict=True)
+        plan = Plan(
+            "select id, until, client, clients from charthold.break_glass_by({}::text[], {}::text[], {}, {})",
+            list(names),
+            Deferred(lambda keys: [_array(found.make(keys)) for found in hashes]),
+            reason,
+            minutes,
+        )
     try:
         [row] = await engine().run_plan(plan)
     except asyncpg.ForeignKeyViolationError:
         raise ChartholdError("The tenant has no client with that id, so there is no glass to break.") from None
+    if not isinstance(client, UUID):
+        _remember_search(names, row["clients"])
+        if row["clients"] != 1:
+            fit = "Several clients fit" if row["clients"] else "No client fits"
+            raise ChartholdError(
+                f"{fit}, so no glass was broken; the search is on record. Look for one client by more, such as last "
+                "name and date of birth."
+            )
+        client = cast("UUID", row["client"])
     return Emergency(
         id=cast("UUID", row["id"]),
         tenant=here.tenant,
@@ -121,3 +148,16 @@ async def break_glass(client: UUID, *, reason: str, minutes: int = 60) -> Emerge
         reason=reason,
         until=cast("datetime", row["until"]),
     )
+
+
+def _array(hashes: Sequence[bytes]) -> str:
+    """An array of bytes, as PostgreSQL reads it."""
+    return "{" + ",".join(f'"\\\\x{found.hex()}"' for found in hashes) + "}"
+
+
+def _remember_search(indexes: Sequence[str], rows: int) -> None:
+    """What a rollback takes back is recorded again: the answer was given."""
+    transaction = cast("Transaction | None", engine().current_transaction.get())
+    if transaction is not None:
+        said = json.dumps({"emergency": True, "indexes": list(indexes), "rows": rows})
+        transaction.shown.append(Record.of_action("search", "client", None, said))

@@ -19,7 +19,7 @@ from core.schema.quoting import name_of, quote_ident
 if TYPE_CHECKING:
     from core.tenant_table import TenantTable
 
-__all__ = ["narrowing", "within"]
+__all__ = ["client_columns", "narrowing", "within"]
 
 FACILITY = "facility"  # the table by whose rows users may be bound
 CLIENT = "client"  # the table of which an emergency opens one row

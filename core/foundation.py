@@ -19,6 +19,8 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "archive_partition": ("archive_partition", "(text, uuid[], bigint[])", ()),
     "begin_session": ("begin_session", "()", ("app_runtime",)),
     "break_glass": ("break_glass", "(uuid, text, integer)", ("app_runtime",)),
+    "break_glass_by": ("break_glass_by", "(text[], text[], text, integer)", ("app_runtime",)),
+    "check_emergency": ("check_emergency", "(text, integer)", ()),
     "emergency_client": ("emergency_client", "()", ("app_runtime", "app_auditor")),
     "emergency_of": ("emergency_of", "(text)", ()),
     "emergency_scope": ("emergency_scope", "(text)", ()),

@@ -14,6 +14,7 @@ from piccolo.conf.apps import AppConfig, Command
 from core.audit.partitions import make_partitions
 from core.commands.audit import audit_history, audit_search, audit_who_saw
 from core.commands.doctor import doctor
+from core.commands.emergencies import emergencies, sign_off
 from core.commands.import_synthea import import_synthea
 from core.commands.install_token_key import install_token_key
 from core.commands.partitions import partitions
@@ -49,6 +50,7 @@ COMMANDS = (
     audit_search,
     audit_who_saw,
     doctor,
+    emergencies,
     import_synthea,
     install_token_key,
     partitions,
@@ -57,6 +59,7 @@ COMMANDS = (
     rotate_keys,
     seal_audit,
     shred_tenant,
+    sign_off,
     verify_audit,
 )
 

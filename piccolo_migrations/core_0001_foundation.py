@@ -180,15 +180,7 @@ declare
     actor constant uuid := substr(s, 54, 36);
     began constant timestamptz := clock_timestamp();
 begin
-    if rtrim(substr(s, 90, 9)) not in ('admin', 'clinician') then
-        raise exception using errcode = 'insufficient_privilege', message = 'break the glass';
-    end if;
-    if rtrim(substr(s, 99, 36)) <> '' then
-        raise exception using errcode = 'CH018', message = 'the user sees the whole tenant';
-    end if;
-    if minutes is null or minutes not between 1 and 240 then
-        raise exception using errcode = 'CH019', message = 'an emergency lasts 1 to 240 minutes';
-    end if;
+    perform charthold.check_emergency(s, minutes);
     id := charthold.uuid7();
     until := began + make_interval(mins => minutes);
     insert into public.emergency_access (id, tenant_id, user_id, client_id, reason, until, created_at)
@@ -205,6 +197,84 @@ begin
 end
 $$""",
         execute_to=("app_runtime",),
+    )
+
+    manager.add_function(
+        name="charthold.break_glass_by",
+        signature="(text[], text[], text, integer)",
+        source="""-- Breaks the glass for the one client whose blind indexes hold these hashes: hashes[n] is an array of those that are looked
+-- for in indexes[n], written as text. Returns the emergency, or else how many clients there are, 2 for several.
+--
+-- Threat: whoever may look for a client of the whole tenant finds out who is one. So to look is to break the glass: it is for
+-- the same users, each search is recorded, also one that finds nobody, and no id is told but with an emergency.
+--
+-- Threat: the user sees no client elsewhere, so it looks in the name of an admin. Nothing of that may be left, whatever fails.
+create function charthold.break_glass_by(
+    indexes text[], hashes text[], why text, minutes integer,
+    out id uuid, out until timestamptz, out client uuid, out clients integer
+)
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    before constant text := current_setting('charthold.scope', true);
+    s constant text := charthold.scope();
+    tenant constant uuid := substr(s, 18, 36);
+    conditions text := '';
+    found uuid[];
+begin
+    perform charthold.check_emergency(s, minutes);
+    if coalesce(cardinality(indexes), 0) not between 1 and 10 or cardinality(hashes) is distinct from cardinality(indexes)
+        or array_position(indexes, null) > 0 or array_position(hashes, null) > 0
+    then
+        raise exception using errcode = 'invalid_parameter_value', message = 'a client is looked for by 1 to 10 indexes';
+    end if;
+    for n in 1 .. cardinality(indexes) loop
+        -- A name of no column is quoted and not found; %L is cast, so only hashes are compared.
+        conditions := conditions || format(' and c.%I = any (%L::bytea[])', indexes[n], hashes[n]);
+    end loop;
+    perform set_config('charthold.scope', charthold.sign(tenant, charthold.find_principal(tenant, 'admin'), 'find'), true);
+    execute 'select array(select c.id from public.client as c where c.tenant_id = $1' || conditions || ' limit 2)'
+    into found using tenant;
+    perform charthold.forget_scope(), set_config('charthold.scope', before, true);
+
+    clients := cardinality(found);
+    perform charthold.record(
+        'search', 'client', null, null, jsonb_build_object('emergency', true, 'indexes', indexes, 'rows', clients)
+    );
+    if clients = 1 then
+        client := found[1];
+        select e.id, e.until into id, until from charthold.break_glass(client, why, minutes) as e;
+    end if;
+exception when query_canceled or assert_failure or others then
+    -- What a session remembers is not undone with the rows.
+    perform charthold.forget_scope();
+    raise;
+end
+$$""",
+        execute_to=("app_runtime",),
+    )
+
+    manager.add_function(
+        name="charthold.check_emergency",
+        signature="(text, integer)",
+        source="""-- Whether the user of that scope may break the glass for so many minutes; else why not.
+create function charthold.check_emergency(scope text, minutes integer) returns void
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if rtrim(substr(scope, 90, 9)) not in ('admin', 'clinician') then
+        raise exception using errcode = 'insufficient_privilege', message = 'break the glass';
+    end if;
+    if rtrim(substr(scope, 99, 36)) <> '' then
+        raise exception using errcode = 'CH018', message = 'the user sees the whole tenant';
+    end if;
+    if minutes is null or minutes not between 1 and 240 then
+        raise exception using errcode = 'CH019', message = 'an emergency lasts 1 to 240 minutes';
+    end if;
+end
+$$""",
     )
 
     manager.add_function(
@@ -997,8 +1067,8 @@ $$""",
         signature="(uuid, uuid, text)",
         source="""-- A token for this backend and the next minute, for the functions that act before a scope can exist.
 --
--- Threat: whoever can call this is everybody. No role but the owner may; provision_tenant, record_late and
--- set_tenant_status do, and end with charthold.forget_scope(), also when they fail.
+-- Threat: whoever can call this is everybody. No role but the owner may; break_glass_by, provision_tenant,
+-- record_late and set_tenant_status do, and end with charthold.forget_scope(), also when they fail.
 create function charthold.sign(tenant uuid, actor uuid, reason text) returns text
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp

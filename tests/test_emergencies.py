@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, date, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -450,3 +451,149 @@ async def test_what_was_opened_may_be_deleted_when_it_need_not_be_kept_and_the_l
         [gone.id, emergency.id],
     )
     assert sorted(row["action_type"] for row in actions) == ["break_glass", "delete", "delete", "insert", "insert"]
+
+
+async def searches(owner: asyncpg.Connection, user: UUID) -> list[Any]:
+    rows = await owner.fetch(
+        "select new_values -> 'indexes' as indexes, new_values -> 'rows' as rows, reason from user_action_audit_log"
+        " where user_id = $1 and action_type = 'search' order by occurred_at",
+        user,
+    )
+    return [(json.loads(row["indexes"]), int(row["rows"]), row["reason"]) for row in rows]
+
+
+async def test_a_client_is_found_by_what_they_are_known_by_and_only_with_an_emergency(
+    lakeside: Clinic, hillside: Clinic, doctor: UUID, charts: tuple[Chart, Chart, Chart], owner: asyncpg.Connection
+) -> None:
+    async with scope(tenant=lakeside.tenant, actor=doctor, reason="emergency room"):
+        for nobody in (
+            Client.mrn == "hillside-1",  # of another tenant
+            Client.last_name == "Nobody",
+            (Client.last_name == "nguyen") & (Client.date_of_birth == date(1980, 2, 28)),
+        ):
+            with pytest.raises(ChartholdError, match="No client fits"):
+                await break_glass(nobody, reason=WHY)
+        with pytest.raises(ChartholdError, match="Several clients fit"):
+            await break_glass(Client.last_name == "Li", reason=WHY)
+        for one in (
+            Client.mrn == "lakeside-1",
+            (Client.last_name == "NGUYEN") & (Client.date_of_birth == date(1980, 2, 29)),
+            Client.last_name.is_in(["Nguyen", "Nobody"]) & Client.ssn.ends_with("5017"),
+        ):
+            emergency = await break_glass(one, reason=WHY)
+            assert emergency.client_id == lakeside.client
+        # Whose scope it was is still open, and sees what it saw.
+        assert [row["id"] for row in await Client.select(Client.id)] == [charts[0].client]
+    async with emergency.scope():
+        chart = await Client.objects().get(Client.id == lakeside.client)
+        assert chart
+        assert chart.first_name == "Ana"
+    assert [found[:2] for found in await searches(owner, doctor)] == [
+        (["mrn_exact"], 0),
+        (["last_name_folded"], 0),
+        (["last_name_folded", "date_of_birth_exact"], 0),
+        (["last_name_folded"], 2),
+        (["mrn_exact"], 1),
+        (["last_name_folded", "date_of_birth_exact"], 1),
+        (["last_name_folded", "ssn_last_four"], 1),
+    ]
+
+
+async def test_a_search_for_a_client_is_on_record_though_its_transaction_failed(
+    lakeside: Clinic, doctor: UUID, owner: asyncpg.Connection
+) -> None:
+    async with scope(tenant=lakeside.tenant, actor=doctor, reason="emergency room"):
+        for condition, rows in ((Client.mrn == "none", 0), (Client.mrn == "lakeside-1", 1)):
+            with pytest.raises((ChartholdError, RuntimeError)):
+                async with transaction():
+                    await break_glass(condition, reason=WHY)
+                    raise RuntimeError("on purpose")
+            assert (await searches(owner, doctor))[-1] == (["mrn_exact"], rows, "emergency room")
+    async with lakeside.as_admin():
+        assert not await EmergencyAccess.exists().where(EmergencyAccess.user_id == doctor)
+
+
+async def test_a_search_for_a_client_is_for_who_may_break_the_glass_and_by_hashes_only(
+    lakeside: Clinic, doctor: UUID, charts: tuple[Chart, Chart, Chart], owner: asyncpg.Connection
+) -> None:
+    for user in (lakeside.admin, await hire(lakeside, "billing", charts[0].facility)):
+        async with scope(tenant=lakeside.tenant, actor=user, reason="emergency room"):
+            with pytest.raises((ScopeError, ProtectedQueryError), match="break the glass|whole tenant"):
+                await break_glass(Client.mrn == "lakeside-1", reason=WHY)
+        assert await searches(owner, user) == []
+    async with scope(tenant=lakeside.tenant, actor=doctor, reason="emergency room"):
+        for condition in (
+            Client.status == "active",
+            Client.id == lakeside.client,
+            (Client.mrn == "lakeside-1") | (Client.mrn == "x"),
+            (Client.mrn == "lakeside-1") & (Client.status == "active"),
+            Client.mrn != "x",
+            Client.mrn.is_not_null(),
+        ):
+            with pytest.raises(ProtectedQueryError, match="looks for a client by"):
+                await break_glass(condition, reason=WHY)
+    assert await searches(owner, doctor) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "array['mrn_exact'], array['{\\x00,nonsense']",
+        "array['no such index'], array['{}']",
+        "array['mrn_exact'') or (true'], array['{}']",
+        "array['mrn_exact'], array['{}'') or (''1'' = ''1']",
+        "array[null], array['{}']",
+        "array['mrn_exact'], array[null]::text[]",
+        "null, null",
+        "'{}', '{}'",
+        "array['mrn_exact', 'ssn_exact'], array['{}']",
+        "array_fill('mrn_exact'::text, array[11]), array_fill('{}'::text, array[11])",
+    ],
+)
+async def test_nothing_is_left_of_the_scope_in_which_a_client_was_looked_for(
+    arguments: str, database: ChartholdEngine, lakeside: Clinic, doctor: UUID, runtime: asyncpg.Connection
+) -> None:
+    """Threat: the search is made to fail half-way, in the scope of an admin, and the attacker goes on in that."""
+    mine = scope(tenant=lakeside.tenant, actor=doctor, reason="treatment")
+    async with mine:
+        token = mine.token(database.token_key, runtime.get_server_pid())
+    told: list[str] = []
+    runtime.add_log_listener(lambda _, message: told.append(message.message))
+    attack = f"""
+do $$
+begin
+    perform set_config('charthold.scope', '{token}', true);
+    begin
+        perform charthold.break_glass_by({arguments}, 'why', 10);
+        raise notice 'it passed';
+    exception when query_canceled or assert_failure or others then
+        raise notice 'failed: %', sqlerrm;
+    end;
+    raise notice 'sees %', (select count(*) from client);
+    perform set_config('charthold.scope', overlay('{token}' placing '{lakeside.admin}' from 129), true);
+    perform set_config('charthold.granted', extract(epoch from statement_timestamp())::text || '{lakeside.tenant}'
+        || '{lakeside.admin}' || rpad('admin', 9) || '{lakeside.tenant}' || chr(31) || chr(31) || chr(31) || 'find', true);
+    raise notice 'acting as %', charthold.actor_role();
+end $$
+"""
+    with pytest.raises(asyncpg.PostgresError, match="not signed"):
+        await runtime.execute(attack)
+    assert told[0].startswith("failed: "), told
+    assert told[1:] == ["sees 1"]
+
+
+async def test_after_a_search_the_statement_goes_on_in_the_scope_that_it_began_in(
+    database: ChartholdEngine, lakeside: Clinic, doctor: UUID, runtime: asyncpg.Connection
+) -> None:
+    mine = scope(tenant=lakeside.tenant, actor=doctor, reason="treatment")
+    async with mine:
+        token = mine.token(database.token_key, runtime.get_server_pid())
+    async with runtime.transaction():
+        await runtime.execute("select set_config('charthold.scope', $1, true)", token)
+        row = await runtime.fetchrow(
+            "select charthold.actor_id() as before, f.clients, charthold.actor_id() as after,"
+            " (select count(*) from client) as seen"
+            " from charthold.break_glass_by(array['mrn_exact'], array['{}'], 'why', 10) as f"
+        )
+        assert tuple(row) == (doctor, 0, doctor, 1)
+        assert await runtime.fetchval("select current_setting('charthold.scope', true)") == token

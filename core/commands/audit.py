@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv as csvlib
-import json as jsonlib
-import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 from uuid import UUID
 
 from piccolo.conf.apps import Finder
-from rich.table import Table as RichTable
 
 from core.audit.history import history, who_saw
 from core.audit.search import Filter, search
-from core.commands.bar import bar
-from core.commands.family import Failure, command, console, errors
-from core.commands.options import existing_tenant, reason_for, resolve_actor
+from core.commands.answers import a_time, an_id, emails_of, reading, show
+from core.commands.family import Failure, command, errors
 from core.registered import tenant_tables
-from core.scope import scope
 from core.tables import ACTION_TYPES, TenantTable, User
 
 __all__ = ["audit_history", "audit_search", "audit_who_saw"]
@@ -53,9 +44,9 @@ async def audit_history(
         From when on, as 2026-01-31 or 2026-01-31T08:00.
 
     """
-    async with _reading(tenant, actor, quiet=quiet):
-        changes = await history(_table(table), _id(record), since=_time(since))
-        emails = await _emails(c.user_id for c in changes)
+    async with reading(tenant, actor, quiet=quiet):
+        changes = await history(_table(table), an_id(record), since=a_time(since))
+        emails = await emails_of(c.user_id for c in changes)
     rows = [
         {
             "occurred_at": c.occurred_at,
@@ -71,7 +62,7 @@ async def audit_history(
         for name in (c.changed or ("",))
     ]
     columns = ("occurred_at", "action", "user", "user_id", "field", "old", "new", "reason")
-    _print(rows, columns, json=json, csv=csv, quiet=quiet)
+    show(rows, columns, json=json, csv=csv, quiet=quiet)
 
 
 @command()
@@ -103,9 +94,9 @@ async def audit_who_saw(
     """
     if limit < 1:
         raise Failure("--limit takes a number of rows, 1 or more.")
-    async with _reading(tenant, actor, quiet=quiet):
-        seen = await who_saw(_table(table), _id(record), since=_time(since), limit=limit + 1)
-        emails = await _emails(s.user_id for s in seen)
+    async with reading(tenant, actor, quiet=quiet):
+        seen = await who_saw(_table(table), an_id(record), since=a_time(since), limit=limit + 1)
+        emails = await emails_of(s.user_id for s in seen)
     rows = [
         {
             "occurred_at": s.occurred_at,
@@ -119,7 +110,7 @@ async def audit_who_saw(
         for s in seen[:limit]
     ]
     columns = ("occurred_at", "user", "user_id", "columns", "reason", "request_id", "source_ip")
-    _print(rows, columns, json=json, csv=csv, quiet=quiet)
+    show(rows, columns, json=json, csv=csv, quiet=quiet)
     if len(seen) > limit:
         # Whoever takes this for all of it is told, quiet or not.
         errors().print(f"These are the latest {limit}; there are more. Ask for them with a higher --limit.")
@@ -173,33 +164,24 @@ async def audit_search(
     if table and table not in named:
         raise Failure(f"--table takes one of {', '.join(named)}.")
     wanted = Filter(
-        user_id=_id(user) if user and "@" not in user else None,
+        user_id=an_id(user) if user and "@" not in user else None,
         action=action or None,
         table=table or None,
-        record_id=_id(record) if record else None,
+        record_id=an_id(record) if record else None,
         reason=reason or None,
-        since=_time(since),
-        until=_time(until),
-        before=_id(before) if before else None,
+        since=a_time(since),
+        until=a_time(until),
+        before=an_id(before) if before else None,
     )
-    async with _reading(tenant, actor, quiet=quiet):
+    async with reading(tenant, actor, quiet=quiet):
         if "@" in user:
             wanted = replace(wanted, user_id=await _user(user))
         found = await search(wanted, limit=limit)
-        emails = await _emails(row["user_id"] for row in found)
+        emails = await emails_of(row["user_id"] for row in found)
     rows = [row | {"user": emails.get(row["user_id"])} for row in found]
     columns = ("id", "occurred_at", "user", "user_id", "action", "table", "record_id", "columns", "reason")
     # A table on a terminal has no room for what few ask for.
-    _print(rows, (*columns, "request_id", "source_ip") if csv else columns, json=json, csv=csv, quiet=quiet)
-
-
-@contextlib.asynccontextmanager
-async def _reading(tenant: str, actor: str, *, quiet: bool) -> AsyncIterator[None]:
-    found = await existing_tenant(tenant)
-    who = await resolve_actor(found.tenant_id, actor)
-    with bar("reading the log", show=not quiet):
-        async with scope(tenant=found.tenant_id, actor=who, reason=reason_for("audit", actor)):
-            yield
+    show(rows, (*columns, "request_id", "source_ip") if csv else columns, json=json, csv=csv, quiet=quiet)
 
 
 async def _user(email: str) -> UUID:
@@ -209,77 +191,8 @@ async def _user(email: str) -> UUID:
     return cast("UUID", found["id"])
 
 
-async def _emails(ids: Iterable[UUID]) -> dict[UUID, str]:
-    """Whom these ids mean; a user who is gone has none."""
-    known = list(set(ids))
-    rows = await User.select(User.id, User.email).where(User.id.is_in(known)) if known else []
-    return {row["id"]: row["email"] for row in rows}
-
-
 def _table(name: str) -> type[TenantTable]:
     known = {table._meta.tablename: table for table in tenant_tables() if table.audited}
     if name not in known:
         raise Failure(f"--table takes one of {', '.join(known)}.")
     return known[name]
-
-
-def _id(text: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise Failure("An id is a UUID, such as 0198c0de-0000-7000-8000-000000000001.") from None
-
-
-def _time(text: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise Failure(
-            "A time is written 2026-01-31 or 2026-01-31T08:00, with +01:00 behind it if it is not UTC."
-        ) from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def _print(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, json: bool, csv: bool, quiet: bool) -> None:
-    if json:
-        print(jsonlib.dumps([dict(row) for row in rows], default=str))
-    elif csv:
-        writer = csvlib.writer(sys.stdout)
-        writer.writerow(columns)
-        writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
-    elif rows:
-        # Of two names for a user people read one: the address, or the id of somebody who is gone.
-        named = [{**row, "user": row["user"] or row["user_id"]} for row in rows]
-        _print_text([{column: _shown(row.get(column)) for column in columns if column != "user_id"} for row in named])
-    elif not quiet:
-        console().print("Nothing found.")
-
-
-def _print_text(rows: Sequence[dict[str, str]]) -> None:
-    """A table where it fits; else, and for a file, a paragraph a row: an id that is cut in pieces is no id."""
-    out = console()
-    table = RichTable(*rows[0], show_edge=False)
-    for row in rows:
-        table.add_row(*row.values())
-    if out.is_terminal and out.measure(table, options=out.options.update(max_width=WIDEST)).maximum <= out.width:
-        out.print(table)
-        return
-    for row in rows:
-        out.print("\n".join(f"{name:<12} {value}" for name, value in row.items() if value), end="\n\n")
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _shown(value: Any) -> str:
-    """Text for a terminal. Threat: a name with line breaks and escape sequences in it looks like another record."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _text(value))
-
-
-def _cell(value: Any) -> str:
-    """A CSV cell that a spreadsheet does not take for a formula."""
-    text = _text(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

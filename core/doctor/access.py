@@ -309,14 +309,3 @@ async def scope_expiry(live: Live, notes: Notes) -> None:
         f"database refuses it {seconds:,} seconds after it began, as this configuration says.",
         mend="Let the application end a session after the minutes of inactivity that your risk analysis says.",
     )
-
-
-@check("164.312(a)(2)(ii)")
-async def emergency_access(_live: Live, notes: Notes) -> None:
-    """164.312(a)(2)(ii) asks for a procedure, which is the organisation's to write; break-glass would serve it."""
-    notes.unbuilt(
-        "The rule asks for a procedure for getting at PHI in an emergency, which is yours to write. Charthold has no "
-        "break-glass access for it: nobody reaches a record beyond their role for a time, with a reason.",
-        mend="Write into the procedure that an admin gives a role or a facility for the time needed; the log records "
-        "both.",
-    )

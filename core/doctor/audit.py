@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Any
 
 from core.doctor.check import Notes, check
 from core.doctor.live import LOG, Live, plural
@@ -15,7 +14,6 @@ from core.schema.trigger import Trigger
 __all__ = ["month_after"]
 
 MONTHS = 2  # partitions ahead; fewer is a warning, none a failure
-DAYS = 30  # of activity, for the plot
 CAPTURE = ("audit_insert", "audit_update", "audit_delete", "audit_truncate")
 GUARDS = ("append_only", "append_only_truncate")
 
@@ -25,12 +23,6 @@ select format('%I.%I', n.nspname, c.relname) as on, t.tgname::text as name, t.tg
     t.tgisinternal as internal, c.relispartition as part
 from pg_trigger as t join pg_class as c on c.oid = t.tgrelid join pg_namespace as n on n.oid = c.relnamespace
 where n.nspname !~ '^pg_' and n.nspname <> 'information_schema' order by 1, 2"""
-
-ACTIVITY = """
-select (occurred_at at time zone 'UTC')::date as day, action_type as action, count(*) as records
-from public.user_action_audit_log
-where ($1::uuid is null or tenant_id = $1) and occurred_at > now() - make_interval(days => $2)
-group by 1, 2"""
 
 STRAY = """select count(*) as rows from public.user_action_audit_log
 where ($1::uuid is null or tenant_id = $1) and tableoid = 'public.user_action_audit_log_default'::regclass"""
@@ -249,25 +241,6 @@ async def actors(live: Live, notes: Notes) -> None:
             subject="constraint app_user_email_key on public.app_user",
         )
     notes.end("Each record of the log names its user and the reason; an e-mail address is one user's within a tenant.")
-
-
-@check("164.308(a)(1)(ii)(D)")
-async def activity_review(live: Live, notes: Notes) -> None:
-    """What happened lately, for whoever reviews it."""
-    rows = await live.ask_or_warn(notes, "The count of the last month's records", ACTIVITY, DAYS)
-    seen = ""
-    if rows is not None:
-        counted: dict[tuple[Any, str], int] = {}
-        for row in rows:
-            key = (row["day"], row["action"])
-            counted[key] = counted.get(key, 0) + row["records"]
-        live.shown["activity"] = {"days": DAYS, "counts": counted}
-        seen = f"{plural(sum(counted.values()), 'record')} in the last {DAYS} days{live.unseen()}; "
-    notes.unbuilt(
-        f"{seen}{'the' if seen else 'The'} report plots them and has room for a signature. Charthold does not record "
-        "that somebody reviewed them.",
-        mend="Print the report, sign it, and file it; audit_search and audit_who_saw answer what it raises.",
-    )
 
 
 @check("164.316(b)(2)(i)")

@@ -25,6 +25,7 @@ from core.doctor import (
     isolation,
     outside,
     permissions,
+    review,
     transmission,
 )
 from core.doctor import server as server_checks
@@ -48,6 +49,7 @@ GROUPS = (
     indexes,
     coverage,
     audit,
+    review,
     integrity,
     authentication,
     transmission,

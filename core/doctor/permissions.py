@@ -7,12 +7,16 @@ from typing import Any
 from core.doctor.check import Notes, check
 from core.doctor.live import Live, plural
 from core.doctor.policy import Asked, ask_policies
-from core.permissions import COMMANDS, ROLES, roles_for
+from core.facilities import client_columns
+from core.permissions import COMMANDS, EMERGENCY, ROLES, roles_for
 from core.tenant_table import TenantTable
 
-# Who may act now, and how many of them within facilities.
+# Who may act now, and how many of them within facilities; and in how many emergencies.
 PEOPLE = """select role, count(*) as users, count(facility_scope) as bound from charthold.principal
-where tenant_open group by role"""
+where tenant_open group by role
+union all
+select 'emergency', count(distinct user_id), count(distinct user_id) from charthold.emergency
+where until > clock_timestamp()"""
 
 
 @check("164.312(a)(1)")
@@ -23,13 +27,14 @@ async def permissions(live: Live, notes: Notes) -> None:
         declared = live.declared().get(name)
         narrowed = declared.narrowed_by() if declared and issubclass(declared, TenantTable) else []
         facility = narrowed[0] if len(narrowed) == 1 else None
+        clients = client_columns(declared) if declared and issubclass(declared, TenantTable) else []
         for command in COMMANDS:
             policies = {
                 title: policy
                 for title, policy in live.catalog["policy"].items()
                 if policy["on"] == name and policy["command"] in (command, "all")
             }
-            asked = await ask_policies(live, list(policies.values()), name, facility)
+            asked = await ask_policies(live, list(policies.values()), name, facility, clients)
             if "exists" in str(policies.get(f"facility_isolation on {name}", {}).get("using")).lower():
                 asked.outside.clear()  # it asks the policies of another table; whether it is ours, ``drift`` says
             matrix.append(
@@ -38,7 +43,7 @@ async def permissions(live: Live, notes: Notes) -> None:
                     "command": command,
                     "granted": any(g["to"] == live.runtime and g["privilege"] == command for g in live.grants(name)),
                 }
-                | {role: _extent(asked, role) for role in ROLES}
+                | {role: _extent(asked, role) for role in (*ROLES, EMERGENCY)}
             )
             if declared is None:
                 continue
@@ -46,11 +51,11 @@ async def permissions(live: Live, notes: Notes) -> None:
             whole = command in getattr(declared, "whole_tenant", ())
             loose = asked.inside | asked.outside if whole else asked.outside if narrowed else set()
             because = [
-                f"{', '.join(role for role in ROLES if role in roles)} {what}"
+                f"{', '.join(role for role in (*ROLES, EMERGENCY) if role in roles)} {what}"
                 for roles, what in (
                     (asked.allowed - wanted, "may and should not"),
                     (wanted - asked.allowed, "should and may not"),
-                    (loose, "bound to facilities reach beyond them"),
+                    (loose, "bound to facilities, or to a client in an emergency, reach beyond"),
                 )
                 if roles
             ] + ["a policy has a condition that is none of ours"] * bool(asked.odd)
@@ -76,4 +81,6 @@ async def permissions(live: Live, notes: Notes) -> None:
 def _extent(asked: Asked, role: str) -> str:
     if role in asked.outside:
         return "yes"
+    if role == EMERGENCY:
+        return "client" if role in asked.inside else "no"
     return "facility" if role in asked.inside else "whole" if role in asked.allowed else "no"

@@ -20,7 +20,7 @@ from core.doctor.drawing import activity, diagram
 from core.doctor.encryption import LIMIT
 from core.doctor.examination import Examination
 from core.doctor.identifiers import IDENTIFIERS
-from core.permissions import COMMANDS, ROLES
+from core.permissions import COMMANDS, EMERGENCY, ROLES
 
 __all__ = ["render"]
 
@@ -30,6 +30,7 @@ ACCESS = {
     "yes": ("●", "yes"),
     "facility": ("◐", "all, or own facilities"),
     "whole": ("◯", "only who sees the whole tenant"),
+    "client": ("◔", "one client's, in an emergency"),
     "no": ("·", "no"),
 }
 KINDS = {"encrypted": "◆", "blind index": "◇", "waived": "△", "unclassified": "✗", "not PHI": "·"}
@@ -61,7 +62,7 @@ def render(found: Examination, tables: Sequence[type[Table]]) -> str:
         words=WORDS,
         access=ACCESS,
         kinds=KINDS,
-        roles=ROLES,
+        roles=(*ROLES, EMERGENCY),
         commands=COMMANDS,
         readers=readers(found),
         bypass=shown.get("bypass", []),
@@ -102,7 +103,10 @@ def readers(found: Examination) -> dict[str, Any]:
     """Which role of the application may read which table with PHI, as the live policies and grants have it."""
     rows = {row["table"]: row for row in found.shown.get("matrix", []) if row["command"] == "select"}
     tables = [table for table in sealed_tables(found) if table in rows]
-    roles = {role: {table: rows[table][role] if rows[table]["granted"] else "no" for table in tables} for role in ROLES}
+    roles = {
+        role: {table: rows[table][role] if rows[table]["granted"] else "no" for table in tables}
+        for role in (*ROLES, EMERGENCY)
+    }
     return {
         "tables": tables,
         "people": found.shown.get("people", {}),
@@ -135,9 +139,9 @@ def seals(found: Examination) -> dict[str, Any]:
 
 def matrix(found: Examination) -> dict[str, dict[str, Any]]:
     """Access by table, role and command; a policy without a grant lets nobody in."""
-    tables: dict[str, dict[str, Any]] = defaultdict(lambda: {role: {} for role in ROLES})
+    tables: dict[str, dict[str, Any]] = defaultdict(lambda: {role: {} for role in (*ROLES, EMERGENCY)})
     for row in found.shown.get("matrix", []):
-        for role in ROLES:
+        for role in (*ROLES, EMERGENCY):
             tables[row["table"]][role][row["command"]] = row[role] if row["granted"] else "no"
     return dict(tables)
 

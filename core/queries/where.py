@@ -39,6 +39,7 @@ from core.queries.shape import is_computed
 __all__ = [
     "Approximate",
     "approximate",
+    "equalities",
     "exact",
     "finds_one",
     "pin",
@@ -151,6 +152,22 @@ def exact(where: Combinable, what: str) -> Combinable:
     for found in approximate(where):
         found.refuse(what)
     return where
+
+
+def equalities(where: Combinable) -> list[tuple[str, Deferred]]:
+    """The blind indexes that a condition looks into, each with its hashes; raises for any other condition."""
+    found = []
+    for leaf in _leaves(protect(where)):
+        index: Any = leaf.column if isinstance(leaf, Where) else None
+        if not isinstance(leaf, Where) or not isinstance(index, BlindIndex) or leaf.operator is not AnyOf:
+            raise ProtectedQueryError(
+                "An emergency looks for a client by what its encrypted columns hold, all of it: "
+                'break_glass((Client.last_name == "Li") & (Client.date_of_birth == date(1990, 1, 1)), reason=...)'
+            )
+        if isinstance(leaf, Approximate):
+            leaf.refuse("an emergency")
+        found.append((index._meta.db_column_name, leaf.value))
+    return found
 
 
 def protect(where: Combinable) -> Combinable:

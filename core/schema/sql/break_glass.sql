@@ -14,15 +14,7 @@ declare
     actor constant uuid := substr(s, 54, 36);
     began constant timestamptz := clock_timestamp();
 begin
-    if rtrim(substr(s, 90, 9)) not in ('admin', 'clinician') then
-        raise exception using errcode = 'insufficient_privilege', message = 'break the glass';
-    end if;
-    if rtrim(substr(s, 99, 36)) <> '' then
-        raise exception using errcode = 'CH018', message = 'the user sees the whole tenant';
-    end if;
-    if minutes is null or minutes not between 1 and 240 then
-        raise exception using errcode = 'CH019', message = 'an emergency lasts 1 to 240 minutes';
-    end if;
+    perform charthold.check_emergency(s, minutes);
     id := charthold.uuid7();
     until := began + make_interval(mins => minutes);
     insert into public.emergency_access (id, tenant_id, user_id, client_id, reason, until, created_at)

@@ -1,7 +1,7 @@
 -- A token for this backend and the next minute, for the functions that act before a scope can exist.
 --
--- Threat: whoever can call this is everybody. No role but the owner may; provision_tenant, record_late and
--- set_tenant_status do, and end with charthold.forget_scope(), also when they fail.
+-- Threat: whoever can call this is everybody. No role but the owner may; break_glass_by, provision_tenant,
+-- record_late and set_tenant_status do, and end with charthold.forget_scope(), also when they fail.
 create function charthold.sign(tenant uuid, actor uuid, reason text) returns text
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
