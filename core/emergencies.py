@@ -55,6 +55,7 @@ class EmergencyAccess(TenantTable, tablename="emergency_access"):
 
     waived: ClassVar[Mapping[str, str]] = {
         "reason": "why the user acted; a text about a patient does not belong there",
+        "until": "when the user's access ends",
     }
 
     # Read by who reviews it. What a clinician may insert only the function does.

@@ -33,6 +33,11 @@ class ActivityReview(TenantTable, tablename="activity_review"):
     # A reviewer writes about patients.
     note = EncryptedText(identifier="other", null=True)
 
+    waived: ClassVar[Mapping[str, str]] = {
+        "since": "of what was reviewed",
+        "until": "of what was reviewed",
+    }
+
     permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = {
         "select": ("admin", "auditor", "system"),
         "insert": ("admin", "auditor"),

@@ -22,7 +22,7 @@ from core.columns import (
 )
 from core.errors import ConfigurationError, MigrationError
 from core.ids import uuid7
-from core.permissions import COMMANDS, ROLES, roles_for
+from core.permissions import COMMANDS, EMERGENCY, ROLES, roles_for
 from core.schema import Grant, Index, Policy, References, Unique, objects_of
 from core.tables import Client, Tenant
 from core.tenant_table import TenantTable
@@ -40,7 +40,7 @@ def test_a_table_that_grants_nobody_anything_lets_nobody_in() -> None:
 
 
 def test_a_table_that_says_nothing_has_the_default() -> None:
-    assert roles_for("ward", "select") == ROLES
+    assert roles_for("ward", "select") == (*ROLES, EMERGENCY)
     assert [o.privileges for o in table().implied_objects() if isinstance(o, Grant)] == [COMMANDS]
 
 

@@ -370,69 +370,6 @@ async def test_a_table_of_ones_own_cannot_let_an_emergency_write() -> None:
             permissions = {"insert": ("emergency",)}  # noqa: RUF012
 
 
-async def test_somebody_else_reviews_an_emergency(
-    lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID, owner: asyncpg.Connection
-) -> None:
-    bound = await hire(lakeside, "admin", charts[0].facility)
-    emergency = await declare(lakeside, bound, charts[1].client)
-
-    def review() -> ActivityReview:
-        return ActivityReview(emergency_id=emergency.id, finding="in_order", note="Tom Li came by ambulance")
-
-    async def signed(user: UUID) -> None:
-        async with scope(tenant=lakeside.tenant, actor=user, reason="review"):
-            await review().save()
-
-    for user in (bound, doctor, lakeside.clinician, lakeside.billing):
-        with pytest.raises(ScopeError, match="row-level security"):
-            await signed(user)
-    # And who was bound when they broke the glass, and is not now, does not review it either.
-    async with lakeside.as_admin():
-        await User.update({User.facility_scope: None}).where(User.id == bound)
-    with pytest.raises(ScopeError, match="row-level security"):
-        await signed(bound)
-    async with scope(tenant=lakeside.tenant, actor=lakeside.auditor, reason="review"):
-        made = review()
-        await made.save()
-        [row] = await ActivityReview.select().where(ActivityReview.emergency_id == emergency.id)
-        assert row["reviewed_by"] == lakeside.auditor
-        assert row["note"] == "Tom Li came by ambulance"
-        with pytest.raises(ScopeError, match="permission denied"):
-            await ActivityReview.update({ActivityReview.finding: "violation"}).where(ActivityReview.id == made.id)
-        with pytest.raises(ScopeError, match="permission denied"):
-            await ActivityReview.delete().where(ActivityReview.id == made.id)
-    assert b"Tom" not in await owner.fetchval("select note from activity_review where id = $1", made.id)
-
-
-async def test_a_review_is_of_an_emergency_or_of_a_time_that_is_over(lakeside: Clinic) -> None:
-    now = datetime.now(UTC)
-    month = timedelta(days=30)
-    async with scope(tenant=lakeside.tenant, actor=lakeside.auditor, reason="review"):
-        await ActivityReview(since=now - month, until=now).save()
-        for since, until in ((None, None), (now, None), (now - month, now + month), (now, now - month)):
-            with pytest.raises(asyncpg.CheckViolationError):
-                await ActivityReview(since=since, until=until).save()
-        with pytest.raises(asyncpg.CheckViolationError):
-            await ActivityReview(since=now - month, until=now, finding="fine").save()
-
-
-async def test_nobody_reviews_in_anothers_name(
-    database: ChartholdEngine, lakeside: Clinic, runtime: asyncpg.Connection
-) -> None:
-    mine = scope(tenant=lakeside.tenant, actor=lakeside.auditor, reason="review")
-    async with mine:
-        token = mine.token(database.token_key, runtime.get_server_pid())
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        async with runtime.transaction():
-            await runtime.execute("select set_config('charthold.scope', $1, true)", token)
-            await runtime.execute(
-                "insert into activity_review (id, tenant_id, reviewed_by, since, until, finding)"
-                " values (gen_random_uuid(), $1, $2, now() - interval '1 day', now() - interval '1 hour', 'in_order')",
-                lakeside.tenant,
-                lakeside.admin,
-            )
-
-
 async def test_what_was_opened_may_be_deleted_when_it_need_not_be_kept_and_the_log_remembers(
     lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID, owner: asyncpg.Connection
 ) -> None:

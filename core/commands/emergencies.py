@@ -6,7 +6,7 @@ import json as jsonlib
 from datetime import UTC, datetime
 
 from core.commands.answers import a_time, an_id, emails_of, reading, show
-from core.commands.family import Failure, command, console
+from core.commands.family import Failure, command, console, errors
 from core.commands.options import existing_tenant, resolve_actor
 from core.emergencies import EmergencyAccess
 from core.errors import ScopeError
@@ -39,20 +39,21 @@ async def emergencies(
     :param since:
         From when on, as 2026-01-31 or 2026-01-31T08:00.
     :param limit:
-        The most rows.
+        The most rows; that there are more is said.
 
     """
     if limit < 1:
         raise Failure("--limit takes a number of rows, 1 or more.")
     start = a_time(since)
     async with reading(tenant, actor, quiet=quiet):
-        query = EmergencyAccess.select().order_by(EmergencyAccess.created_at, ascending=False).limit(limit)
+        query = EmergencyAccess.select().order_by(EmergencyAccess.created_at, ascending=False).limit(limit + 1)
         if start:
             query = query.where(EmergencyAccess.created_at >= start)
         if open:
             signed = ActivityReview.select(ActivityReview.emergency_id).where(ActivityReview.emergency_id.is_not_null())
             query = query.where(EmergencyAccess.id.not_in(signed))
         found = await query
+        more, found = len(found) > limit, found[:limit]
         ids = [row["id"] for row in found]
         reviews = (
             await ActivityReview.select(ActivityReview.emergency_id, ActivityReview.reviewed_by, ActivityReview.finding)
@@ -80,6 +81,8 @@ async def emergencies(
     ]
     columns = ("id", "declared", "until", "user", "user_id", "client_id", "reason", "finding", "reviewed_by")
     show(rows, columns, json=json, csv=csv, quiet=quiet)
+    if more:
+        errors().print(f"These are the latest {limit}; there are more. Ask for them with a higher --limit.")
 
 
 @command()
