@@ -101,7 +101,11 @@ class Emergency(Table, tablename="emergency", schema="charthold"):
     declares: ClassVar[Sequence[SchemaObject]] = (
         PrimaryKey(name="emergency_pkey", columns=("tenant_id", "id")),
         # As charthold.emergency_of() looks: what a token names is not cast.
-        Index(name="emergency_by_name", columns=('((tenant_id::text || id::text) collate "C")',), unique=True),
+        Index(
+            name="emergency_by_name",
+            columns=("((tenant_id::text || 'emer' || replace(id::text, '-', '')) collate \"C\")",),
+            unique=True,
+        ),
         RowSecurity(forced=False),
     )
 

@@ -10,7 +10,8 @@ Layout, fixed width so that PostgreSQL takes it apart with ``substr``::
     mac 64 hex | key id 8 hex | expiry 10 digits | backend pid 10 digits | tenant 36 | actor 36
     | request id, source ip, reason, with U+001F between them
 
-In an emergency (``core/emergencies.py``) its id stands in the actor's place, and the actor behind the reason.
+In an emergency (``core/emergencies.py``) its id stands in the actor's place, as ``emer`` and 32 hex digits, so that it is
+never taken for a user's; the actor stands behind the reason.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class TokenKey:
     ) -> str:
         """The token for one backend; ``expires`` in seconds since 1970, ``backend`` a pid or ``ANY_BACKEND``."""
         said = f"{request_id}{SEPARATOR}{source_ip}{SEPARATOR}{reason}"
-        who = f"{actor}{said}" if emergency is None else f"{emergency}{said}{SEPARATOR}{actor}"
+        who = f"{actor}{said}" if emergency is None else f"emer{emergency.hex}{said}{SEPARATOR}{actor}"
         payload = f"{self.id}{expires:010d}{backend:010d}{tenant}{who}"
         inner = self._inner.copy()  # type: ignore[attr-defined]
         inner.update(payload.encode())

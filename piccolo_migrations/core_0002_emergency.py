@@ -136,7 +136,9 @@ async def forwards():
     manager.add_index(
         table="charthold.emergency",
         name="emergency_by_name",
-        columns=('((tenant_id::text || id::text) collate "C")',),
+        columns=(
+            "((tenant_id::text || 'emer' || replace(id::text, '-', '')) collate \"C\")",
+        ),
         unique=True,
     )
 

@@ -27,12 +27,12 @@ begin
     then
         raise exception using errcode = 'CH014', message = 'that kind of record is not written late';
     end if;
-    if not charthold.token_holds(token) then
+    -- In an emergency the token names that in the user's place.
+    hurried := (select e.user_id from charthold.emergency_of(token) as e);
+    if not charthold.token_holds(token) or hurried is null and substr(token, 129, 4) = 'emer' then
         perform charthold.refuse_scope(token);
     end if;
     tenant := substr(token, 93, 36);
-    -- In an emergency the token names that, and behind the reason the user.
-    hurried := (select e.user_id from charthold.emergency_of(token) as e);
     actor := coalesce(hurried, substr(token, 129, 36)::uuid);
     select p.user_id into witness from charthold.principal as p
     where p.tenant_id = tenant and p.standing is not null
