@@ -67,7 +67,8 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
         "You see the whole tenant, so there is no glass to break. Open the chart; the reading is recorded.",
     ),
     "CH019": (ProtectedQueryError, "An emergency lasts 1 to 240 minutes."),
-    "CH020": (ScopeError, "The emergency has ended. Declare another if it lasts: break_glass()."),
+    "CH008": (ScopeError, "The emergency has ended. Declare another if it lasts: break_glass()."),
+    "CH009": (ScopeError, "One statement is one user's. Let each run statements of their own."),
     "CH015": (
         ScopeError,
         "The row belongs to another tenant than the scope. Change each tenant's rows in a scope of its own.",

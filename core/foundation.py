@@ -33,6 +33,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "hmac": ("hmac", "(bytea, bytea, bytea)", ()),
     "keep_history": ("keep_history", "()", ()),
     "keep_partition": ("keep_partition", "(text)", ()),
+    "met_another": ("met_another", "(text)", ()),
     "npi_is_valid": ("npi_is_valid", "(text)", ("app_runtime",)),
     "provision_tenant": (
         "provision_tenant",
@@ -105,11 +106,11 @@ $$""",
     # What charthold.scope() worked out for a statement, in each session's memory. Only the owner reads and writes it.
     *(
         Statement(
-            name=f"a session remembers what it was granted, {half}",
-            forwards=f"create unlogged sequence charthold.granted_{half} minvalue {-(2**63)}",
-            backwards=f"drop sequence charthold.granted_{half}",
+            name=f"a session remembers what it was granted, {part}",
+            forwards=f"create unlogged sequence charthold.granted_{part} minvalue {-(2**63)}",
+            backwards=f"drop sequence charthold.granted_{part}",
         )
-        for half in (1, 2)
+        for part in (1, 2, 3, 4)
     ),
     *(function(file) for file in sorted(CALLABLE)),
 )

@@ -42,6 +42,7 @@ SESSION = {
     "debug_print_plan": "off",
     "charthold.scope": "",
     "charthold.granted": "",
+    "charthold.remembers": "",
     "application_name": "charthold",
 }
 

@@ -442,8 +442,9 @@ class AuditSeal(TenantTable, tablename="audit_seal"):
             restrictive=True,
             check="sealed_by = (select charthold.actor_id())",
         ),
-        # Two sealers cannot both grow the same tree.
+        # Two sealers cannot both grow the same tree, each from the head that was there.
         Unique(name="audit_seal_tree_size_key", columns=("tenant_id", "tree_size")),
+        Unique(name="audit_seal_previous_key", columns=("tenant_id", "previous")),
         Check(name="audit_seal_tree_size_positive", condition="tree_size > 0 and era > 0 and horizon >= 0"),
         Check(
             name="audit_seal_hash_lengths",

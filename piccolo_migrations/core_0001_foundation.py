@@ -87,6 +87,8 @@ $$""",
 create function charthold.archive_partition(part text, tenants uuid[], horizons bigint[]) returns bigint
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    -- Threat: somebody's open transaction holds the log, and whoever comes behind this waits with it: all tenants.
+    set lock_timeout = '5s'
 as $$
 declare
     kept bigint;
@@ -156,7 +158,8 @@ begin atomic
         pg_catalog.set_config('debug_print_rewritten', 'off', false),
         pg_catalog.set_config('debug_print_plan', 'off', false),
         pg_catalog.set_config('charthold.scope', '', false),
-        pg_catalog.set_config('charthold.granted', '', false);
+        pg_catalog.set_config('charthold.granted', '', false),
+        pg_catalog.set_config('charthold.remembers', '', false);
 end""",
         execute_to=("app_runtime",),
     )
@@ -339,6 +342,13 @@ begin
     if granted is null then
         perform charthold.refuse_scope(token);
     end if;
+    if charthold.met_another(granted) then
+        raise exception using errcode = 'CH009', message = 'another user acts in this statement';
+    end if;
+    if current_setting('transaction_read_only') = 'off' then
+        perform setval('charthold.granted_3', hashtextextended(left(granted, 17), 3)),
+            setval('charthold.granted_4', hashtextextended(substr(granted, 18, 81), 4));
+    end if;
     return granted;
 end
 $$""",
@@ -355,6 +365,8 @@ $$""",
 create function charthold.ensure_partitions(ahead integer) returns setof text
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    -- Threat: somebody's open transaction holds the log, and whoever comes behind this waits with it: all tenants.
+    set lock_timeout = '5s'
 as $$
 declare
     starts date;
@@ -499,6 +511,8 @@ begin
     then
         return null;
     end if;
+    -- Threat: somebody is made active while the tenant is closed, and stays in. Whichever comes first, the other waits for it.
+    perform from charthold.tenant_directory as d where d.tenant_id = coalesce(new.tenant_id, old.tenant_id) for share;
     if tg_op <> 'INSERT' then
         delete from charthold.principal where tenant_id = old.tenant_id and user_id = old.id;
     end if;
@@ -558,6 +572,10 @@ create function charthold.keep_history() returns trigger
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    -- Threat: who may not read the log sees no history.
+    if charthold.tenant_everywhere() is distinct from old.tenant_id then
+        raise exception using errcode = 'insufficient_privilege', message = 'delete a user';
+    end if;
     if old.status = 'active' or exists (
         select from public.user_action_audit_log as l where l.tenant_id = old.tenant_id and l.user_id = old.id
     ) or exists (
@@ -598,6 +616,38 @@ begin
         'create or replace trigger append_only_truncate before truncate on public.%I'
         ' for each statement execute function charthold.refuse_change()', part
     );
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.met_another",
+        signature="(text)",
+        source="""-- Whether another user than that of this answer was verified in this statement, by what the session remembers; at first it gets
+-- something to remember.
+--
+-- Threat: charthold.scope() calls this when a setting is not there, which anybody can take away, in the middle of a statement
+-- too. So a memory that is there stays as it is.
+create function charthold.met_another(granted text) returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    moment bigint;
+    who bigint;
+begin
+    begin
+        moment := currval('charthold.granted_3');
+        who := currval('charthold.granted_4');
+    exception when object_not_in_prerequisite_state then
+        if current_setting('transaction_read_only') = 'on' then
+            return false;
+        end if;
+        moment := setval('charthold.granted_3', 0);
+        who := setval('charthold.granted_4', 0);
+    end;
+    perform set_config('charthold.remembers', 'yes', false);
+    return moment = hashtextextended(left(granted, 17), 3) and who <> hashtextextended(substr(granted, 18, 81), 4);
 end
 $$""",
     )
@@ -741,9 +791,9 @@ $$""",
 -- as that user, who may be locked for it.
 --
 -- Threat: who knows to be locked soon reads in a transaction and lets it fail. So no scope is asked for, only that the token
--- holds; and what is written is about that user alone, of a kind that the user's role could have brought about. The log's own
--- policies want a scope all the same: of the tenant, by somebody in it who is a principal. That scope is an admin's, so
--- nothing of it may be left, whatever fails.
+-- holds; and what is written is about that user alone, whatever role the user has by now. The log's own policies want a scope
+-- all the same: of the tenant, by somebody in it who is a principal. That scope is an admin's, so nothing of it may be left,
+-- whatever fails.
 create function charthold.record_late(
     token text, action text, about_table text, ids uuid[], opened text[], said jsonb
 ) returns bigint
@@ -756,7 +806,6 @@ declare
     actor uuid;
     hurried uuid;
     witness uuid;
-    acts_as text;
     written bigint;
 begin
     if action is null or action not in ('read', 'search', 'audit_read', 'login_failed')
@@ -780,19 +829,16 @@ begin
         perform charthold.refuse_scope(token);
     end if;
     perform set_config('charthold.scope', charthold.sign(tenant, witness, 'record for a user who may be locked'), true);
-    select u.role into acts_as from public.app_user as u where u.tenant_id = tenant and u.id = actor;
-    if acts_as is null then
+    if not exists (select from public.app_user as u where u.tenant_id = tenant and u.id = actor) then
         raise exception using errcode = 'CH005', message = 'the tenant has no such user';
-    end if;
-    -- As charthold.record() asks.
-    if action = 'audit_read' and acts_as not in ('admin', 'auditor', 'system') then
-        raise exception using errcode = 'insufficient_privilege', message = format('a record of %s', action);
     end if;
     insert into public.user_action_audit_log (
         id, tenant_id, user_id, action_type, table_name, record_id, new_values, changed_columns,
         request_id, source_ip, reason
     )
-    select charthold.uuid7(), tenant, actor, action, about_table, row_id, said, opened,
+    select charthold.uuid7(), tenant, actor, action, about_table, row_id, said,
+        -- One dimension, counted from 1, as the canonical form has it.
+        string_to_array(array_to_string(opened, ','), ','),
         nullif(split_part(said_by_scope, chr(31), 1), ''), nullif(split_part(said_by_scope, chr(31), 2), '')::inet,
         case when hurried is not null then 'break-glass: ' else '' end || split_part(said_by_scope, chr(31), 3)
     from unnest(ids) as row_id
@@ -876,7 +922,7 @@ $$""",
         signature="(text)",
         source="""-- Says why charthold.scope() does not believe a token.
 -- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active,
--- CH006 an old snapshot, CH020 an emergency that has ended.
+-- CH006 an old snapshot, CH008 an emergency that has ended.
 --
 -- Threat: an oracle for the code of a token. So it tells more than that a code is wrong only of a token whose code is right.
 create function charthold.refuse_scope(token text) returns void
@@ -906,7 +952,7 @@ begin
         raise exception using errcode = 'CH006', message = 'the actor or the key was changed since this statement began';
     end if;
     if (select e.until from charthold.emergency_of(token) as e) <= clock_timestamp() then
-        raise exception using errcode = 'CH020', message = 'the emergency has ended';
+        raise exception using errcode = 'CH008', message = 'the emergency has ended';
     end if;
     raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant, or is locked';
 end
@@ -975,10 +1021,16 @@ $$""",
 -- its user or the end of its scope. It holds nothing of the token's code. Whoever knows an answer that was given in this
 -- statement can put it back; a function that signs for itself therefore ends with charthold.forget_scope().
 --
+-- Threat: whoever holds two tokens of one backend swaps them within a statement, and is asked for the role under the one and
+-- for the facilities under the other, or changes under the one what is recorded under the other. So two more sequences hold
+-- hashes of the moment and of whom was last verified, with the role, and no statement has two. Only what signs for itself may
+-- change who acts (its token has a fifth place behind the reason). In a read-only transaction nothing can be remembered, nor
+-- recorded.
+--
 -- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
 -- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them, and
 -- in an emergency the client.
--- Errors: those of charthold.refuse_scope().
+-- Errors: those of charthold.refuse_scope(), and CH009 for a second user in one statement.
 create function charthold.scope() returns text
     language plpgsql stable parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -1029,11 +1081,24 @@ begin
 
     -- Nothing is remembered in a transaction that may write nothing.
     seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
-    kept := current_setting('transaction_read_only') = 'on' or (
-        setval('charthold.granted_1', hashtextextended(seal, 1)) is not null
-        and setval('charthold.granted_2', hashtextextended(seal, 2)) is not null
-        and set_config('charthold.granted', granted, true) is not null
-    );
+    kept := case
+        when split_part(granted, chr(31), 6) = '' and case
+            when current_setting('charthold.remembers', true) = 'yes'
+            then currval('charthold.granted_3') = hashtextextended(left(granted, 17), 3)
+                and currval('charthold.granted_4') <> hashtextextended(substr(granted, 18, 81), 4)
+            else charthold.met_another(granted)
+        end then false
+        when current_setting('transaction_read_only') = 'on' then true
+        else setval('charthold.granted_1', hashtextextended(seal, 1)) is not null
+            and setval('charthold.granted_2', hashtextextended(seal, 2)) is not null
+            and (split_part(granted, chr(31), 6) <> ''
+                or setval('charthold.granted_3', hashtextextended(left(granted, 17), 3)) is not null
+                and setval('charthold.granted_4', hashtextextended(substr(granted, 18, 81), 4)) is not null)
+            and set_config('charthold.granted', granted, true) is not null
+    end;
+    if not kept then
+        raise exception using errcode = 'CH009', message = 'another user acts in this statement';
+    end if;
     return granted;
 end
 $$""",
@@ -1044,16 +1109,33 @@ $$""",
         name="charthold.set_tenant_status",
         signature="(uuid, uuid, text, text)",
         source="""-- Suspends, closes or reopens a tenant. In a suspended tenant nobody may write, so only the owner can reopen it.
+--
+-- Threat: the only admin makes themselves unfit to suspend the tenant: bound to facilities, or locked. So whoever the owner
+-- names, of the active users, acts as the system while this lasts.
 create function charthold.set_tenant_status(tenant uuid, actor uuid, new_status text, reason text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    was charthold.principal;
 begin
-    update charthold.principal set tenant_open = true where tenant_id = tenant;
+    -- As follow_user() does, first of all: who is made active meanwhile waits.
+    perform from charthold.tenant_directory as d where d.tenant_id = tenant for update;
+    select * into was from charthold.principal as p where p.tenant_id = tenant and p.user_id = actor;
+    if not found then
+        raise exception using errcode = 'CH005', message = 'the tenant has no such user, or one who is not active';
+    end if;
+    update charthold.principal as p
+    set role = 'system', facility_scope = null, locked_until = null, tenant_open = true
+    where p.tenant_id = tenant and p.user_id = actor;
     perform set_config('charthold.scope', charthold.sign(tenant, actor, reason), true);
     update public.tenant as t set status = new_status where t.id = set_tenant_status.tenant;
-    -- The trigger on public.tenant has closed the principals again, if that is the new status.
     perform charthold.forget_scope();
+    -- The trigger on public.tenant opened or closed the principals.
+    update charthold.principal as p
+    set role = was.role, facility_scope = was.facility_scope, locked_until = was.locked_until,
+        tenant_open = new_status in ('trial', 'active')
+    where p.tenant_id = tenant and p.user_id = actor;
 exception when query_canceled or assert_failure or others then
     -- What a session remembers is not undone with the rows.
     perform charthold.forget_scope();
@@ -1069,6 +1151,10 @@ $$""",
 --
 -- Threat: whoever can call this is everybody. No role but the owner may; break_glass_by, provision_tenant,
 -- record_late and set_tenant_status do, and end with charthold.forget_scope(), also when they fail.
+--
+-- Threat: a cancel reaches the handler that forgets, too. The settings are taken back with the failed block, but not what the
+-- session remembers of them (charthold.scope()), and whoever knows what was answered writes it back. So behind the reason, in
+-- the fifth place, which no token of the application's has, stands something that nobody can guess.
 create function charthold.sign(tenant uuid, actor uuid, reason text) returns text
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -1084,7 +1170,7 @@ begin
     payload := k.id
         || lpad((extract(epoch from clock_timestamp())::bigint + 60)::text, 10, '0')
         || lpad(pg_backend_pid()::text, 10, '0')
-        || tenant || actor || chr(31) || chr(31) || reason;
+        || tenant || actor || chr(31) || chr(31) || reason || chr(31) || chr(31) || gen_random_uuid();
     return charthold.hmac(k.inner_pad, k.outer_pad, convert_to(payload, 'UTF8')) || payload;
 end
 $$""",
@@ -1330,6 +1416,20 @@ $$""",
         name="a session remembers what it was granted, 2",
         forwards="create unlogged sequence charthold.granted_2 minvalue -9223372036854775808",
         backwards="drop sequence charthold.granted_2",
+        declared=True,
+    )
+
+    manager.add_statement(
+        name="a session remembers what it was granted, 3",
+        forwards="create unlogged sequence charthold.granted_3 minvalue -9223372036854775808",
+        backwards="drop sequence charthold.granted_3",
+        declared=True,
+    )
+
+    manager.add_statement(
+        name="a session remembers what it was granted, 4",
+        forwards="create unlogged sequence charthold.granted_4 minvalue -9223372036854775808",
+        backwards="drop sequence charthold.granted_4",
         declared=True,
     )
 

@@ -448,6 +448,12 @@ async def forwards():
 
     manager.add_unique(
         table="audit_seal",
+        name="audit_seal_previous_key",
+        columns=("tenant_id", "previous"),
+    )
+
+    manager.add_unique(
+        table="audit_seal",
         name="audit_seal_tree_size_key",
         columns=("tenant_id", "tree_size"),
     )

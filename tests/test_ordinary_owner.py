@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import random
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,13 +16,14 @@ from piccolo.apps.migrations.commands.clean import clean
 from piccolo.apps.migrations.commands.forwards import run_forwards
 
 import core.session
-from core import scope
+from core import ScopeError, find_tenant, scope, set_tenant_status, transaction
+from core.audit.history import who_saw
 from core.audit.verify import verify
 from core.doctor.examination import examine
 from core.schema import References
 from core.schema.migration import MigrationManager
 from core.settings import settings
-from core.tables import Client, User
+from core.tables import Client, Facility, User, UserActionAuditLog
 from piccolo_conf import DB
 from tests.conftest import Clinic, make_clinic, owner_execute
 
@@ -205,6 +209,167 @@ async def test_nothing_is_left_of_the_scope_in_which_a_late_record_was_written(a
         assert not [line for line in told if line.startswith("acting")]
     finally:
         connection.terminate()
+
+
+# A cancel comes while the failure is handled: what the session remembers is not forgotten. What was answered is made anew of
+# what is known.
+CANCELLED = """
+do $$
+declare
+    began timestamptz := statement_timestamp();
+begin
+    begin
+        while clock_timestamp() < began + interval 'DELAY microseconds' loop end loop;
+        perform charthold.record_late('TOKEN', 'audit_read', repeat('x', 300), array[null::uuid], null, null);
+    exception when query_canceled then null; when others then raise notice 'late'; return;
+    end;
+    perform set_config('charthold.granted', extract(epoch from began)::text || 'TENANTADMIN' || rpad('admin', 9)
+        || 'TENANT' || chr(31) || chr(31) || chr(31) || 'record for a user who may be locked', true);
+    perform set_config('charthold.scope', repeat('0', 92) || 'TENANTADMIN', true);
+    raise notice 'acting as %', charthold.actor_role();
+end $$
+"""
+
+
+async def test_nothing_is_left_of_a_scope_whose_failure_was_cancelled_too(clinic: Clinic) -> None:
+    """Threat: a statement_timeout that fires in the handler, tried again and again."""
+    async with clinic.as_admin():
+        locked = User(email=f"{uuid4()}@mail.example", full_name="Locked", role="billing", status="active")
+        await locked.save()
+    connection = await DB.connect(owner=False)
+    told: list[str] = []
+    connection.add_log_listener(lambda _, message: told.append(message.message))
+    try:
+        async with scope(tenant=clinic.tenant, actor=locked.id, reason="mine") as mine:
+            token = mine.token(DB.token_key, connection.get_server_pid())
+        async with clinic.as_admin():
+            await User.update({User.status: "locked"}).where(User.id == locked.id)
+        attack = (
+            CANCELLED.replace("TOKEN", token).replace("TENANT", str(clinic.tenant)).replace("ADMIN", str(clinic.admin))
+        )
+        await connection.execute("set statement_timeout = '20ms'")
+        chance, delay, refused = random.Random(7), 18_500, 0
+        for _ in range(250):
+            told.clear()
+            try:
+                await connection.execute(attack.replace("DELAY", str(delay)))
+            except asyncpg.InternalServerError as error:
+                refused += "not signed" in str(error) or "charthold" in str(error)
+            except asyncpg.PostgresError:
+                refused += 1
+            # To and fro over the moment at which the handler is at work.
+            delay += chance.randint(0, 60) * (1 if told[:1] == ["late"] else -1)
+            assert not [line for line in told if line.startswith("acting")]
+        assert refused
+    finally:
+        connection.terminate()
+
+
+async def test_a_user_who_is_made_active_while_the_tenant_is_closed_is_out(
+    clinic: Clinic, ordinary: asyncpg.Connection
+) -> None:
+    closing = await make_clinic(f"closing-{uuid4().hex[:8]}")
+    async with closing.as_admin():
+        sleeper = User(email=f"{uuid4()}@mail.example", full_name="Sleeper", role="admin", status="invited")
+        await sleeper.save()
+        async with transaction():
+            await User.update({User.status: "active"}).where(User.id == sleeper.id)
+            # In a context of its own: this task is in a transaction.
+            closed = asyncio.create_task(
+                set_tenant_status(tenant=closing.tenant, actor=closing.admin, status="closed", reason="test"),
+                context=contextvars.Context(),
+            )
+            await asyncio.sleep(0.5)
+            assert not closed.done()
+    await closed
+    standing = await ordinary.fetch(
+        "select distinct tenant_open from charthold.principal where tenant_id = $1", closing.tenant
+    )
+    assert [row["tenant_open"] for row in standing] == [False]
+    async with scope(tenant=closing.tenant, actor=sleeper.id, reason="late"):
+        with pytest.raises(ScopeError):
+            await Facility(name="After closing").save()
+
+
+@pytest.mark.parametrize("who", ["clinician", "billing", "bound", "locked"])
+async def test_whoever_the_owner_names_a_tenant_is_suspended(
+    who: str, clinic: Clinic, ordinary: asyncpg.Connection
+) -> None:
+    """Threat: the only admin makes themselves unfit for it, and the owner hears nothing."""
+    slug = f"unfit-{uuid4().hex[:8]}"
+    theirs = await make_clinic(slug)
+    actor = theirs.clinician if who == "clinician" else theirs.billing if who == "billing" else theirs.admin
+    async with theirs.as_admin():
+        if who == "bound":
+            await User.update({User.facility_scope: []}).where(User.id == actor)
+        elif who == "locked":
+            later = datetime.now(UTC) + timedelta(hours=1)
+            await User.update({User.locked_until: later}).where(User.id == actor)
+    before = await ordinary.fetch(
+        "select user_id, role, facility_scope, locked_until from charthold.principal where tenant_id = $1 order by 1",
+        theirs.tenant,
+    )
+    for status in ("suspended", "closed", "active"):
+        await set_tenant_status(tenant=theirs.tenant, actor=actor, status=status, reason="test")
+        found = await find_tenant(slug)
+        assert found
+        assert found.status == status
+        rows = await ordinary.fetch(
+            "select user_id, role, facility_scope, locked_until, tenant_open from charthold.principal"
+            " where tenant_id = $1 order by 1",
+            theirs.tenant,
+        )
+        assert {row["tenant_open"] for row in rows} == {status == "active"}
+        assert [tuple(row)[:4] for row in rows] == [tuple(row) for row in before]
+    with pytest.raises(ScopeError):
+        await set_tenant_status(tenant=theirs.tenant, actor=uuid4(), status="suspended", reason="test")
+    found = [f.evidence for f in (await examine(["admins"])).findings if f.verdict == "fail"]
+    assert found == [f"{slug} is open and has no active admin who sees all of it and is not locked."] * (
+        who in ("bound", "locked")
+    )
+    await set_tenant_status(tenant=theirs.tenant, actor=actor, status="closed", reason="test")
+
+
+@pytest.mark.parametrize("change", [{"status": "locked"}, {"role": "billing"}, {"status": "deactivated"}])
+async def test_what_an_auditor_was_shown_is_recorded_whatever_they_are_by_then(
+    change: dict[str, str], clinic: Clinic
+) -> None:
+    async with clinic.as_admin():
+        auditor = User(email=f"{uuid4()}@mail.example", full_name="Auditor", role="auditor", status="active")
+        await auditor.save()
+
+    async def changed() -> None:
+        async with clinic.as_admin():
+            await User.update(change).where(User.id == auditor.id)
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        async with scope(tenant=clinic.tenant, actor=auditor.id, reason="a look"), transaction():
+            assert await UserActionAuditLog.count()
+            await asyncio.create_task(changed(), context=contextvars.Context())
+            raise RuntimeError("on purpose")
+    async with clinic.as_admin():
+        assert await UserActionAuditLog.exists().where(
+            UserActionAuditLog.user_id == auditor.id, UserActionAuditLog.action_type == "audit_read"
+        )
+
+
+async def test_a_late_record_has_columns_that_can_be_read_back(clinic: Clinic) -> None:
+    connection = await DB.connect(owner=False)
+    try:
+        async with clinic.as_clinician("late") as mine:
+            token = mine.token(DB.token_key, connection.get_server_pid())
+        for columns in ("{{a,b},{c,d}}", "{NULL,ssn}", "[5:6]={ssn,notes}", "{}"):
+            await connection.execute(
+                f"select charthold.record_late('{token}', 'read', 'client', array['{clinic.client}'::uuid],"
+                f" '{columns}', null)"
+            )
+    finally:
+        connection.terminate()
+    async with clinic.as_admin():
+        seen = await who_saw(Client, clinic.client)
+        late = sorted(sighting.columns for sighting in seen if sighting.reason == "late")
+        assert late == [(), ("a", "b", "c", "d"), ("ssn",), ("ssn", "notes")]
+        assert (await verify()).good
 
 
 SIGNING = ("break_glass_by", "provision_tenant", "record_late", "set_tenant_status")

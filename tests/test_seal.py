@@ -28,7 +28,7 @@ from core.audit.canonical import COLUMNS, PROBE, PROBE_SQL, decode, encode, json
 from core.audit.head import HEAD_COLUMNS, SealKey, TreeHead, public_keys
 from core.audit.merkle import leaf_hash, node_hash
 from core.audit.proof import prove, prove_growth
-from core.audit.seal import seal
+from core.audit.seal import Sealed, seal
 from core.audit.verify import verify
 from core.commands.seal_audit import seal_audit
 from core.commands.verify_audit import read_heads, verify_audit
@@ -234,6 +234,33 @@ async def test_a_writer_does_not_wait_for_a_sealer(hillside, owner):
             await write(hillside, 2)
         assert not waiting.done()
     assert (await waiting).added == 5 - 1
+
+
+async def test_who_holds_the_lock_does_not_stop_the_sealing(hillside, runtime):
+    """Threat: a session of another tenant takes it, and keeps it."""
+    await write(hillside, 2)
+    await runtime.execute("select pg_advisory_lock(hashtextextended('charthold.seal.' || $1, 0))", str(hillside.tenant))
+    assert (await sealed(hillside)).added
+    assert (await verified(hillside)).good
+
+
+async def test_two_sealers_who_do_not_wait_for_each_other_do_not_fork(hillside, owner, monkeypatch):
+    """Each would grow the tree from the same head, to another size."""
+
+    async def do_not_wait(*_):
+        pass
+
+    monkeypatch.setattr("core.audit.seal._queue", do_not_wait)
+    await write(hillside, 8)
+    done = await asyncio.gather(
+        sealed(hillside, most=2), sealed(hillside, most=5), sealed(hillside), return_exceptions=True
+    )
+    assert [step for step in done if isinstance(step, Sealed)]
+    for step in done:
+        assert isinstance(step, Sealed) or "Another process is sealing" in str(step)
+    while (await sealed(hillside)).added:
+        pass
+    assert (await verified(hillside)).good
 
 
 async def test_a_clock_that_goes_back_skips_nothing(hillside, superuser):

@@ -16,6 +16,11 @@ from core.settings import settings
 
 __all__ = ["archive_partition", "make_partitions"]
 
+BUSY = (
+    "Somebody's transaction has held the log for five seconds, so nothing was done: all tenants would have waited. Try "
+    "again; for a transaction that stays open look into pg_stat_activity."
+)
+
 
 async def archive_partition(part: str) -> int:
     """Detach a month of the audit log for archiving, as the schema's owner; how many records it holds.
@@ -26,6 +31,8 @@ async def archive_partition(part: str) -> int:
     connection = await engine().connect(owner=True)
     try:
         async with connection.transaction():
+            # Threat: somebody's open transaction is in the way, and all tenants wait behind this.
+            await connection.execute("set local lock_timeout = '5s'")
             sealed = await _horizons(connection)
             return cast(
                 "int",
@@ -33,6 +40,8 @@ async def archive_partition(part: str) -> int:
                     "select charthold.archive_partition($1, $2, $3)", part, list(sealed), list(sealed.values())
                 ),
             )
+    except asyncpg.LockNotAvailableError:
+        raise ChartholdError(BUSY) from None
     except asyncpg.PostgresError as error:
         if (getattr(error, "sqlstate", "") or "").startswith("CH02"):
             raise ChartholdError(f"{error}.") from None
@@ -64,6 +73,8 @@ async def make_partitions(ahead: int = 3) -> list[str]:
     connection = await engine().connect(owner=True)
     try:
         rows = await connection.fetch("select charthold.ensure_partitions($1) as name", ahead)
+    except asyncpg.LockNotAvailableError:
+        raise ChartholdError(BUSY) from None
     finally:
         await connection.close()
     return [row["name"] for row in rows]

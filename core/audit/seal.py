@@ -11,6 +11,7 @@ Threats:
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -77,16 +78,27 @@ async def seal(*, most: int = MOST, leaves: int = LEAVES) -> Sealed:
     try:
         async with in_scope() as connection:
             return await _seal(connection, current_scope().tenant, key, most, leaves)
-    except asyncpg.LockNotAvailableError:
+    except (asyncpg.LockNotAvailableError, asyncpg.UniqueViolationError):
         raise ChartholdError("Another process is sealing this tenant's log. Try again when it is done.") from None
     except asyncpg.PostgresError as error:
         raise explain(error) from None
 
 
+async def _queue(connection: Connection, tenant: UUID) -> None:
+    """Wait for whoever is sealing the tenant's log. Writers take no such lock, so they never wait for it.
+
+    Threat: anybody can take the lock, of another tenant too, and keep it. So after a while nobody is waited for: no two
+    heads have one predecessor, and whoever comes second fails.
+    """
+    lock = "select pg_advisory_xact_lock(hashtextextended('charthold.seal.' || $1, 0))"
+    with contextlib.suppress(asyncpg.LockNotAvailableError):
+        async with connection.transaction():
+            await connection.execute(lock, str(tenant))
+
+
 async def _seal(connection: Connection, tenant: UUID, key: SealKey, most: int, leaves: int) -> Sealed:
-    # Writers take no such lock, so they never wait for it.
-    await connection.execute("set local lock_timeout = '60s'")
-    await connection.execute("select pg_advisory_xact_lock(hashtextextended('charthold.seal.' || $1, 0))", str(tenant))
+    await connection.execute("set local lock_timeout = '10s'")
+    await _queue(connection, tenant)
     # A head must not be handed out and then be lost in a crash.
     await connection.execute(
         "select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off'"

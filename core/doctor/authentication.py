@@ -54,7 +54,7 @@ async def admins(live: Live, notes: Notes) -> None:
     for tenant in live.tenants:
         if tenant.admin is None and tenant.status in ("trial", "active"):
             notes.fail(
-                f"{tenant.slug} is open and has no active admin.",
+                f"{tenant.slug} is open and has no active admin who sees all of it and is not locked.",
                 subject=f"tenant {tenant.slug}",
                 mend="As the owner, make one of its users an active admin.",
             )

@@ -52,6 +52,7 @@ where nspname !~ '^pg_' and nspname <> 'information_schema' order by 1"""
 
 TENANTS = """select d.tenant_id as id, d.slug, d.status,
     (select p.user_id from charthold.principal as p where p.tenant_id = d.tenant_id and p.role = 'admin'
+        and p.facility_scope is null and (p.locked_until is null or p.locked_until <= now())
         order by p.user_id limit 1) as admin
 from charthold.tenant_directory as d order by d.slug"""
 
@@ -80,7 +81,7 @@ class TableInfo:
 
 @dataclass(frozen=True)
 class TenantInfo:
-    """A tenant, and an active admin of it, if there is one."""
+    """A tenant, and an admin of it who may look at all of it now, if there is one."""
 
     id: UUID
     slug: str

@@ -7,6 +7,8 @@
 create function charthold.archive_partition(part text, tenants uuid[], horizons bigint[]) returns bigint
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    -- Threat: somebody's open transaction holds the log, and whoever comes behind this waits with it: all tenants.
+    set lock_timeout = '5s'
 as $$
 declare
     kept bigint;

@@ -24,5 +24,6 @@ begin atomic
         pg_catalog.set_config('debug_print_rewritten', 'off', false),
         pg_catalog.set_config('debug_print_plan', 'off', false),
         pg_catalog.set_config('charthold.scope', '', false),
-        pg_catalog.set_config('charthold.granted', '', false);
+        pg_catalog.set_config('charthold.granted', '', false),
+        pg_catalog.set_config('charthold.remembers', '', false);
 end

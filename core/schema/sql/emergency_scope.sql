@@ -24,6 +24,13 @@ begin
     if granted is null then
         perform charthold.refuse_scope(token);
     end if;
+    if charthold.met_another(granted) then
+        raise exception using errcode = 'CH009', message = 'another user acts in this statement';
+    end if;
+    if current_setting('transaction_read_only') = 'off' then
+        perform setval('charthold.granted_3', hashtextextended(left(granted, 17), 3)),
+            setval('charthold.granted_4', hashtextextended(substr(granted, 18, 81), 4));
+    end if;
     return granted;
 end
 $$

@@ -6,6 +6,8 @@
 create function charthold.ensure_partitions(ahead integer) returns setof text
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    -- Threat: somebody's open transaction holds the log, and whoever comes behind this waits with it: all tenants.
+    set lock_timeout = '5s'
 as $$
 declare
     starts date;

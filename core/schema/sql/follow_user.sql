@@ -10,6 +10,8 @@ begin
     then
         return null;
     end if;
+    -- Threat: somebody is made active while the tenant is closed, and stays in. Whichever comes first, the other waits for it.
+    perform from charthold.tenant_directory as d where d.tenant_id = coalesce(new.tenant_id, old.tenant_id) for share;
     if tg_op <> 'INSERT' then
         delete from charthold.principal where tenant_id = old.tenant_id and user_id = old.id;
     end if;

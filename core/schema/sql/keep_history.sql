@@ -10,6 +10,10 @@ create function charthold.keep_history() returns trigger
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    -- Threat: who may not read the log sees no history.
+    if charthold.tenant_everywhere() is distinct from old.tenant_id then
+        raise exception using errcode = 'insufficient_privilege', message = 'delete a user';
+    end if;
     if old.status = 'active' or exists (
         select from public.user_action_audit_log as l where l.tenant_id = old.tenant_id and l.user_id = old.id
     ) or exists (

@@ -1,6 +1,6 @@
 -- Says why charthold.scope() does not believe a token.
 -- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active,
--- CH006 an old snapshot, CH020 an emergency that has ended.
+-- CH006 an old snapshot, CH008 an emergency that has ended.
 --
 -- Threat: an oracle for the code of a token. So it tells more than that a code is wrong only of a token whose code is right.
 create function charthold.refuse_scope(token text) returns void
@@ -30,7 +30,7 @@ begin
         raise exception using errcode = 'CH006', message = 'the actor or the key was changed since this statement began';
     end if;
     if (select e.until from charthold.emergency_of(token) as e) <= clock_timestamp() then
-        raise exception using errcode = 'CH020', message = 'the emergency has ended';
+        raise exception using errcode = 'CH008', message = 'the emergency has ended';
     end if;
     raise exception using errcode = 'CH005', message = 'the actor is not an active user of an open tenant, or is locked';
 end

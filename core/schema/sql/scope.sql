@@ -13,10 +13,16 @@
 -- its user or the end of its scope. It holds nothing of the token's code. Whoever knows an answer that was given in this
 -- statement can put it back; a function that signs for itself therefore ends with charthold.forget_scope().
 --
+-- Threat: whoever holds two tokens of one backend swaps them within a statement, and is asked for the role under the one and
+-- for the facilities under the other, or changes under the one what is recorded under the other. So two more sequences hold
+-- hashes of the moment and of whom was last verified, with the role, and no statement has two. Only what signs for itself may
+-- change who acts (its token has a fifth place behind the reason). In a read-only transaction nothing can be remembered, nor
+-- recorded.
+--
 -- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
 -- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them, and
 -- in an emergency the client.
--- Errors: those of charthold.refuse_scope().
+-- Errors: those of charthold.refuse_scope(), and CH009 for a second user in one statement.
 create function charthold.scope() returns text
     language plpgsql stable parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -67,11 +73,24 @@ begin
 
     -- Nothing is remembered in a transaction that may write nothing.
     seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
-    kept := current_setting('transaction_read_only') = 'on' or (
-        setval('charthold.granted_1', hashtextextended(seal, 1)) is not null
-        and setval('charthold.granted_2', hashtextextended(seal, 2)) is not null
-        and set_config('charthold.granted', granted, true) is not null
-    );
+    kept := case
+        when split_part(granted, chr(31), 6) = '' and case
+            when current_setting('charthold.remembers', true) = 'yes'
+            then currval('charthold.granted_3') = hashtextextended(left(granted, 17), 3)
+                and currval('charthold.granted_4') <> hashtextextended(substr(granted, 18, 81), 4)
+            else charthold.met_another(granted)
+        end then false
+        when current_setting('transaction_read_only') = 'on' then true
+        else setval('charthold.granted_1', hashtextextended(seal, 1)) is not null
+            and setval('charthold.granted_2', hashtextextended(seal, 2)) is not null
+            and (split_part(granted, chr(31), 6) <> ''
+                or setval('charthold.granted_3', hashtextextended(left(granted, 17), 3)) is not null
+                and setval('charthold.granted_4', hashtextextended(substr(granted, 18, 81), 4)) is not null)
+            and set_config('charthold.granted', granted, true) is not null
+    end;
+    if not kept then
+        raise exception using errcode = 'CH009', message = 'another user acts in this statement';
+    end if;
     return granted;
 end
 $$

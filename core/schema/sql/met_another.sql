@@ -1,0 +1,27 @@
+-- Whether another user than that of this answer was verified in this statement, by what the session remembers; at first it gets
+-- something to remember.
+--
+-- Threat: charthold.scope() calls this when a setting is not there, which anybody can take away, in the middle of a statement
+-- too. So a memory that is there stays as it is.
+create function charthold.met_another(granted text) returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    moment bigint;
+    who bigint;
+begin
+    begin
+        moment := currval('charthold.granted_3');
+        who := currval('charthold.granted_4');
+    exception when object_not_in_prerequisite_state then
+        if current_setting('transaction_read_only') = 'on' then
+            return false;
+        end if;
+        moment := setval('charthold.granted_3', 0);
+        who := setval('charthold.granted_4', 0);
+    end;
+    perform set_config('charthold.remembers', 'yes', false);
+    return moment = hashtextextended(left(granted, 17), 3) and who <> hashtextextended(substr(granted, 18, 81), 4);
+end
+$$
