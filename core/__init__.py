@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from core.audit.history import Change, Sighting
     from core.audit.record import record, record_failed_login
     from core.audit.recorded import ALTERED, DESTROYED
+    from core.disclosures import Disclosure, accounting_of_disclosures
     from core.emergencies import Emergency, break_glass
     from core.provision import FoundTenant, ProvisionedTenant, find_tenant, provision_tenant, set_tenant_status
     from core.transactions import Transaction
@@ -31,6 +32,7 @@ __all__ = [
     "Change",
     "ChartholdError",
     "ConfigurationError",
+    "Disclosure",
     "Emergency",
     "FoundTenant",
     "KeyProviderError",
@@ -43,6 +45,7 @@ __all__ = [
     "SealedValueError",
     "Sighting",
     "Transaction",
+    "accounting_of_disclosures",
     "break_glass",
     "current_scope",
     "find_tenant",
@@ -59,11 +62,13 @@ LATE = {
     "ALTERED": "core.audit.recorded",
     "Change": "core.audit.history",
     "DESTROYED": "core.audit.recorded",
+    "Disclosure": "core.disclosures",
     "Emergency": "core.emergencies",
     "FoundTenant": "core.provision",
     "ProvisionedTenant": "core.provision",
     "Sighting": "core.audit.history",
     "Transaction": "core.transactions",
+    "accounting_of_disclosures": "core.disclosures",
     "break_glass": "core.emergencies",
     "find_tenant": "core.provision",
     "provision_tenant": "core.provision",

@@ -37,6 +37,8 @@ PERMISSIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "facility": {"select": EVERYBODY, "insert": ADMINS, "update": ADMINS, "delete": ADMINS},
     # Billing keeps insurance data up to date. Whom a user bound to facilities sees is narrowed further.
     "client": {"select": EVERYBODY, "insert": STAFF, "update": (*STAFF, "billing"), "delete": ADMINS},
+    # 164.528: kept for six years. Who sees a client sees its disclosures: an accounting without them would be wrong.
+    "disclosure": {"select": EVERYBODY, "insert": STAFF, "update": ADMINS},
     # The log is written by triggers and definer functions only; no role has the INSERT grant.
     "user_action_audit_log": {"select": ("admin", "auditor", "system"), "insert": (*EVERYBODY, EMERGENCY)},
     # Whoever may read PHI needs the wrapped keys, which are worthless without the key-encrypting key.

@@ -13,6 +13,7 @@ from piccolo.conf.apps import AppConfig, Command
 
 from core.audit.partitions import make_partitions
 from core.commands.audit import audit_history, audit_search, audit_who_saw
+from core.commands.disclosures import disclosures
 from core.commands.doctor import doctor
 from core.commands.emergencies import emergencies, sign_off
 from core.commands.import_synthea import import_synthea
@@ -24,6 +25,7 @@ from core.commands.rotate_keys import rotate_keys
 from core.commands.seal_audit import seal_audit
 from core.commands.shred_tenant import shred_tenant
 from core.commands.verify_audit import verify_audit
+from core.disclosures import Disclosure
 from core.emergencies import EmergencyAccess
 from core.foundation import FOUNDATION
 from core.principals import Emergency, Principal, TenantDirectory, TokenKeyRow
@@ -49,6 +51,7 @@ COMMANDS = (
     audit_history,
     audit_search,
     audit_who_saw,
+    disclosures,
     doctor,
     emergencies,
     import_synthea,
@@ -75,6 +78,7 @@ APP_CONFIG = AppConfig(
         User,
         Facility,
         Client,
+        Disclosure,
         UserActionAuditLog,
         TenantKey,
         AuditSeal,

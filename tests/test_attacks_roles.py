@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 
 from core import scope
+from core.disclosures import Disclosure
 from core.engine import ChartholdEngine
 from core.tables import Client, Facility, User
 from tests.conftest import Clinic
@@ -82,6 +83,8 @@ COPIED = (
 SITE_COLUMNS = "(id, tenant_id, name, kind, address, time_zone, settings, status)"
 SITE = "(charthold.uuid7(), 'A_TENANT', 'Planted', 'clinic', '{}', 'UTC', '{}', 'active')"
 USER_COLUMNS = "(id, tenant_id, email, full_name, role, status, mfa_enrolled, failed_logins)"
+TOLD_COLUMNS = "(id, tenant_id, client_id, disclosed_on, recipient, description, purpose, basis)"
+TOLD = "select charthold.uuid7(), tenant_id, id, '2020-02-02'::date, 'planted', first_name, last_name, 'other' from client limit 1"
 PERSON = "(charthold.uuid7(), 'A_TENANT', 'planted@mail.example', 'Planted', 'admin', 'active', false, 0)"
 
 INSERTS = {
@@ -105,6 +108,10 @@ INSERTS = {
         f"insert into app_user {USER_COLUMNS} values {PERSON}",
         f"merge into app_user as u using (select 1) as s on false when not matched then insert {USER_COLUMNS} values {PERSON}",
         f"insert into app_user {USER_COLUMNS} select id, tenant_id, email, full_name, 'admin', status, false, 0 from app_user on conflict (tenant_id, email) do update set role = 'admin'",
+    ),
+    "disclosure": (
+        f"insert into disclosure {TOLD_COLUMNS} {TOLD}",
+        f"merge into disclosure as d using ({TOLD}) as s on false when not matched then insert {TOLD_COLUMNS} values (charthold.uuid7(), s.tenant_id, s.id, '2020-02-02', 'planted', s.first_name, s.last_name, 'other')",
     ),
     "tenant_key": ("insert into tenant_key (id, tenant_id, version, wrapped, kek, status) values (charthold.uuid7(), 'A_TENANT', 9, 'x', '', 'next')",),
     "audit_seal": ("insert into audit_seal (id, tenant_id, tree_size) values (charthold.uuid7(), 'A_TENANT', 9)",),
@@ -130,6 +137,7 @@ UPDATES = {
     ),
     "app_user": ("update app_user set role = 'admin'", "update app_user set facility_scope = null", "merge into app_user as u using (select 1) as s on u.id is not null when matched then update set role = 'admin', facility_scope = null"),
     "tenant": ("update tenant set retention_years = 90", "merge into tenant as t using (select 1) as s on t.id is not null when matched then update set retention_years = 90"),
+    "disclosure": ("update disclosure set withheld_until = '2999-12-31', basis = 'law_enforcement'", "merge into disclosure as d using (select 1) as s on d.id is not null when matched then update set recipient = 'nobody'"),
     "tenant_key": ("update tenant_key set status = 'retired'", "merge into tenant_key as k using (select 1) as s on k.id is not null when matched then update set status = 'retired'"),
     "audit_seal": ("update audit_seal set horizon = 0",),
     "user_action_audit_log": ("update user_action_audit_log set reason = 'x'", "merge into user_action_audit_log as l using (select 1) as s on l.id is not null when matched then update set reason = 'x'"),
@@ -147,7 +155,16 @@ DELETES = {
         f"delete from {table} where (select set_config('charthold.scope', 'ADMIN_TOKEN', true)) is not null",
         f"truncate {table}",
     )
-    for table in ("client", "facility", "app_user", "tenant", "tenant_key", "audit_seal", "user_action_audit_log")
+    for table in (
+        "client",
+        "disclosure",
+        "facility",
+        "app_user",
+        "tenant",
+        "tenant_key",
+        "audit_seal",
+        "user_action_audit_log",
+    )
 }
 
 # A target of MERGE of which no column is named is not filtered by the policies for reading: each row of the table is
@@ -157,21 +174,31 @@ COMMANDS = {"insert": INSERTS, "update": UPDATES, "delete": DELETES}
 # Written out, not taken from core/permissions.py: what is forbidden is decided here a second time.
 FORBIDDEN: dict[str, dict[str, tuple[str, ...]]] = {
     "auditor": {
-        "insert": ("client", "facility", "app_user", "tenant_key", "user_action_audit_log"),
+        "insert": ("client", "disclosure", "facility", "app_user", "tenant_key", "user_action_audit_log"),
         "update": tuple(UPDATES), "delete": tuple(DELETES),
     },
     "billing": {
         "insert": tuple(INSERTS), "update": tuple(t for t in UPDATES if t != "client"), "delete": tuple(DELETES),
     },
     "clinician": {
-        "insert": tuple(t for t in INSERTS if t != "client"), "update": tuple(t for t in UPDATES if t != "client"),
+        "insert": tuple(t for t in INSERTS if t not in ("client", "disclosure")), "update": tuple(t for t in UPDATES if t != "client"),
         "delete": tuple(DELETES),
     },
     "admin": {
         "insert": ("tenant_key", "user_action_audit_log"), "update": ("tenant_key", "audit_seal", "user_action_audit_log"),
-        "delete": ("tenant", "tenant_key", "audit_seal", "user_action_audit_log"),
+        "delete": ("disclosure", "tenant", "tenant_key", "audit_seal", "user_action_audit_log"),
     },
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def told(lakeside: Clinic) -> None:
+    """Something to change and to delete."""
+    async with lakeside.as_admin():
+        await Disclosure(
+            client_id=lakeside.client, disclosed_on=date(2020, 2, 2), recipient="A", description="B", purpose="C",
+            basis="other",
+        ).save()  # fmt: skip
 
 
 @pytest.mark.parametrize("bound", [False, True], ids=["everywhere", "bound"])
@@ -198,19 +225,20 @@ async def test_nothing_is_written_beyond_the_role(
 
 
 async def test_the_statements_work_for_whoever_may(
-    database: ChartholdEngine, hillside: Clinic, owner: asyncpg.Connection
+    database: ChartholdEngine, lakeside: Clinic, hillside: Clinic, owner: asyncpg.Connection
 ) -> None:
     """A statement that failed for a reason of its own would prove nothing."""
-    names = {"A_TENANT": str(hillside.tenant), "A_CLIENT": str(hillside.client), "A_ADMIN": str(hillside.admin)}
-    for statement in (
-        INSERTS["client"][0],
-        INSERTS["client"][4],
-        UPDATES["client"][3],
-        UPDATES["facility"][1],
-        DELETES["client"][3],
+    for clinic, statement in (
+        *((lakeside, sql) for sql in (*INSERTS["disclosure"], *UPDATES["disclosure"])),
+        (hillside, INSERTS["client"][0]),
+        (hillside, INSERTS["client"][4]),
+        (hillside, UPDATES["client"][3]),
+        (hillside, UPDATES["facility"][1]),
+        (hillside, DELETES["client"][3]),
     ):
+        names = {"A_TENANT": str(clinic.tenant), "A_CLIENT": str(clinic.client), "A_ADMIN": str(clinic.admin)}
         before = await fingerprint(owner, "user_action_audit_log", "action_type <> 'read'")
-        seen = await run(database, hillside, hillside.admin, names, (statement,))
+        seen = await run(database, clinic, clinic.admin, names, (statement,))
         assert await fingerprint(owner, "user_action_audit_log", "action_type <> 'read'") != before, (statement, seen)
 
 

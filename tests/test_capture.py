@@ -17,6 +17,7 @@ import pytest
 from piccolo.columns import Array, DoublePrecision, Interval, Numeric
 
 from core import provision_tenant, transaction
+from core.disclosures import Disclosure
 from core.engine import ChartholdEngine
 from core.errors import ChartholdError
 from core.ids import uuid7
@@ -65,6 +66,13 @@ CASES: dict[type[ProtectedTable], Case] = {
         "phone", "Before", "After", lambda: {"name": f"Before {uuid4()}"},
     ),
     Client: Case(new_client, "status", "active", "on_hold"),
+    Disclosure: Case(
+        lambda clinic: Disclosure(
+            client_id=clinic.client, disclosed_on=date(2020, 2, 2), recipient="Before", description="A", purpose="B",
+            basis="other",
+        ),
+        "recipient", "Before", "After", closed=frozenset({"delete"}),
+    ),
     Tenant: Case(
         lambda _: Tenant(slug=f"t-{uuid4()}", name="Before", settings={}, branding={}),
         "name", "Before", "After", lambda: {"slug": f"t-{uuid4()}"}, closed=frozenset({"insert", "delete"}),

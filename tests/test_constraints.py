@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
-from core import ChartholdError, provision_tenant
+from core import ChartholdError, Disclosure, provision_tenant
 from core.ids import uuid7
 from core.rotation import Target, acting
 from core.schema import Check, Index, References, Unique, objects_of
@@ -41,6 +41,11 @@ def client(clinic: Clinic, **values: Any) -> Client:
     )
 
 
+def disclosure(clinic: Clinic, **values: Any) -> Disclosure:
+    told = {"recipient": "A", "description": "B", "purpose": "C", "basis": "other", "disclosed_on": date(2020, 2, 2)}
+    return Disclosure(**{"client_id": clinic.client, **told, **values})
+
+
 # constraint -> a row that violates it
 ROWS: dict[str, Callable[[Clinic], Any]] = {
     "app_user_email_key": lambda c: user(email="clinician@lakeside.example"),
@@ -65,6 +70,11 @@ ROWS: dict[str, Callable[[Clinic], Any]] = {
     "client_status_known": lambda c: client(c, status="lost"),
     "client_discharged_has_date": lambda c: client(c, status="discharged"),
     "client_dates_in_order": lambda c: client(c, admitted_on=date(2020, 2, 2), discharged_on=date(2020, 2, 1)),
+    "disclosure_client_id_fkey": lambda c: disclosure(c, client_id=uuid7()),
+    "disclosure_recipient_given": lambda c: disclosure(c, recipient=" "),
+    "disclosure_not_in_the_future": lambda c: disclosure(c, disclosed_on=date.today() + timedelta(days=3)),
+    "disclosure_basis_known": lambda c: disclosure(c, basis="curiosity"),
+    "disclosure_withheld_for_whom": lambda c: disclosure(c, withheld_until=date(2030, 1, 1)),
 }
 # constraint -> version and status of a key that violates it; only the owner writes keys
 KEYS: dict[str, tuple[int, str]] = {
@@ -241,7 +251,7 @@ async def test_a_reference_to_another_tenants_row_cannot_be_written(lakeside: Cl
 def test_every_declared_constraint_has_a_test() -> None:
     declared = {
         item.name
-        for table in (Tenant, User, Facility, Client, UserActionAuditLog, TenantKey, AuditSeal)
+        for table in (Tenant, User, Facility, Client, Disclosure, UserActionAuditLog, TenantKey, AuditSeal)
         for item in objects_of(table)
         if isinstance(item, (Check, Unique, References)) or (isinstance(item, Index) and item.unique)
     }

@@ -18,6 +18,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -26,6 +27,7 @@ import asyncpg
 import pytest
 
 import core
+from core.disclosures import Disclosure
 from core.engine import ChartholdEngine
 from core.ids import uuid7
 from core.scope import current_scope
@@ -34,7 +36,7 @@ from core.token import TokenKey
 from tests.conftest import TEMPLATE, Clinic
 
 SQL = Path(core.__file__).parent / "schema" / "sql"
-TABLES = ("client", "facility", "app_user", "tenant_key", "audit_seal", "user_action_audit_log")
+TABLES = ("client", "disclosure", "facility", "app_user", "tenant_key", "audit_seal", "user_action_audit_log")
 
 
 @dataclass
@@ -751,6 +753,15 @@ async def populated(lakeside: Clinic, hillside: Clinic) -> tuple[Clinic, Clinic,
                     )
                     for n in range(many * 4 + 1)
                     for made in [__import__("datetime").date(1990, 1, 1)]
+                ]
+            )  # fmt: skip
+            await Disclosure.insert(
+                *[
+                    Disclosure(
+                        client_id=clinic.client, disclosed_on=date(2020, 2, 2), recipient=word, description=word,
+                        purpose=word, basis="other",
+                    )
+                    for _ in range(many * 5 + 3)
                 ]
             )  # fmt: skip
             await Tenant.update({Tenant.name: f"The {word} clinic"}).where(Tenant.id == clinic.tenant)

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from core.disclosures import Disclosure
 from core.engine import ChartholdEngine
 from core.permissions import COMMANDS, roles_for
 from core.schema import Grant
@@ -21,7 +22,7 @@ from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, Us
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / ".ci" / "pgrls.toml"
-TABLES = (AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog)
+TABLES = (AuditSeal, Client, Disclosure, Facility, Tenant, TenantKey, User, UserActionAuditLog)
 
 # What a definer function reaches for the application, table by table; each is a door on purpose.
 DOORS = {

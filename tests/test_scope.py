@@ -30,6 +30,7 @@ from core import (
     transaction,
 )
 from core.audit.seal import seal
+from core.disclosures import Disclosure
 from core.engine import ChartholdEngine, owner_mode
 from core.permissions import COMMANDS, PERMISSIONS, ROLES, roles_for
 from core.pool import Pool
@@ -507,7 +508,7 @@ def attempts(clinic: Clinic) -> dict[tuple[str, str], Callable[[], Awaitable[Any
 
     new = f"(charthold.uuid7(), '{clinic.tenant}'"
     found: dict[tuple[str, str], Callable[[], Awaitable[Any]]] = {}
-    for table in (Tenant, User, Facility, Client, UserActionAuditLog, TenantKey, AuditSeal):
+    for table in (Tenant, User, Facility, Client, Disclosure, UserActionAuditLog, TenantKey, AuditSeal):
         name = table._meta.tablename
         found[name, "select"] = lambda name=name: Client.raw(f"select 1 as one from {name}")
         found[name, "update"] = raw(
@@ -521,6 +522,7 @@ def attempts(clinic: Clinic) -> dict[tuple[str, str], Callable[[], Awaitable[Any
         ("app_user", "insert"): raw(f"insert into app_user (id, tenant_id, email, full_name, role, status, mfa_enrolled, failed_logins) values {new}, charthold.uuid7()::text || '@mail.example', 'x', 'billing', 'invited', false, 0)"),
         ("facility", "insert"): raw(f"insert into facility (id, tenant_id, name, kind, address, time_zone, settings, status) values {new}, charthold.uuid7()::text, 'clinic', '{{{{}}}}', 'UTC', '{{{{}}}}', 'active')"),
         ("client", "insert"): raw(f"insert into client (id, tenant_id, facility_id, status, first_name, last_name, date_of_birth) select charthold.uuid7(), tenant_id, facility_id, status, first_name, last_name, date_of_birth from client where id = '{clinic.client}'"),
+        ("disclosure", "insert"): raw(f"insert into disclosure (id, tenant_id, client_id, disclosed_on, recipient, description, purpose, basis) select charthold.uuid7(), tenant_id, id, current_date, 'x', first_name, last_name, 'other' from client where id = '{clinic.client}'"),
         ("user_action_audit_log", "insert"): raw(f"insert into user_action_audit_log (tenant_id, user_id, action_type, reason) values ('{clinic.tenant}', '{clinic.admin}', 'login', 'x')"),
         ("tenant_key", "insert"): raw(f"insert into tenant_key (id, tenant_id, version, wrapped, kek, status) values {new}, 99, 'x', '', 'retired')"),
         ("audit_seal", "insert"): lambda: Client.raw("select 1 as one where pg_catalog.has_table_privilege('audit_seal', 'insert')"),
@@ -532,6 +534,10 @@ def attempts(clinic: Clinic) -> dict[tuple[str, str], Callable[[], Awaitable[Any
 async def roles(lakeside: Clinic) -> dict[str, UUID]:
     async with lakeside.as_admin():
         await seal()  # so that there is something to see
+        await Disclosure(
+            client_id=lakeside.client, disclosed_on=date(2020, 2, 2), recipient="A", description="B", purpose="C",
+            basis="other",
+        ).save()  # fmt: skip
     return {role: await add_user(lakeside, role) for role in ROLES}
 
 
@@ -542,6 +548,7 @@ MATRIX = {
     "app_user": ("ACBUS", "AS", "AS", "AS"),
     "facility": ("ACBUS", "AS", "AS", "AS"),
     "client": ("ACBUS", "ACS", "ACBS", "AS"),
+    "disclosure": ("ACBUS", "ACS", "AS", ""),
     "user_action_audit_log": ("AUS", "ACBUS", "", ""),
     "tenant_key": ("ACBUS", "AS", "AS", ""),
     "audit_seal": ("AUS", "AUS", "", ""),

@@ -25,11 +25,11 @@ WIDEST = 10_000  # characters: what a table would take if it could
 
 
 @contextlib.asynccontextmanager
-async def reading(tenant: str, actor: str, *, quiet: bool) -> AsyncIterator[None]:
+async def reading(tenant: str, actor: str, why: str = "audit", *, quiet: bool) -> AsyncIterator[None]:
     found = await existing_tenant(tenant)
     who = await resolve_actor(found.tenant_id, actor)
     with bar("reading the log", show=not quiet):
-        async with scope(tenant=found.tenant_id, actor=who, reason=reason_for("audit", actor)):
+        async with scope(tenant=found.tenant_id, actor=who, reason=reason_for(why, actor)):
             yield
 
 
@@ -68,7 +68,7 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, json: bool, 
         writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
     elif rows:
         # Of two names for a user people read one: the address, or the id of somebody who is gone.
-        named = [{**row, "user": row["user"] or row["user_id"]} for row in rows]
+        named = [{**row, "user": row.get("user") or row.get("user_id")} for row in rows]
         _print_text([{column: _shown(row.get(column)) for column in columns if column != "user_id"} for row in named])
     elif not quiet:
         console().print("Nothing found.")
