@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from core.audit.seal import seal
 from core.commands.doctor import as_json, doctor
 from core.commands.import_synthea import import_export
 from core.crypto.kms import master_key
+from core.disclosures import Disclosure
 from core.doctor import RULES, Examination, Finding, check_names, examine
 from core.doctor.audit import month_after
 from core.doctor.authentication import admins
@@ -209,6 +210,14 @@ BROKEN = (
         "retention", "constraint tenant_retention_years_possible on public.tenant",
     ),
     Broken(
+        f"grant delete on disclosure to {RUNTIME}",
+        "accounting_of_disclosures", f"grant public.disclosure delete to {RUNTIME}",
+    ),
+    Broken(
+        "alter table disclosure drop constraint disclosure_client_id_fkey",
+        "accounting_of_disclosures", "constraint disclosure_client_id_fkey on public.disclosure",
+    ),
+    Broken(
         f"create trigger zz before insert on {part(NEXT)} for each row execute function charthold.refuse_change()",
         "drift", f"trigger zz on {part(NEXT)}",
     ),
@@ -276,7 +285,7 @@ async def test_nothing_fails_on_a_database_as_it_is_made(owner):
     assert found.drift == []
     assert {finding.check for finding in found.findings} == {*check_names()}
     assert {rule for rule in RULES if found.verdict_of(rule) == "unbuilt"} == {
-        "164.312(a)(2)(iii)", "164.528",
+        "164.312(a)(2)(iii)",
     }  # fmt: skip
 
 
@@ -314,6 +323,16 @@ async def test_a_table_that_the_application_owns_is_told(superuser):
     assert {f.check for f in left} == {"drift"}
     await superuser.execute("\n".join(f.sql for f in left))
     assert failures(await examine()) == set()
+
+
+async def test_a_register_that_is_gone_is_told(superuser):
+    await superuser.execute("alter table disclosure rename to elsewhere")
+    try:
+        found = await examine(["accounting_of_disclosures"])
+        assert failures(found) == {("accounting_of_disclosures", "table public.disclosure")}
+        assert found.verdict_of("164.528") == "fail"
+    finally:
+        await superuser.execute("alter table elsewhere rename to disclosure")
 
 
 async def test_an_event_trigger_is_a_warning(superuser):
@@ -666,6 +685,31 @@ async def test_a_log_whose_guard_is_off_is_not_said_to_refuse_changes(superuser)
     assert "six years" in holds(found, "retention")
 
 
+async def test_disclosures_are_counted_and_those_that_are_withheld_for_good_are_a_warning(lakeside, replica):
+    async def told(**values):
+        usual = {"disclosed_on": TODAY.date() - timedelta(days=30), "basis": "law_enforcement", "recipient": "A"}
+        row = Disclosure(client_id=lakeside.client, description="B", purpose="C", **{**usual, **values})
+        async with lakeside.as_admin():
+            await row.save()
+        return row.id
+
+    rows = [
+        await told(),
+        await told(disclosed_on=date(2001, 1, 1)),
+        await told(withheld_until=TODAY.date() + timedelta(days=30)),
+    ]
+    try:
+        assert "2 disclosures of the last 6 years, 1 of them withheld now, and 1 older" in holds(
+            await examine(["accounting_of_disclosures"]), "accounting_of_disclosures"
+        )
+        rows.append(await told(withheld_until=date(9999, 12, 31)))
+        found = await examine(["accounting_of_disclosures"])
+        assert warnings(found) == {("accounting_of_disclosures", "column public.disclosure.withheld_until")}
+        assert "3 disclosures of the last 6 years" in holds(found, "accounting_of_disclosures")
+    finally:
+        await replica.execute("delete from disclosure where id = any ($1)", rows)
+
+
 async def test_reads_that_are_recorded_relaxedly_are_a_warning(owner, monkeypatch):
     changed = replace(settings(), durable_reads=False)
     monkeypatch.setattr("core.doctor.live.settings", lambda: changed)
@@ -912,11 +956,18 @@ SLEEP = "select pg_sleep(9), $1::uuid"
         ("keys", "encryption.KEYS", SLEEP, "It was", "key version"),
         ("keys", "encryption.USES", f"{SLEEP}, $2::text[]", "The count of each key's uses was", "the most used"),
         (
+            "accounting_of_disclosures",
+            "audit.DISCLOSURES",
+            f"{SLEEP}, $2::int",
+            "The count of disclosures was",
+            "of the last",
+        ),
+        (
             "activity_review",
             "review.ACTIVITY",
             f"{SLEEP}, $2::int",
             "The count of the last month's records was",
-            "days",
+            "in the last 30 days",
         ),
     ],
 )
