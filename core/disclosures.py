@@ -26,7 +26,7 @@ __all__ = ["BASES", "YEARS", "Disclosure", "accounting_of_disclosures"]
 
 YEARS = 6  # 164.528(a)(1): before the day of the request
 
-# What allowed it: the paragraphs of 164.512 in their order; a breach nothing did.
+# What allowed it: the paragraphs of 164.512 in their order. Nothing allows a breach.
 BASES = (
     "required_by_law", "public_health", "abuse_or_neglect", "health_oversight", "judicial", "law_enforcement",
     "decedents", "organ_donation", "research", "serious_threat", "government_function", "workers_compensation",
@@ -55,7 +55,7 @@ class Disclosure(TenantTable, tablename="disclosure"):
 
     waived: ClassVar[Mapping[str, str]] = {
         "disclosed_on": "plain so that an accounting can be asked for by time; policies and grants protect it",
-        "recipient": "who was told, not the patient; plain so that one can ask what somebody was told",
+        "recipient": "who was told: not the patient, at times their employer; plain so that it can be asked for",
         "recipient_address": "of who was told, not of the patient",
         "withheld_until": "of an agency's request; plain so that an accounting can leave out what is withheld",
     }
