@@ -41,7 +41,7 @@ class User(Table, tablename="app_user", schema=None):
     )
 
 
-ID = "2026-01-01T00:00:00:000013"
+ID = "2026-01-01T00:00:00:000014"
 VERSION = "1.38.0"
 DESCRIPTION = "emergency_access"
 

@@ -29,7 +29,7 @@ class EmergencyAccess(Table, tablename="emergency_access", schema=None):
     )
 
 
-ID = "2026-01-01T00:00:00:000014"
+ID = "2026-01-01T00:00:00:000015"
 VERSION = "1.38.0"
 DESCRIPTION = "activity_review"
 
