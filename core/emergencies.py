@@ -58,11 +58,6 @@ class EmergencyAccess(TenantTable, tablename="emergency_access"):
         "until": "when the user's access ends",
     }
 
-    # Read by who reviews it. What a clinician may insert only the function does.
-    permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = {
-        "select": ("admin", "auditor", "system"),
-        "insert": ("admin", "clinician"),
-    }
     whole_tenant = ("select",)
     # It is made by who does not see the client.
     facility_from = ()

@@ -43,6 +43,9 @@ PERMISSIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "user_action_audit_log": {"select": ("admin", "auditor", "system"), "insert": (*EVERYBODY, EMERGENCY)},
     # Whoever may read PHI needs the wrapped keys, which are worthless without the key-encrypting key.
     "tenant_key": {"select": EVERYBODY, "insert": ADMINS, "update": ADMINS},
+    # Read by who reviews them. What a clinician may insert, charthold.break_glass() alone does.
+    "emergency_access": {"select": ("admin", "auditor", "system"), "insert": ("admin", "clinician")},
+    "activity_review": {"select": ("admin", "auditor", "system"), "insert": ("admin", "auditor")},
     "audit_seal": {"select": ("admin", "auditor", "system"), "insert": ("admin", "auditor", "system")},
 }
 

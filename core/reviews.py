@@ -38,10 +38,6 @@ class ActivityReview(TenantTable, tablename="activity_review"):
         "until": "of what was reviewed",
     }
 
-    permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = {
-        "select": ("admin", "auditor", "system"),
-        "insert": ("admin", "auditor"),
-    }
     # Who does not see everything has not reviewed it.
     whole_tenant = ("select", "insert")
     facility_from = ()

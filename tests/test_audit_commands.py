@@ -115,7 +115,7 @@ async def test_quiet_leaves_out_the_remark_that_nothing_was_found(lakeside: Clin
         (audit_search, {"tenant": "nobody"}, "There is no tenant nobody. Choose one with --tenant=SLUG: "),
         (audit_search, {"tenant": "all"}, "one tenant at a time"),
         (audit_search, {"tenant": "lakeside", "action": "nosuch"}, "--action takes one of insert, update"),
-        (audit_search, {"tenant": "lakeside", "table": "nosuch"}, "--table takes one of app_user, audit_seal"),
+        (audit_search, {"tenant": "lakeside", "table": "nosuch"}, "--table takes one of activity_review, app_user"),
         (audit_search, {"tenant": "lakeside", "user": "nobody@nowhere.example"}, "no user with the e-mail"),
         (audit_search, {"tenant": "lakeside", "user": "nobody"}, "An id is a UUID"),
         (audit_who_saw, {"record": ID, "tenant": "lakeside", "table": "castle"}, "--table takes one of"),

@@ -14,15 +14,19 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from core.disclosures import Disclosure
+from core.emergencies import EmergencyAccess
 from core.engine import ChartholdEngine
 from core.permissions import COMMANDS, roles_for
+from core.reviews import ActivityReview
 from core.schema import Grant
 from core.settings import settings
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / ".ci" / "pgrls.toml"
-TABLES = (AuditSeal, Client, Disclosure, Facility, Tenant, TenantKey, User, UserActionAuditLog)
+TABLES = (
+    ActivityReview, AuditSeal, Client, Disclosure, EmergencyAccess, Facility, Tenant, TenantKey, User, UserActionAuditLog,
+)  # fmt: skip
 
 # What a definer function reaches for the application, table by table; each is a door on purpose.
 DOORS = {

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -31,9 +31,11 @@ from core import (
 )
 from core.audit.seal import seal
 from core.disclosures import Disclosure
+from core.emergencies import EmergencyAccess, break_glass
 from core.engine import ChartholdEngine, owner_mode
 from core.permissions import COMMANDS, PERMISSIONS, ROLES, roles_for
 from core.pool import Pool
+from core.reviews import ActivityReview
 from core.settings import Settings, settings
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog
 from core.token import TokenKey
@@ -508,7 +510,9 @@ def attempts(clinic: Clinic) -> dict[tuple[str, str], Callable[[], Awaitable[Any
 
     new = f"(charthold.uuid7(), '{clinic.tenant}'"
     found: dict[tuple[str, str], Callable[[], Awaitable[Any]]] = {}
-    for table in (Tenant, User, Facility, Client, Disclosure, UserActionAuditLog, TenantKey, AuditSeal):
+    for table in (
+        Tenant, User, Facility, Client, Disclosure, UserActionAuditLog, TenantKey, AuditSeal, EmergencyAccess, ActivityReview,
+    ):  # fmt: skip
         name = table._meta.tablename
         found[name, "select"] = lambda name=name: Client.raw(f"select 1 as one from {name}")
         found[name, "update"] = raw(
@@ -525,6 +529,8 @@ def attempts(clinic: Clinic) -> dict[tuple[str, str], Callable[[], Awaitable[Any
         ("disclosure", "insert"): raw(f"insert into disclosure (id, tenant_id, client_id, disclosed_on, recipient, description, purpose, basis) select charthold.uuid7(), tenant_id, id, current_date, 'x', first_name, last_name, 'other' from client where id = '{clinic.client}'"),
         ("user_action_audit_log", "insert"): raw(f"insert into user_action_audit_log (tenant_id, user_id, action_type, reason) values ('{clinic.tenant}', '{clinic.admin}', 'login', 'x')"),
         ("tenant_key", "insert"): raw(f"insert into tenant_key (id, tenant_id, version, wrapped, kek, status) values {new}, 99, 'x', '', 'retired')"),
+        ("emergency_access", "insert"): raw(f"insert into emergency_access (id, tenant_id, user_id, client_id, reason, until) values {new}, '{clinic.clinician}', '{clinic.client}', 'x', now())"),
+        ("activity_review", "insert"): raw(f"insert into activity_review (id, tenant_id, since, until, finding) values {new}, now() - interval '2 days', now() - interval '1 day', 'in_order')"),
         ("audit_seal", "insert"): lambda: Client.raw("select 1 as one where pg_catalog.has_table_privilege('audit_seal', 'insert')"),
     }  # fmt: skip
     return found
@@ -538,22 +544,31 @@ async def roles(lakeside: Clinic) -> dict[str, UUID]:
             client_id=lakeside.client, disclosed_on=date(2020, 2, 2), recipient="A", description="B", purpose="C",
             basis="other",
         ).save()  # fmt: skip
+        await ActivityReview(since=datetime(2020, 1, 1, tzinfo=UTC), until=datetime(2020, 2, 1, tzinfo=UTC)).save()
+        bound = User(
+            email="bound@lakeside.example", full_name="Bound", role="clinician", status="active", facility_scope=[]
+        )
+        await bound.save()
+    async with scope(tenant=lakeside.tenant, actor=bound.id, reason="test"):
+        await break_glass(lakeside.client, reason="test")
     return {role: await add_user(lakeside, role) for role in ROLES}
 
 
 # Written by hand, so that a slip in core/permissions.py is noticed: who may select, insert, update, delete.
-# A admin, C clinician, B billing, U auditor, S system.
+# A admin, C clinician, B billing, U auditor, S system; e a clinician in an emergency.
 MATRIX = {
-    "tenant": ("ACBUS", "S", "AS", ""),
-    "app_user": ("ACBUS", "AS", "AS", "AS"),
-    "facility": ("ACBUS", "AS", "AS", "AS"),
-    "client": ("ACBUS", "ACS", "ACBS", "AS"),
-    "disclosure": ("ACBUS", "ACS", "AS", ""),
-    "user_action_audit_log": ("AUS", "ACBUS", "", ""),
-    "tenant_key": ("ACBUS", "AS", "AS", ""),
+    "tenant": ("ACBUSe", "S", "AS", ""),
+    "app_user": ("ACBUSe", "AS", "AS", "AS"),
+    "facility": ("ACBUSe", "AS", "AS", "AS"),
+    "client": ("ACBUSe", "ACS", "ACBS", "AS"),
+    "disclosure": ("ACBUSe", "ACS", "AS", ""),
+    "user_action_audit_log": ("AUS", "ACBUSe", "", ""),
+    "tenant_key": ("ACBUSe", "AS", "AS", ""),
     "audit_seal": ("AUS", "AUS", "", ""),
+    "emergency_access": ("AUS", "AC", "", ""),
+    "activity_review": ("AUS", "AU", "", ""),
 }
-LETTERS = {"admin": "A", "clinician": "C", "billing": "B", "auditor": "U", "system": "S"}
+LETTERS = {"admin": "A", "clinician": "C", "billing": "B", "auditor": "U", "system": "S", "emergency": "e"}
 
 
 def test_the_matrix_is_what_was_meant() -> None:
