@@ -9,14 +9,14 @@ from piccolo.columns.base import OnDelete
 
 from core.columns import DIGESTED, BlindIndex, Encrypted, TenantForeignKey, TenantId
 from core.errors import ConfigurationError
-from core.permissions import COMMANDS, ROLES
+from core.permissions import COMMANDS, ROLES, roles_for
 from core.schema import Index, Unique
 from core.schema.declarations import constraint_of
 
 if TYPE_CHECKING:
     from core.tenant_table import ProtectedTable, TenantTable
 
-__all__ = ["refuse_columns", "refuse_misspelt", "refuse_reference"]
+__all__ = ["refuse_columns", "refuse_for_ever", "refuse_misspelt", "refuse_reference"]
 
 # Bytes of a table's name: "capture_" and the name are the name of a function, and PostgreSQL knows 63.
 LONGEST = 55
@@ -146,6 +146,22 @@ def refuse_reference(cls: type[TenantTable], column: ForeignKey[Any]) -> None:
         raise ConfigurationError(
             f"{said} would change rows of all tenants when a {to.__name__} is deleted. Give it "
             "on_delete=OnDelete.restrict."
+        )
+
+
+def refuse_for_ever(cls: type[TenantTable]) -> None:
+    """Raise ``ConfigurationError`` for sealed columns that no admin may seal anew: their keys could not be rotated."""
+    table, permissions = cls._meta.tablename, cls.permissions
+    sealed = [c._meta.name for c in cls._meta.columns if isinstance(c, Encrypted)]
+    able = [
+        role
+        for role in ("admin", "system")
+        if all(role in roles_for(table, command, permissions) for command in ("select", "update"))
+    ]
+    if sealed and not able and roles_for(table, "insert", permissions):
+        raise ConfigurationError(
+            f"{cls.__name__}.{sealed[0]} is encrypted, and a rotation of keys seals it anew, which is an update by an "
+            "admin or the system. Let one of them select and update the table."
         )
 
 

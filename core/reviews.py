@@ -8,7 +8,7 @@ from typing import ClassVar
 from piccolo.columns import Text, Timestamptz
 from piccolo.columns.base import OnDelete
 
-from core.columns import ActorId, EncryptedText, TenantForeignKey
+from core.columns import ActorId, TenantForeignKey
 from core.emergencies import EmergencyAccess
 from core.schema import Check, Index, Policy, SchemaObject
 from core.tables import TenantTable, one_of
@@ -30,12 +30,12 @@ class ActivityReview(TenantTable, tablename="activity_review"):
     since = Timestamptz(default=None, null=True)
     until = Timestamptz(default=None, null=True)
     finding = Text(default="in_order")
-    # A reviewer writes about patients.
-    note = EncryptedText(identifier="other", null=True)
+    note = Text(default=None, null=True)
 
     waived: ClassVar[Mapping[str, str]] = {
         "since": "of what was reviewed",
         "until": "of what was reviewed",
+        "note": "what the reviewer says of it; a text about a patient does not belong there",
     }
 
     # Who does not see everything has not reviewed it.
@@ -48,6 +48,7 @@ class ActivityReview(TenantTable, tablename="activity_review"):
             name="activity_review_of_something",
             condition="num_nulls(since, until) = case when emergency_id is null then 0 else 2 end",
         ),
+        Check(name="activity_review_note_length", condition="length(note) <= 2000"),
         # What has not happened yet nobody has seen.
         Check(name="activity_review_of_the_past", condition="since < until and until <= created_at"),
         Policy(

@@ -1,6 +1,5 @@
 from core.columns import ActorId
 from core.columns import CreatedAt
-from core.columns import EncryptedText
 from core.columns import RowId
 from core.columns import TenantForeignKey
 from core.columns import TenantId
@@ -243,11 +242,10 @@ async def forwards():
         tablename="activity_review",
         column_name="note",
         db_column_name="note",
-        column_class_name="EncryptedText",
-        column_class=EncryptedText,
+        column_class_name="Text",
+        column_class=Text,
         params={
             "default": None,
-            "identifier": "other",
             "null": True,
             "primary_key": False,
             "unique": False,
@@ -367,6 +365,12 @@ $$""",
         table="activity_review",
         name="activity_review_finding_known",
         condition="finding in ('in_order', 'follow_up', 'violation')",
+    )
+
+    manager.add_check(
+        table="activity_review",
+        name="activity_review_note_length",
+        condition="length(note) <= 2000",
     )
 
     manager.add_check(

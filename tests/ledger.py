@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 from piccolo.table import Table
 
-from core.columns import BlindIndex
+from core.columns import ActorId, BlindIndex
 from core.engine import ChartholdEngine
 from core.schema import PrimaryKey, objects_of
 from core.scope import Scope
@@ -73,7 +73,9 @@ async def stored(owner: asyncpg.Connection, table: type[Table], row: UUID) -> di
 
 def recorded(table: type[Table], document: dict[str, Any]) -> dict[str, Any]:
     """What of a row's document the log must hold."""
-    left_out = NOT_RECORDED | {c._meta.db_column_name for c in table._meta.columns if isinstance(c, BlindIndex)}
+    left_out = NOT_RECORDED | {
+        c._meta.db_column_name for c in table._meta.columns if isinstance(c, ActorId | BlindIndex)
+    }
     left_out |= set(getattr(table, "unrecorded", ()))
     return {name: value for name, value in document.items() if name not in left_out}
 

@@ -582,7 +582,7 @@ async def test_what_is_recorded_again_wants_a_token_of_ours_and_says_who_it_is(
     for action in ("insert", "update", "delete", "login", None):
         with pytest.raises(asyncpg.PostgresError, match="not written late"):
             await runtime.fetchval(late, token, action, hillside.client)
-    # Nor more than one at a time, or with what a kind does not say, or what the role could not have brought about.
+    # Nor more than one at a time, or with what a kind does not say.
     many = "select charthold.record_late($1, $2, null, array[null, null]::uuid[], null, null)"
     for action in ("search", "audit_read", "login_failed"):
         with pytest.raises(asyncpg.PostgresError, match="not written late"):
@@ -591,8 +591,8 @@ async def test_what_is_recorded_again_wants_a_token_of_ours_and_says_who_it_is(
     for action in ("read", "login_failed"):
         with pytest.raises(asyncpg.PostgresError, match="not written late"):
             await runtime.fetchval(said, token, action, hillside.client)
-    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="a record of audit_read"):
-        await runtime.fetchval(said, token, "audit_read", hillside.client)
+    # The role may have been another when it was shown.
+    assert await runtime.fetchval(said, token, "audit_read", hillside.client) == 1
     # It leaves no scope behind, also for who asks in the same transaction.
     async with runtime.transaction():
         await runtime.fetchval(late, token, "read", hillside.client)

@@ -14,9 +14,9 @@ import pytest
 from piccolo.querystring import QueryString
 
 import core.audit.seal as sealing
-from core import ProtectedQueryError, ScopeError, scope, transaction
+from core import ChartholdError, ProtectedQueryError, ScopeError, scope, transaction
 from core.audit.history import who_saw
-from core.audit.partitions import archive_partition
+from core.audit.partitions import archive_partition, make_partitions
 from core.audit.record import record, record_failed_login
 from core.audit.seal import seal
 from core.audit.search import Filter, search
@@ -350,6 +350,18 @@ async def test_months_are_made_ahead_and_strays_move_out_of_the_default_partitio
         " and not (relrowsecurity and relforcerowsecurity)"
     )
     assert forced == []
+
+
+async def test_making_partitions_does_not_keep_all_tenants_waiting_behind_an_open_transaction(
+    lakeside: Clinic, runtime: asyncpg.Connection
+) -> None:
+    async with runtime.transaction():
+        await runtime.execute("lock table user_action_audit_log in access share mode")
+        with pytest.raises(ChartholdError, match="held the log for five seconds"):
+            await make_partitions(30)
+        async with asyncio.timeout(2), lakeside.as_admin():
+            assert await UserActionAuditLog.count()
+    assert await make_partitions(30)
 
 
 async def test_a_failed_login_is_recorded_though_the_user_is_locked_or_was_never_active(

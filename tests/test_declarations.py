@@ -210,3 +210,12 @@ def test_a_table_of_no_tenant_does_not_refer_to_a_tenants() -> None:
         MigrationError, match=r"Note.client_id refers to Client.id, which is unique only as tenant_id, id"
     ):
         objects_of(Note)
+
+
+def test_what_is_sealed_for_ever_is_refused() -> None:
+    """No key of a tenant could be rotated: a rotation seals each value anew, as an update."""
+    with pytest.raises(ConfigurationError, match="Letter.body is encrypted, and a rotation"):
+
+        class Letter(TenantTable, tablename="sealed_for_ever"):
+            body = EncryptedText(identifier="other")
+            permissions = {"select": ("admin", "auditor"), "insert": ("admin",)}  # noqa: RUF012

@@ -546,6 +546,14 @@ async def test_an_answer_about_a_user_that_is_not_what_the_row_says_is_told(supe
     assert failures(await examine(["admins"])) == set()
 
 
+async def test_a_user_who_may_act_in_a_tenant_that_is_closed_is_told(superuser, clinic):
+    where = f"where user_id = '{clinic.billing}'"
+    await superuser.execute(f"update charthold.principal set tenant_open = false {where}")
+    assert failures(await examine(["admins"])) == {("admins", "table charthold.principal")}
+    await superuser.execute(f"update charthold.principal set tenant_open = true {where}")
+    assert failures(await examine(["admins"])) == set()
+
+
 async def test_a_token_key_of_somebody_else_under_our_id_is_told(superuser, database):
     mine = database.token_key
     await superuser.execute(

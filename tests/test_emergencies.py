@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import textwrap
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -23,6 +24,7 @@ from core.reviews import ActivityReview
 from core.tables import Client, Facility, TenantTable, User, UserActionAuditLog
 from tests.conftest import Clinic
 from tests.ledger import create
+from tests.test_readme import README
 
 WHY = "unconscious, nobody to ask"
 
@@ -390,6 +392,20 @@ async def test_what_was_opened_may_be_deleted_when_it_need_not_be_kept_and_the_l
         [gone.id, emergency.id],
     )
     assert sorted(row["action_type"] for row in actions) == ["break_glass", "delete", "delete", "insert", "insert"]
+
+
+async def test_the_example_of_the_readme_runs(
+    database: ChartholdEngine, lakeside: Clinic, doctor: UUID, charts: tuple[Chart, Chart, Chart]
+) -> None:
+    async with lakeside.as_admin():
+        await Client.update({Client.mrn: "A-1723"}).where(Client.id == charts[1].client)
+    [source] = [block for block in README.read_text(encoding="utf-8").split("```python\n") if "break_glass(" in block]
+    namespace: dict[str, Any] = {
+        "Client": Client, "scope": scope, "break_glass": break_glass, "clinic": lakeside.tenant, "doctor": doctor,
+    }  # fmt: skip
+    body = f"async def example():\n{textwrap.indent(source.partition('```')[0], '    ')}\n    return chart\n"
+    exec(compile(body, "README.md", "exec"), namespace)
+    assert (await namespace["example"]()).first_name == "Tom"
 
 
 async def searches(owner: asyncpg.Connection, user: UUID) -> list[Any]:

@@ -90,20 +90,17 @@ async def test_nobody_reviews_their_own_emergency_nor_without_seeing_everything(
     await signed(lakeside.auditor)
 
 
-async def test_a_review_is_by_who_writes_it_sealed_and_not_changed(
-    lakeside: Clinic, doctor: UUID, owner: asyncpg.Connection
-) -> None:
+async def test_a_review_is_by_who_writes_it_and_not_changed(lakeside: Clinic, doctor: UUID) -> None:
     emergency = await declare(lakeside, doctor)
     async with scope(tenant=lakeside.tenant, actor=lakeside.auditor, reason="review"):
-        made = ActivityReview(emergency_id=emergency.id, note="Ana Nguyen came by ambulance")
+        made = ActivityReview(emergency_id=emergency.id, note="came by ambulance")
         await made.save()
         [row] = await ActivityReview.select().where(ActivityReview.id == made.id)
-        assert (row["reviewed_by"], row["note"]) == (lakeside.auditor, "Ana Nguyen came by ambulance")
+        assert (row["reviewed_by"], row["note"]) == (lakeside.auditor, "came by ambulance")
         with pytest.raises(ChartholdError, match="permission denied"):
             await ActivityReview.update({ActivityReview.finding: "violation"}).where(ActivityReview.id == made.id)
         with pytest.raises(ChartholdError, match="permission denied"):
             await ActivityReview.delete().where(ActivityReview.id == made.id)
-    assert b"Nguyen" not in await owner.fetchval("select note from activity_review where id = $1", made.id)
 
 
 async def test_nobody_reviews_in_anothers_name(

@@ -333,7 +333,7 @@ async def test_nothing_is_built_upon_a_forged_head(hillside, superuser):
     await superuser.execute(
         "insert into audit_seal select (json_populate_record(s, json_build_object("
         "'id', gen_random_uuid(), 'tree_size', tree_size + 1, 'record_ids', array[gen_random_uuid()],"
-        " 'leaf_hashes', '\\x' || repeat('00', 32)))).* from audit_seal as s"
+        " 'previous', sha256('x'), 'leaf_hashes', '\\x' || repeat('00', 32)))).* from audit_seal as s"
         " where tenant_id = $1 order by s.tree_size desc limit 1",
         hillside.tenant,
     )

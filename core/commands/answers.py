@@ -83,8 +83,9 @@ def _print_text(rows: Sequence[dict[str, str]]) -> None:
     if out.is_terminal and out.measure(table, options=out.options.update(max_width=WIDEST)).maximum <= out.width:
         out.print(table)
         return
+    width = max(12, *map(len, rows[0]))
     for row in rows:
-        out.print("\n".join(f"{name:<12} {value}" for name, value in row.items() if value), end="\n\n")
+        out.print("\n".join(f"{name:<{width}} {value}" for name, value in row.items() if value), end="\n\n")
 
 
 def _text(value: Any) -> str:

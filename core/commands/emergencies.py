@@ -94,6 +94,7 @@ async def sign_off(
     since: str = "",
     until: str = "",
     finding: str = "in_order",
+    note: str = "",
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -113,6 +114,8 @@ async def sign_off(
         Until when, written likewise: before it, not with it.
     :param finding:
         in_order, follow_up or violation.
+    :param note:
+        What the reviewer says of it, without PHI.
 
     """
     if finding not in FINDINGS:
@@ -125,7 +128,7 @@ async def sign_off(
     if start and end and not start < end <= datetime.now(UTC):
         raise Failure("A time that is signed off is over: --since lies before --until, and that not in the future.")
     review = ActivityReview(
-        emergency_id=an_id(emergency) if emergency else None, since=start, until=end, finding=finding
+        emergency_id=an_id(emergency) if emergency else None, since=start, until=end, finding=finding, note=note or None
     )
     async with scope(tenant=found.tenant_id, actor=who, reason="review"):
         if emergency and not await EmergencyAccess.exists().where(EmergencyAccess.id == review.emergency_id):

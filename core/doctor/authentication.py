@@ -15,15 +15,17 @@ select tenant_id, count(*) filter (where status = 'active') as active,
     count(last_login_at) as logged_in
 from public.app_user where ($1::uuid is null or tenant_id = $1) group by 1"""
 
-# charthold.principal is what scope() believes; it must be a copy of the active users.
+# charthold.principal is what scope() believes; it must be a copy of the active users, and of tenants that are open.
 UNLIKE = """
 select count(*) as rows from charthold.principal as p full join public.app_user as u
     on u.tenant_id = p.tenant_id and u.id = p.user_id
+left join charthold.tenant_directory as d on d.tenant_id = p.tenant_id
 where ($1::uuid is null or coalesce(p.tenant_id, u.tenant_id) = $1) and (
     p.user_id is null and u.status = 'active'
     or p.user_id is not null and (
         u.id is null or u.status <> 'active' or u.role <> p.role or u.facility_scope is distinct from p.facility_scope
         or u.locked_until is distinct from p.locked_until
+        or p.tenant_open is distinct from d.status in ('trial', 'active')
         or p.standing is distinct from
             charthold.standing(p.tenant_id, p.user_id, p.role, p.facility_scope, p.tenant_open))
 )"""

@@ -11,7 +11,8 @@
 -- this function's owner may write it. The answer begins with the moment at which the statement began, so it is good for
 -- this statement and no other; and for a second, so that a statement that runs for an hour does not outlive the lock of
 -- its user or the end of its scope. It holds nothing of the token's code. Whoever knows an answer that was given in this
--- statement can put it back; a function that signs for itself therefore ends with charthold.forget_scope().
+-- statement can put it back; a function that signs for itself therefore ends with charthold.forget_scope(), and what it is
+-- answered nobody can guess (charthold.sign()).
 --
 -- Threat: whoever holds two tokens of one backend swaps them within a statement, and is asked for the role under the one and
 -- for the facilities under the other, or changes under the one what is recorded under the other. So two more sequences hold
