@@ -662,6 +662,24 @@ PAIRS = [
 ]
 
 
+@pytest.mark.parametrize("searched", ["update", "delete", "select"])
+async def test_a_query_that_searches_by_a_value_is_compiled_once(searched: str, lakeside: Clinic) -> None:
+    def query(name: str) -> Any:
+        return {
+            "update": lambda: Client.update({Client.status: "active"}).where(Client.last_name == name),
+            "delete": lambda: Client.delete().where(Client.last_name == name),
+            "select": lambda: Client.select(Client.id).where(Client.last_name == name),
+        }[searched]()
+
+    async with lakeside.as_admin():
+        SHAPES._kept.clear()
+        await query("nobody")
+        assert len(SHAPES._kept) == 1
+        kept = dict(SHAPES._kept)
+        await query("nobody else")
+        assert kept == SHAPES._kept
+
+
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("pair", PAIRS)
 async def test_queries_that_differ_in_one_thing_do_not_answer_for_each_other(

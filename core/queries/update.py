@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from piccolo.columns import Column
+from piccolo.custom_types import Combinable
 from piccolo.engine.base import Engine
 from piccolo.query import Query, Update
 from piccolo.querystring import QueryString
 from piccolo.table import Table
 from piccolo.utils.sql_values import convert_to_sql_value
 
-from core.arguments import Deferred, Sealed
+from core.arguments import Deferred
 from core.columns import BlindIndex, CreatedAt, Encrypted, RowId, TenantId, UpdatedAt
 from core.crypto.derive import forgetful, forgetful_later
 from core.crypto.values import Kind
@@ -82,7 +83,8 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
     @forgetful
     def default_querystrings(self) -> Sequence[QueryString]:
         row_id = pinned_id(self.table, self.where_delegate._where)
-        values, written = self._checked(), self._written()
+        values = self._checked()
+        written = self._meaning(values)
         if written.sealed and (row_id is None or written.missing):
             raise ProtectedQueryError(
                 "An update of encrypted columns of several rows, or of a part of a compound index, is more than one "
@@ -94,7 +96,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             kind = written.kinds.get(name)
             if value is not None and kind is not None:
                 assert row_id is not None
-                arguments.append(Sealed(self.table._meta.tablename, name, row_id, value, kind))
+                arguments.append(_sealed(self.table._meta.tablename, name, kind, row_id, value))
             else:
                 arguments.append(plain(value, column))
         if written.indexes:
@@ -106,10 +108,10 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             names = tuple(written_shape(column, value) for column, value in values.items())
             shape = (self.table, "update", names, where_shape(where, bound), self._returning_shape)
         except NoShapeError:
-            return [self._plan(written.assignments, arguments)]
+            return [self._plan(where, written.assignments, arguments)]
         plan = SHAPES.find(shape, bound)
         if plan is None:
-            plan = self._plan(written.assignments, arguments, joined="and")
+            plan = self._plan(where, written.assignments, arguments, joined="and")
             SHAPES.keep(shape, plan, bound, single=finds_one(self.table, where) and not plan.returns)
         if self.saves is not None:
             plan.expected = 1, GONE
@@ -121,6 +123,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
 
     def _plan(
         self,
+        where: Combinable,
         assignments: str,
         arguments: list[Any],
         *,
@@ -128,7 +131,6 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
         of_source: str = "",
         joined: Literal["", "and"] = "",
     ) -> Plan:
-        where = exact(pin(self.table, self.where_delegate._where), "UPDATE")
         statement = QueryString(
             f"UPDATE {self.table._meta.get_formatted_tablename()} SET {assignments}{source} WHERE {of_source}{{}}",
             *arguments,
@@ -137,15 +139,14 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
         look = None if source else look_of(self.table, where)  # who read the ids first has said so
         return returning_plan(statement, self.returning_delegate._returning, joined=joined, look=look)
 
-    def _written(self) -> Written:
+    def _meaning(self, values: dict[Column, Any]) -> Written:
         table: type[Table] = self.table
-        return written_of(table, tuple(column._meta.name for column in self._to_write))
+        return written_of(table, tuple(column._meta.name for column in values))
 
-    @property
     def _to_write(self) -> dict[Column, Any]:
         """The values without what the row has anyway, which is among them when a whole row is written back."""
         values = self.values_delegate._values
-        if not any(isinstance(column, FIXED) for column in values):
+        if not any(is_fixed(type(column)) for column in values):
             return values
         return {column: value for column, value in values.items() if not self._stands(column, value)} or values
 
@@ -158,7 +159,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
         return isinstance(column, UpdatedAt) or (isinstance(column, BlindIndex) and value is None)
 
     def _checked(self) -> dict[Column, Any]:
-        values = self._to_write
+        values = self._to_write()
         for column, value in values.items():
             if type(value) in PLAIN:
                 continue
@@ -194,15 +195,14 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             plan = self._frozen_querystrings[0]
             return await self._process_results(await self.table._meta.db.run_querystring(plan))
         self._validate()  # type: ignore[no-untyped-call]  # Piccolo's
-        written = self._written()
+        written = self._meaning(self._to_write())
         if written.sealed and (written.missing or pinned_id(self.table, self.where_delegate._where) is None):
-            self._checked()
-            return await self._update_locked_rows(written, self.table._meta.db)
+            return await self._update_locked_rows(self._checked(), written, self.table._meta.db)
         return await super()._run(node=node, in_pool=in_pool)
 
-    async def _update_locked_rows(self, written: Written, engine: Engine[Any]) -> Any:
+    async def _update_locked_rows(self, values: dict[Column, Any], written: Written, engine: Engine[Any]) -> Any:
         key = self.table._meta.primary_key
-        exact(pin(self.table, self.where_delegate._where), "UPDATE")
+        where = exact(pin(self.table, self.where_delegate._where), "UPDATE")
         async with engine.transaction():
             # By the names that indexes know them by, whatever the database calls them.
             missing = [column.as_alias(column._meta.name) for column in written.missing]
@@ -217,7 +217,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             # Names of ours: the table's own would be ambiguous in RETURNING.
             assignments, arguments, arrays = [], [], [ids]
             casts = ["uuid[]"]
-            for column, value in self._to_write.items():
+            for column, value in values.items():
                 name = column._meta.db_column_name
                 if isinstance(column, Encrypted) and value is not None:
                     assignments.append(f'"{name}" = charthold_written.value_{len(casts)}')
@@ -226,7 +226,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
                 else:
                     assignments.append(f'"{name}" = {placeholder(column)}')
                     arguments.append(convert_to_sql_value(value, column))
-            given = {c._meta.name: v for c, v in self._to_write.items()}
+            given = {c._meta.name: v for c, v in values.items()}
             for index in written.indexes:
                 name = index._meta.db_column_name
                 assignments.append(f'"{name}" = charthold_written.value_{len(casts)}')
@@ -235,6 +235,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             unnested = ", ".join(f"{{}}::{cast}" for cast in casts)
             aliases = ", ".join(f"value_{n}" for n in range(len(casts)))
             plan = self._plan(
+                where,
                 ", ".join(assignments),
                 [*arguments, *arrays],
                 source=f" FROM unnest({unnested}) AS charthold_written({aliases})",
@@ -249,6 +250,16 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
     def _hashes_for(self, index: BlindIndex, rows: list[dict[str, Any]]) -> Deferred:
         label, spec = index.label, index.spec
         return Deferred(lambda keys: keys.blind_column(label, spec, [source(index, row) for row in rows]))
+
+
+@functools.cache
+def is_fixed(kind: type[Column]) -> bool:
+    """Asked of the type, once: Piccolo's columns are abstract classes, whose ``isinstance`` takes long."""
+    return issubclass(kind, FIXED)
+
+
+def _sealed(table: str, name: str, kind: Kind, row_id: UUID, value: Any) -> Deferred:
+    return Deferred(lambda keys: keys.sealer(table, name, kind).seal(row_id, value))
 
 
 def written_shape(column: Column, value: Any) -> str:
