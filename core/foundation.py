@@ -23,7 +23,6 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "check_emergency": ("check_emergency", "(text, integer)", ()),
     "emergency_client": ("emergency_client", "()", ("app_runtime", "app_auditor")),
     "emergency_of": ("emergency_of", "(text)", ()),
-    "emergency_scope": ("emergency_scope", "(text)", ()),
     "ensure_partitions": ("ensure_partitions", "(integer)", ()),
     "find_principal": ("find_principal", "(uuid, text)", ()),
     "find_tenant": ("find_tenant", "(text)", ("app_runtime",)),
@@ -35,6 +34,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "keep_partition": ("keep_partition", "(text)", ()),
     "met_another": ("met_another", "(text)", ()),
     "npi_is_valid": ("npi_is_valid", "(text)", ("app_runtime",)),
+    "other_scope": ("other_scope", "(text)", ()),
     "provision_tenant": (
         "provision_tenant",
         "(text, uuid, text, text, text, integer, boolean, uuid, text, text, uuid, bytea, text)",
@@ -50,6 +50,7 @@ CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "refuse_unreadable": ("refuse_unreadable", "()", ()),
     "scope": ("scope", "()", ("app_runtime", "app_auditor")),
     "set_tenant_status": ("set_tenant_status", "(uuid, uuid, text, text)", ()),
+    "sign_as": ("sign_as", "(uuid, text, text)", ()),
     "sign": ("sign", "(uuid, uuid, text)", ()),
     "stand": ("stand", "()", ()),
     "standing": ("standing", "(uuid, uuid, text, uuid[], boolean)", ()),

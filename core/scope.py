@@ -165,6 +165,8 @@ def scope(
     reason = one_line("reason", reason)
     if not reason:
         raise ScopeError('A scope needs a reason, such as reason="treatment"; it stands in each audit record.')
+    if reason.startswith("break-glass:"):
+        raise ScopeError("A reason that begins with break-glass: is an emergency's. See core.break_glass().")
     address = ""
     if source_ip:
         if not isinstance(source_ip, str):

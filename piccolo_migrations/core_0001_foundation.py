@@ -211,13 +211,16 @@ $$""",
 -- Threat: whoever may look for a client of the whole tenant finds out who is one. So to look is to break the glass: it is for
 -- the same users, each search is recorded, also one that finds nobody, and no id is told but with an emergency.
 --
--- Threat: the user sees no client elsewhere, so it looks in the name of an admin. Nothing of that may be left, whatever fails.
+-- Threat: the user sees no client elsewhere, so it looks beyond the user's rights. Nothing of that may be left, whatever fails.
 create function charthold.break_glass_by(
     indexes text[], hashes text[], why text, minutes integer,
     out id uuid, out until timestamptz, out client uuid, out clients integer
 )
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set debug_print_parse = off
+    set debug_print_rewritten = off
+    set debug_print_plan = off
 as $$
 declare
     before constant text := current_setting('charthold.scope', true);
@@ -236,7 +239,9 @@ begin
         -- A name of no column is quoted and not found; %L is cast, so only hashes are compared.
         conditions := conditions || format(' and c.%I = any (%L::bytea[])', indexes[n], hashes[n]);
     end loop;
-    perform set_config('charthold.scope', charthold.sign(tenant, charthold.find_principal(tenant, 'admin'), 'find'), true);
+    perform set_config(
+        'charthold.scope', charthold.sign_as(tenant, 'find' || replace(substr(s, 54, 36), '-', ''), 'find a client'), true
+    );
     execute 'select array(select c.id from public.client as c where c.tenant_id = $1' || conditions || ' limit 2)'
     into found using tenant;
     perform charthold.forget_scope(), set_config('charthold.scope', before, true);
@@ -310,47 +315,6 @@ as $$
     select e.user_id, e.client_id, e.until from charthold.emergency as e
     where (e.tenant_id::text || 'emer' || pg_catalog.replace(e.id::text, '-', '')) collate "C" = pg_catalog.substr(token, 93, 72)
         and e.user_id::text = pg_catalog.split_part(pg_catalog.substr(token, 165), pg_catalog.chr(31), 4)
-$$""",
-    )
-
-    manager.add_function(
-        name="charthold.emergency_scope",
-        signature="(text)",
-        source="""-- What charthold.scope() answers to the token of an emergency; of any other it says why it is not believed.
---
--- The role is "emergency", no facility is the user's, and behind the reason, which says that the glass was broken, stands
--- the client. Who is locked, or no longer a clinician, has no emergency either.
-create function charthold.emergency_scope(token text) returns text
-    language plpgsql stable parallel unsafe
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    said constant text := substr(token, 165);
-    granted text;
-begin
-    select extract(epoch from statement_timestamp())::text || p.tenant_id || p.user_id || 'emergency' || repeat(' ', 36)
-        || chr(31) || split_part(said, chr(31), 1) || chr(31) || split_part(said, chr(31), 2)
-        || chr(31) || 'break-glass: ' || split_part(said, chr(31), 3) || chr(31) || e.client_id
-    into granted
-    from charthold.emergency_of(token) as e
-    join charthold.principal as p on p.tenant_id::text = substr(token, 93, 36) and p.user_id = e.user_id
-    where e.until > clock_timestamp() and charthold.token_holds(token)
-        and p.tenant_open and p.role in ('admin', 'clinician')
-        and (p.locked_until is null or p.locked_until <= clock_timestamp())
-        -- An old snapshot shows the user as they were; the row itself says whether it was replaced since.
-        and (p.xmax = '0'::xid or p.xmax = p.xmin or not charthold.was_replaced(p.xmin, p.xmax));
-    if granted is null then
-        perform charthold.refuse_scope(token);
-    end if;
-    if charthold.met_another(granted) then
-        raise exception using errcode = 'CH009', message = 'another user acts in this statement';
-    end if;
-    if current_setting('transaction_read_only') = 'off' then
-        perform setval('charthold.granted_3', hashtextextended(left(granted, 17), 3)),
-            setval('charthold.granted_4', hashtextextended(substr(granted, 18, 81), 4));
-    end if;
-    return granted;
-end
 $$""",
     )
 
@@ -483,6 +447,12 @@ as $$
 begin
     if tg_op = 'DELETE' then
         delete from charthold.tenant_directory where tenant_id = old.id;
+        return null;
+    end if;
+    -- Most changes of a tenant, such as one of its settings, leave it as it is there. Who makes a user active holds that row.
+    if tg_op = 'UPDATE' and (new.slug, new.status, new.retention_years)
+        is not distinct from (old.slug, old.status, old.retention_years)
+    then
         return null;
     end if;
     insert into charthold.tenant_directory (tenant_id, slug, status, retention_years)
@@ -623,7 +593,7 @@ $$""",
     manager.add_function(
         name="charthold.met_another",
         signature="(text)",
-        source="""-- Whether another user than that of this answer was verified in this statement, by what the session remembers; at first it gets
+        source="""-- Whether another user, or another emergency, than that of this answer was verified in this statement, by what the session remembers; at first it gets
 -- something to remember.
 --
 -- Threat: charthold.scope() calls this when a setting is not there, which anybody can take away, in the middle of a statement
@@ -647,7 +617,9 @@ begin
         who := setval('charthold.granted_4', 0);
     end;
     perform set_config('charthold.remembers', 'yes', false);
-    return moment = hashtextextended(left(granted, 17), 3) and who <> hashtextextended(substr(granted, 18, 81), 4);
+    return moment = hashtextextended(left(granted, 17), 3) and who <> hashtextextended(
+        case when substr(granted, 90, 9) = 'emergency' then substr(granted, 18) else substr(granted, 18, 81) end, 4
+    );
 end
 $$""",
     )
@@ -674,6 +646,57 @@ $$""",
     )
 
     manager.add_function(
+        name="charthold.other_scope",
+        signature="(text)",
+        source="""-- What charthold.scope() answers to a token in which no user stands in the user's place; of any other it says why it is not
+-- believed. The role is "emergency", which changes nothing. Nothing of it is remembered.
+--
+-- "emer" and an emergency (charthold.emergency_of()): the client stands behind the reason, which says that the glass was
+-- broken. Who is locked, or no longer a clinician, has no emergency either.
+--
+-- "find" and "late" and a user, of charthold.sign_as(): to look for a client in all of the tenant, and to record what was
+-- shown to a user who may be locked by now.
+create function charthold.other_scope(token text) returns text
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    said constant text := substr(token, 165);
+    kind constant text := substr(token, 129, 4);
+    granted text;
+begin
+    if kind = 'emer' then
+        select extract(epoch from statement_timestamp())::text || p.tenant_id || p.user_id || 'emergency' || repeat(' ', 36)
+            || chr(31) || split_part(said, chr(31), 1) || chr(31) || split_part(said, chr(31), 2)
+            || chr(31) || 'break-glass: ' || split_part(said, chr(31), 3) || chr(31) || e.client_id
+        into granted
+        from charthold.emergency_of(token) as e
+        join charthold.principal as p on p.tenant_id::text = substr(token, 93, 36) and p.user_id = e.user_id
+        where e.until > clock_timestamp() and charthold.token_holds(token)
+            and p.tenant_open and p.role in ('admin', 'clinician')
+            and (p.locked_until is null or p.locked_until <= clock_timestamp())
+            -- An old snapshot shows the user as they were; the row itself says whether it was replaced since.
+            and (p.xmax = '0'::xid or p.xmax = p.xmin or not charthold.was_replaced(p.xmin, p.xmax));
+    elsif kind in ('find', 'late') and split_part(said, chr(31), 5) <> '' and charthold.token_holds(token) then
+        return extract(epoch from statement_timestamp())::text || substr(token, 93, 36) || substr(token, 133, 32)::uuid
+            || 'emergency' || substr(token, 93, 36) || chr(31) || said;
+    end if;
+    if granted is null then
+        perform charthold.refuse_scope(token);
+    end if;
+    if charthold.met_another(granted) then
+        raise exception using errcode = 'CH009', message = 'another user acts in this statement';
+    end if;
+    if current_setting('transaction_read_only') = 'off' then
+        perform setval('charthold.granted_3', hashtextextended(left(granted, 17), 3)),
+            setval('charthold.granted_4', hashtextextended(substr(granted, 18), 4));
+    end if;
+    return granted;
+end
+$$""",
+    )
+
+    manager.add_function(
         name="charthold.provision_tenant",
         signature="(text, uuid, text, text, text, integer, boolean, uuid, text, text, uuid, bytea, text)",
         source="""-- Makes a tenant, its first data key and its first admin, who is recorded as the actor of all three.
@@ -692,6 +715,9 @@ create function charthold.provision_tenant(
 ) returns void
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
+    set debug_print_parse = off
+    set debug_print_rewritten = off
+    set debug_print_plan = off
 as $$
 begin
     -- The scope of the caller, if there is one, must not be swapped for another in the middle of a transaction.
@@ -792,20 +818,21 @@ $$""",
 --
 -- Threat: who knows to be locked soon reads in a transaction and lets it fail. So no scope is asked for, only that the token
 -- holds; and what is written is about that user alone, whatever role the user has by now. The log's own policies want a scope
--- all the same: of the tenant, by somebody in it who is a principal. That scope is an admin's, so nothing of it may be left,
--- whatever fails.
+-- all the same: one that changes nothing (charthold.other_scope()), of which nothing may be left, whatever fails.
 create function charthold.record_late(
     token text, action text, about_table text, ids uuid[], opened text[], said jsonb
 ) returns bigint
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set debug_print_parse = off
+    set debug_print_rewritten = off
+    set debug_print_plan = off
 as $$
 declare
     said_by_scope constant text := substr(token, 165);
     tenant uuid;
     actor uuid;
     hurried uuid;
-    witness uuid;
     written bigint;
 begin
     if action is null or action not in ('read', 'search', 'audit_read', 'login_failed')
@@ -821,14 +848,9 @@ begin
     end if;
     tenant := substr(token, 93, 36);
     actor := coalesce(hurried, substr(token, 129, 36)::uuid);
-    select p.user_id into witness from charthold.principal as p
-    where p.tenant_id = tenant and p.standing is not null
-        and (p.locked_until is null or p.locked_until <= clock_timestamp())
-    order by p.user_id <> actor, p.role <> 'admin', p.user_id limit 1;
-    if witness is null then
-        perform charthold.refuse_scope(token);
-    end if;
-    perform set_config('charthold.scope', charthold.sign(tenant, witness, 'record for a user who may be locked'), true);
+    perform set_config(
+        'charthold.scope', charthold.sign_as(tenant, 'late' || replace(actor::text, '-', ''), 'record late'), true
+    );
     if not exists (select from public.app_user as u where u.tenant_id = tenant and u.id = actor) then
         raise exception using errcode = 'CH005', message = 'the tenant has no such user';
     end if;
@@ -1018,15 +1040,14 @@ $$""",
 -- Threat: "charthold.granted" can be set by anybody too. What a session reads back from a sequence (currval) cannot: only
 -- this function's owner may write it. The answer begins with the moment at which the statement began, so it is good for
 -- this statement and no other; and for a second, so that a statement that runs for an hour does not outlive the lock of
--- its user or the end of its scope. It holds nothing of the token's code. Whoever knows an answer that was given in this
--- statement can put it back; a function that signs for itself therefore ends with charthold.forget_scope(), and what it is
--- answered nobody can guess (charthold.sign()).
+-- its user or the end of its scope. It holds nothing of the token's code. Of a token that a function signed for itself nothing is
+-- remembered: whoever knows an answer that was given in this statement can put it back (charthold.sign_as()).
 --
 -- Threat: whoever holds two tokens of one backend swaps them within a statement, and is asked for the role under the one and
 -- for the facilities under the other, or changes under the one what is recorded under the other. So two more sequences hold
--- hashes of the moment and of whom was last verified, with the role, and no statement has two. Only what signs for itself may
--- change who acts (its token has a fifth place behind the reason). In a read-only transaction nothing can be remembered, nor
--- recorded.
+-- hashes of the moment and of whom was last verified, with the role, and no statement has two; only what signs for itself may
+-- change who acts. Left open: in a read-only transaction nothing can be remembered; and a cursor is fetched from in several
+-- statements, so what its policies ask at its first row and at a later one may be asked of two.
 --
 -- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
 -- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them, and
@@ -1076,25 +1097,24 @@ begin
         and (p.xmax = '0'::xid or p.xmax = p.xmin or not charthold.was_replaced(p.xmin, p.xmax))
         and (k.xmax = '0'::xid or k.xmax = k.xmin or not charthold.was_replaced(k.xmin, k.xmax));
     if granted is null then
-        -- An emergency is rare, and is worked out each time it is asked for.
-        return charthold.emergency_scope(current_setting('charthold.scope', true));
+        -- An emergency, or what a function of ours does beyond its caller's rights. Worked out each time it is asked for.
+        return charthold.other_scope(current_setting('charthold.scope', true));
     end if;
 
-    -- Nothing is remembered in a transaction that may write nothing.
+    -- Nothing is remembered in a transaction that may write nothing, nor of what signs for itself.
     seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
     kept := case
-        when split_part(granted, chr(31), 6) = '' and case
-            when current_setting('charthold.remembers', true) = 'yes'
-            then currval('charthold.granted_3') = hashtextextended(left(granted, 17), 3)
-                and currval('charthold.granted_4') <> hashtextextended(substr(granted, 18, 81), 4)
-            else charthold.met_another(granted)
-        end then false
+        when split_part(granted, chr(31), 6) <> '' then true
+        when current_setting('charthold.remembers', true) = 'yes'
+            and currval('charthold.granted_3') = hashtextextended(left(granted, 17), 3)
+            and currval('charthold.granted_4') <> hashtextextended(substr(granted, 18, 81), 4)
+        then false
+        when current_setting('charthold.remembers', true) is distinct from 'yes' and charthold.met_another(granted) then false
         when current_setting('transaction_read_only') = 'on' then true
         else setval('charthold.granted_1', hashtextextended(seal, 1)) is not null
             and setval('charthold.granted_2', hashtextextended(seal, 2)) is not null
-            and (split_part(granted, chr(31), 6) <> ''
-                or setval('charthold.granted_3', hashtextextended(left(granted, 17), 3)) is not null
-                and setval('charthold.granted_4', hashtextextended(substr(granted, 18, 81), 4)) is not null)
+            and setval('charthold.granted_3', hashtextextended(left(granted, 17), 3)) is not null
+            and setval('charthold.granted_4', hashtextextended(substr(granted, 18, 81), 4)) is not null
             and set_config('charthold.granted', granted, true) is not null
     end;
     if not kept then
@@ -1109,13 +1129,17 @@ $$""",
     manager.add_function(
         name="charthold.set_tenant_status",
         signature="(uuid, uuid, text, text)",
-        source="""-- Suspends, closes or reopens a tenant. In a suspended tenant nobody may write, so only the owner can reopen it.
+        source="""-- Suspends, closes or reopens a tenant. In a suspended tenant nobody writes but who
+-- seals and reviews the log (charthold.standing()), so only the owner can reopen it.
 --
 -- Threat: the only admin makes themselves unfit to suspend the tenant: bound to facilities, or locked. So whoever the owner
 -- names, of the active users, acts as the system while this lasts.
 create function charthold.set_tenant_status(tenant uuid, actor uuid, new_status text, reason text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    set debug_print_parse = off
+    set debug_print_rewritten = off
+    set debug_print_plan = off
 as $$
 declare
     was charthold.principal;
@@ -1148,15 +1172,31 @@ $$""",
     manager.add_function(
         name="charthold.sign",
         signature="(uuid, uuid, text)",
-        source="""-- A token for this backend and the next minute, for the functions that act before a scope can exist.
+        source="""-- A token for a user of the tenant, as charthold.sign_as() says.
+create function charthold.sign(tenant uuid, actor uuid, reason text) returns text
+    language sql volatile parallel unsafe
+as $$
+    select charthold.sign_as(tenant, actor::text, reason)
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.sign_as",
+        signature="(uuid, text, text)",
+        source="""-- A token for this backend and the next minute, for the functions that act before a scope can exist, or beyond the caller's.
+-- who: a user's id, or four letters and 32 digits of one, as charthold.other_scope() reads them.
 --
--- Threat: whoever can call this is everybody. No role but the owner may; break_glass_by, provision_tenant,
--- record_late and set_tenant_status do, and end with charthold.forget_scope(), also when they fail.
+-- Threat: whoever can call this is everybody. No role but the owner may. Those of its callers that others may call
+-- (break_glass_by, provision_tenant, record_late) end with charthold.forget_scope(), also when they fail; the rest act in a
+-- transaction of the owner's own.
 --
 -- Threat: a cancel reaches the handler that forgets, too. The settings are taken back with the failed block, but not what the
--- session remembers of them (charthold.scope()), and whoever knows what was answered writes it back. So behind the reason, in
--- the fifth place, which no token of the application's has, stands something that nobody can guess.
-create function charthold.sign(tenant uuid, actor uuid, reason text) returns text
+-- session remembers. So charthold.scope() remembers nothing of such a token, which alone has a fifth place behind the reason;
+-- and what stands there nobody can guess.
+--
+-- Threat: PostgreSQL prints the plans of the statements within these functions, with the token in them, to whoever asks
+-- (debug_print_plan, client_min_messages). So those callers switch it off for as long as they run.
+create function charthold.sign_as(tenant uuid, who text, reason text) returns text
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
@@ -1171,7 +1211,7 @@ begin
     payload := k.id
         || lpad((extract(epoch from clock_timestamp())::bigint + 60)::text, 10, '0')
         || lpad(pg_backend_pid()::text, 10, '0')
-        || tenant || actor || chr(31) || chr(31) || reason || chr(31) || chr(31) || gen_random_uuid();
+        || tenant || who || chr(31) || chr(31) || reason || chr(31) || chr(31) || gen_random_uuid();
     return charthold.hmac(k.inner_pad, k.outer_pad, convert_to(payload, 'UTF8')) || payload;
 end
 $$""",
@@ -1195,8 +1235,8 @@ $$""",
         name="charthold.standing",
         signature="(uuid, uuid, text, uuid[], boolean)",
         source="""-- What charthold.scope() answers about a user: tenant (36) || user (36) || role (9) || the tenant again, or spaces for who is
--- bound to facilities (36) || those facilities. In a suspended or closed tenant admins and auditors read, and nobody else
--- does anything: null.
+-- bound to facilities (36) || those facilities. In a suspended or closed tenant admins and auditors read, seal and review, as
+-- auditors, and nobody else does anything: null.
 create function charthold.standing(
     tenant uuid, user_id uuid, role text, facility_scope uuid[], tenant_open boolean
 ) returns text

@@ -473,7 +473,7 @@ $$""",
         table="activity_review",
         name="insert_by_another",
         command="insert",
-        check="emergency_id is null or exists (select from public.emergency_access as e where e.id = activity_review.emergency_id and e.tenant_id = activity_review.tenant_id and e.user_id <> (select charthold.actor_id()))",
+        check="emergency_id is null and coalesce(until <= now(), true) or exists (select from public.emergency_access as e where e.id = activity_review.emergency_id and e.tenant_id = activity_review.tenant_id and e.until <= now() and e.user_id <> (select charthold.actor_id()))",
         restrictive=True,
     )
 

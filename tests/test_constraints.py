@@ -79,7 +79,7 @@ ROWS: dict[str, Callable[[Clinic], Any]] = {
     "client_dates_in_order": lambda c: client(c, admitted_on=date(2020, 2, 2), discharged_on=date(2020, 2, 1)),
     "activity_review_finding_known": lambda c: review(finding="fine"),
     "activity_review_of_something": lambda c: review(until=None),
-    "activity_review_of_the_past": lambda c: review(until=datetime.now(UTC) + timedelta(days=1)),
+    "activity_review_of_the_past": lambda c: review(since=datetime(2020, 2, 2, tzinfo=UTC)),
     "activity_review_note_length": lambda c: review(note="x" * 2001),
     "disclosure_client_id_fkey": lambda c: disclosure(c, client_id=uuid7()),
     "disclosure_recipient_given": lambda c: disclosure(c, recipient=" "),

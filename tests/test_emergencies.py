@@ -20,7 +20,6 @@ from core.engine import ChartholdEngine
 from core.errors import ConfigurationError
 from core.ids import uuid7
 from core.permissions import ROLES
-from core.reviews import ActivityReview
 from core.tables import Client, Facility, TenantTable, User, UserActionAuditLog
 from tests.conftest import Clinic
 from tests.ledger import create
@@ -352,7 +351,7 @@ async def test_sql_makes_no_emergency_and_lengthens_none(
             "delete from emergency_access",
             "select * from charthold.emergency",
             "update charthold.emergency set until = 'infinity'",
-            "select charthold.emergency_scope(current_setting('charthold.scope'))",
+            "select charthold.other_scope(current_setting('charthold.scope'))",
         ):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 async with runtime.transaction():
@@ -382,7 +381,6 @@ async def test_what_was_opened_may_be_deleted_when_it_need_not_be_kept_and_the_l
         await gone.save()
     emergency = await declare(lakeside, doctor, gone.id)
     async with lakeside.as_admin():
-        await ActivityReview(emergency_id=emergency.id).save()
         await Client.delete().where(Client.id == gone.id)
         assert not await EmergencyAccess.exists().where(EmergencyAccess.id == emergency.id)
     async with emergency.scope():

@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -16,14 +17,22 @@ from piccolo.apps.migrations.commands.clean import clean
 from piccolo.apps.migrations.commands.forwards import run_forwards
 
 import core.session
-from core import ScopeError, find_tenant, scope, set_tenant_status, transaction
+from core import (
+    ScopeError,
+    break_glass,
+    find_tenant,
+    record_failed_login,
+    scope,
+    set_tenant_status,
+    transaction,
+)  # fmt: skip
 from core.audit.history import who_saw
 from core.audit.verify import verify
 from core.doctor.examination import examine
 from core.schema import References
 from core.schema.migration import MigrationManager
 from core.settings import settings
-from core.tables import Client, Facility, User, UserActionAuditLog
+from core.tables import Client, Facility, Tenant, User, UserActionAuditLog
 from piccolo_conf import DB
 from tests.conftest import Clinic, make_clinic, owner_execute
 
@@ -372,16 +381,93 @@ async def test_a_late_record_has_columns_that_can_be_read_back(clinic: Clinic) -
         assert (await verify()).good
 
 
+def printed(text: str) -> str:
+    """A text as PostgreSQL prints a constant in a plan: byte by byte."""
+    return " ".join(map(str, text.encode()))
+
+
+async def doctor_of(clinic: Clinic) -> User:
+    """A clinician of no facility."""
+    doctor = User(
+        email=f"{uuid4()}@mail.example", full_name="Doctor", role="clinician", status="active", facility_scope=[]
+    )
+    async with clinic.as_admin():
+        await doctor.save()
+    return doctor
+
+
+async def test_no_plan_that_is_printed_holds_a_token_that_a_function_signed_for_itself(clinic: Clinic) -> None:
+    """Threat: plans of statements within our functions, with their arguments, are sent to whoever asks for them."""
+    doctor = await doctor_of(clinic)
+    connection = await DB.connect(owner=False)
+    told: list[str] = []
+    connection.add_log_listener(lambda _, message: told.append(f"{message.message} {message.detail}"))
+    try:
+        async with scope(tenant=clinic.tenant, actor=doctor.id, reason="mine alone") as mine:
+            token = mine.token(DB.token_key, connection.get_server_pid())
+        for setting in ("parse", "rewritten", "plan"):
+            await connection.execute(f"set debug_print_{setting} = on")
+        await connection.execute("set client_min_messages = log; set plan_cache_mode = force_custom_plan")
+        for call in (
+            "charthold.break_glass_by(array['mrn_exact'], array['{}'], 'x', 5)",
+            f"charthold.record_late('{token}', 'read', 'client', array['{clinic.client}'::uuid], '{{ssn}}', null)",
+        ):
+            async with connection.transaction():
+                await connection.execute(f"select set_config('charthold.scope', '{token}', true)")
+                await connection.execute(f"select * from {call}")
+    finally:
+        connection.terminate()
+    assert any(printed("mine alone") in line for line in told), "their own is printed, so this test would see it"
+    for ours in ("find a client", "record late", "find" + doctor.id.hex, "late" + doctor.id.hex):
+        assert not any(printed(ours) in line or ours in line for line in told), ours
+
+
+@pytest.mark.parametrize("how", [{"status": "deactivated"}, {"facility_scope": []}, {"locked_until": "later"}])
+async def test_a_client_is_found_in_an_emergency_though_no_admin_could_look(
+    how: dict[str, Any], ordinary: asyncpg.Connection
+) -> None:
+    """Threat: who makes the admin's logins fail switches emergencies off."""
+    theirs = await make_clinic(f"alone-{uuid4().hex[:8]}")
+    doctor = await doctor_of(theirs)
+    async with theirs.as_admin():
+        await Client.update({Client.mrn: "A-1"}).where(Client.id == theirs.client)
+        changed = {n: datetime.now(UTC) + timedelta(hours=1) if v == "later" else v for n, v in how.items()}
+        await User.update(changed).where(User.id == theirs.admin)
+    async with scope(tenant=theirs.tenant, actor=doctor.id, reason="emergency room"):
+        emergency = await break_glass(Client.mrn == "A-1", reason="unconscious")
+    async with emergency.scope():
+        assert await Client.count() == 1
+    # So is a failed login, of the last who could act.
+    await record_failed_login(tenant=theirs.tenant, user=theirs.admin)
+
+
+async def test_changes_of_users_and_of_their_tenant_do_not_stop_each_other(clinic: Clinic) -> None:
+    people = [await doctor_of(clinic) for _ in range(12)]
+
+    async def change(user: User) -> None:
+        async with clinic.as_admin(), transaction():
+            await User.update({User.role: "billing"}).where(User.id == user.id)
+            await asyncio.sleep(0.02)
+            await Tenant.update({Tenant.name: str(uuid4())}).where(Tenant.id == clinic.tenant)
+
+    await asyncio.gather(*map(change, people))
+
+
 SIGNING = ("break_glass_by", "provision_tenant", "record_late", "set_tenant_status")
+QUIET = "".join(f"    set debug_print_{kind} = off\n" for kind in ("parse", "rewritten", "plan"))
 
 
 @pytest.mark.parametrize("file", SIGNING)
 def test_every_function_that_signs_for_itself_forgets_it_whatever_fails(file: str) -> None:
     folder = Path(core.__file__).parent / "schema" / "sql"
     signing = {
-        path.stem for path in folder.glob("*.sql") if "charthold.sign(" in path.read_text().partition("as $$")[2]
+        path.stem
+        for path in folder.glob("*.sql")
+        if "charthold.sign" in "".join(line for line in path.read_text().splitlines() if not line.startswith("--"))
     }
-    assert signing == set(SIGNING)
+    assert signing == {*SIGNING, "sign", "sign_as"}
+    # Threat: the plans of its statements, with the token in them, are printed to whoever asks for them.
+    assert QUIET in (folder / f"{file}.sql").read_text()
     end = (
         (folder / f"{file}.sql").read_text().split("exception when query_canceled or assert_failure or others then")[1]
     )

@@ -72,8 +72,11 @@ async def verdicts(name: str) -> dict[str, str]:
     return {finding.verdict: finding.evidence for finding in (await examine([name])).findings}
 
 
-async def test_nobody_reviews_their_own_emergency_nor_without_seeing_everything(lakeside: Clinic, doctor: UUID) -> None:
+async def test_nobody_reviews_their_own_emergency_nor_without_seeing_everything(
+    lakeside: Clinic, doctor: UUID, owner: asyncpg.Connection
+) -> None:
     emergency = await declare(lakeside, doctor)
+    await age(owner, emergency, days=1)
 
     async def signed(user: UUID) -> None:
         async with scope(tenant=lakeside.tenant, actor=user, reason="review"):
@@ -90,8 +93,14 @@ async def test_nobody_reviews_their_own_emergency_nor_without_seeing_everything(
     await signed(lakeside.auditor)
 
 
-async def test_a_review_is_by_who_writes_it_and_not_changed(lakeside: Clinic, doctor: UUID) -> None:
+async def test_a_review_is_by_who_writes_it_and_not_changed(
+    lakeside: Clinic, doctor: UUID, owner: asyncpg.Connection
+) -> None:
     emergency = await declare(lakeside, doctor)
+    async with lakeside.as_admin("too early"):
+        with pytest.raises(ChartholdError, match="row-level security"):
+            await ActivityReview(emergency_id=emergency.id).save()
+    await age(owner, emergency, days=1)
     async with scope(tenant=lakeside.tenant, actor=lakeside.auditor, reason="review"):
         made = ActivityReview(emergency_id=emergency.id, note="came by ambulance")
         await made.save()
@@ -125,14 +134,18 @@ async def test_a_review_is_of_an_emergency_or_of_a_time_that_is_over(lakeside: C
     month = timedelta(days=30)
     async with scope(tenant=lakeside.tenant, actor=lakeside.auditor, reason="review"):
         await ActivityReview(since=now - month, until=now).save()
-        for since, until in ((None, None), (now, None), (now - month, now + month), (now, now - month)):
+        for since, until in ((None, None), (now, None), (now, now - month)):
             with pytest.raises(asyncpg.CheckViolationError):
                 await ActivityReview(since=since, until=until).save()
+        with pytest.raises(ChartholdError, match="row-level security"):
+            await ActivityReview(since=now - month, until=now + month).save()
         with pytest.raises(asyncpg.CheckViolationError):
             await ActivityReview(since=now - month, until=now, finding="fine").save()
 
 
-async def test_emergencies_are_listed_until_they_are_signed_off(lakeside: Clinic, doctor: UUID, capsys: Any) -> None:
+async def test_emergencies_are_listed_until_they_are_signed_off(
+    lakeside: Clinic, doctor: UUID, owner: asyncpg.Connection, capsys: Any
+) -> None:
     first, second = await declare(lakeside, doctor, "first"), await declare(lakeside, doctor, "second")
     rows = await told(capsys, open=True)
     assert [row["reason"] for row in rows][:2] == ["second", "first"]
@@ -141,6 +154,9 @@ async def test_emergencies_are_listed_until_they_are_signed_off(lakeside: Clinic
         "user_id": str(doctor), "client_id": str(lakeside.client), "reason": "second",
         "finding": None, "reviewed_by": None,
     }  # fmt: skip
+    with pytest.raises(ChartholdError, match="when it has ended"):
+        await sign_off.__wrapped__(tenant="lakeside", actor=AUDITOR, emergency=str(first.id))
+    await age(owner, first, days=1)
     await sign_off.__wrapped__(tenant="lakeside", actor=AUDITOR, emergency=str(first.id), finding="follow_up")
     assert capsys.readouterr().out == f"The emergency {first.id} is signed off: follow_up.\n"
     assert str(first.id) not in {row["id"] for row in await told(capsys, open=True)}

@@ -57,7 +57,7 @@ async def record_failed_login(
 ) -> None:
     """Record that somebody failed to log in as that user, 164.308(a)(5)(ii)(C): outside of every scope, locked or not.
 
-    Raises ``ScopeError`` when the tenant has no such user, or nobody at all who could act, or inside a transaction.
+    Raises ``ScopeError`` when the tenant has no such user, or inside a transaction.
     """
     failed = scope(tenant=tenant, actor=user, reason=reason, request_id=request_id, source_ip=source_ip)
     await engine().record_late(failed, [Record.of_action("login_failed", None, None, None)])

@@ -78,8 +78,13 @@ async def seal(*, most: int = MOST, leaves: int = LEAVES) -> Sealed:
     try:
         async with in_scope() as connection:
             return await _seal(connection, current_scope().tenant, key, most, leaves)
-    except (asyncpg.LockNotAvailableError, asyncpg.UniqueViolationError):
+    except asyncpg.LockNotAvailableError:
         raise ChartholdError("Another process is sealing this tenant's log. Try again when it is done.") from None
+    except asyncpg.UniqueViolationError:
+        raise ChartholdError(
+            "Another process has sealed this tenant's log meanwhile. Try again; if it stays so, a row that nobody "
+            "signed is in the way, and piccolo core verify_audit names it."
+        ) from None
     except asyncpg.PostgresError as error:
         raise explain(error) from None
 

@@ -52,11 +52,11 @@ def a_time(text: str) -> datetime | None:
         return None
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise Failure(
             "A time is written 2026-01-31 or 2026-01-31T08:00, with +01:00 behind it if it is not UTC."
         ) from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, json: bool, csv: bool, quiet: bool) -> None:

@@ -137,7 +137,8 @@ async def sign_off(
             await review.save()
         except ScopeError:
             raise Failure(
-                "An admin or an auditor signs off who is bound to no facility; an emergency not who declared it."
+                "An admin or an auditor signs off who is bound to no facility; an emergency when it has ended, and not "
+                "who declared it."
             ) from None
     if json:
         print(jsonlib.dumps({"id": str(review.id), "finding": finding}))

@@ -18,7 +18,7 @@ EMERGENCIES = """
 select count(*) as declared,
     count(*) filter (where e.until < now() - make_interval(days => $2) and r.reviews = 0) as waiting,
     count(*) filter (where r.violations > 0) as violations,
-    count(*) filter (where p.until is distinct from e.until or p.user_id <> e.user_id or p.client_id <> e.client_id
+    count(*) filter (where p.until <> e.until or p.user_id <> e.user_id or p.client_id <> e.client_id
         or e.until > e.created_at + make_interval(mins => $3)) as altered
 from public.emergency_access as e
 left join charthold.emergency as p on p.tenant_id = e.tenant_id and p.id = e.id
@@ -68,7 +68,7 @@ async def emergency_access(live: Live, notes: Notes) -> None:
         notes.warn(
             f"{emergencies(waiting)} of more than {REVIEWED} days ago nobody has reviewed.",
             mend="List them with piccolo core emergencies --tenant=SLUG --open, and sign each off: "
-            "piccolo core sign_off --tenant=SLUG --emergency=ID.",
+            "piccolo core sign_off --tenant=SLUG --actor=REVIEWER --emergency=ID.",
         )
     found = f", {violations} of them found to be a violation" if violations else ""
     notes.end(

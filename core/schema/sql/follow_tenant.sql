@@ -9,6 +9,12 @@ begin
         delete from charthold.tenant_directory where tenant_id = old.id;
         return null;
     end if;
+    -- Most changes of a tenant, such as one of its settings, leave it as it is there. Who makes a user active holds that row.
+    if tg_op = 'UPDATE' and (new.slug, new.status, new.retention_years)
+        is not distinct from (old.slug, old.status, old.retention_years)
+    then
+        return null;
+    end if;
     insert into charthold.tenant_directory (tenant_id, slug, status, retention_years)
     values (new.id, new.slug, new.status, new.retention_years)
     on conflict (tenant_id) do update

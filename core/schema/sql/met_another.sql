@@ -1,4 +1,4 @@
--- Whether another user than that of this answer was verified in this statement, by what the session remembers; at first it gets
+-- Whether another user, or another emergency, than that of this answer was verified in this statement, by what the session remembers; at first it gets
 -- something to remember.
 --
 -- Threat: charthold.scope() calls this when a setting is not there, which anybody can take away, in the middle of a statement
@@ -22,6 +22,8 @@ begin
         who := setval('charthold.granted_4', 0);
     end;
     perform set_config('charthold.remembers', 'yes', false);
-    return moment = hashtextextended(left(granted, 17), 3) and who <> hashtextextended(substr(granted, 18, 81), 4);
+    return moment = hashtextextended(left(granted, 17), 3) and who <> hashtextextended(
+        case when substr(granted, 90, 9) = 'emergency' then substr(granted, 18) else substr(granted, 18, 81) end, 4
+    );
 end
 $$

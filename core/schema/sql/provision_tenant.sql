@@ -14,6 +14,9 @@ create function charthold.provision_tenant(
 ) returns void
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
+    set debug_print_parse = off
+    set debug_print_rewritten = off
+    set debug_print_plan = off
 as $$
 begin
     -- The scope of the caller, if there is one, must not be swapped for another in the middle of a transaction.

@@ -10,15 +10,14 @@
 -- Threat: "charthold.granted" can be set by anybody too. What a session reads back from a sequence (currval) cannot: only
 -- this function's owner may write it. The answer begins with the moment at which the statement began, so it is good for
 -- this statement and no other; and for a second, so that a statement that runs for an hour does not outlive the lock of
--- its user or the end of its scope. It holds nothing of the token's code. Whoever knows an answer that was given in this
--- statement can put it back; a function that signs for itself therefore ends with charthold.forget_scope(), and what it is
--- answered nobody can guess (charthold.sign()).
+-- its user or the end of its scope. It holds nothing of the token's code. Of a token that a function signed for itself nothing is
+-- remembered: whoever knows an answer that was given in this statement can put it back (charthold.sign_as()).
 --
 -- Threat: whoever holds two tokens of one backend swaps them within a statement, and is asked for the role under the one and
 -- for the facilities under the other, or changes under the one what is recorded under the other. So two more sequences hold
--- hashes of the moment and of whom was last verified, with the role, and no statement has two. Only what signs for itself may
--- change who acts (its token has a fifth place behind the reason). In a read-only transaction nothing can be remembered, nor
--- recorded.
+-- hashes of the moment and of whom was last verified, with the role, and no statement has two; only what signs for itself may
+-- change who acts. Left open: in a read-only transaction nothing can be remembered; and a cursor is fetched from in several
+-- statements, so what its policies ask at its first row and at a later one may be asked of two.
 --
 -- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
 -- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them, and
@@ -68,25 +67,24 @@ begin
         and (p.xmax = '0'::xid or p.xmax = p.xmin or not charthold.was_replaced(p.xmin, p.xmax))
         and (k.xmax = '0'::xid or k.xmax = k.xmin or not charthold.was_replaced(k.xmin, k.xmax));
     if granted is null then
-        -- An emergency is rare, and is worked out each time it is asked for.
-        return charthold.emergency_scope(current_setting('charthold.scope', true));
+        -- An emergency, or what a function of ours does beyond its caller's rights. Worked out each time it is asked for.
+        return charthold.other_scope(current_setting('charthold.scope', true));
     end if;
 
-    -- Nothing is remembered in a transaction that may write nothing.
+    -- Nothing is remembered in a transaction that may write nothing, nor of what signs for itself.
     seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
     kept := case
-        when split_part(granted, chr(31), 6) = '' and case
-            when current_setting('charthold.remembers', true) = 'yes'
-            then currval('charthold.granted_3') = hashtextextended(left(granted, 17), 3)
-                and currval('charthold.granted_4') <> hashtextextended(substr(granted, 18, 81), 4)
-            else charthold.met_another(granted)
-        end then false
+        when split_part(granted, chr(31), 6) <> '' then true
+        when current_setting('charthold.remembers', true) = 'yes'
+            and currval('charthold.granted_3') = hashtextextended(left(granted, 17), 3)
+            and currval('charthold.granted_4') <> hashtextextended(substr(granted, 18, 81), 4)
+        then false
+        when current_setting('charthold.remembers', true) is distinct from 'yes' and charthold.met_another(granted) then false
         when current_setting('transaction_read_only') = 'on' then true
         else setval('charthold.granted_1', hashtextextended(seal, 1)) is not null
             and setval('charthold.granted_2', hashtextextended(seal, 2)) is not null
-            and (split_part(granted, chr(31), 6) <> ''
-                or setval('charthold.granted_3', hashtextextended(left(granted, 17), 3)) is not null
-                and setval('charthold.granted_4', hashtextextended(substr(granted, 18, 81), 4)) is not null)
+            and setval('charthold.granted_3', hashtextextended(left(granted, 17), 3)) is not null
+            and setval('charthold.granted_4', hashtextextended(substr(granted, 18, 81), 4)) is not null
             and set_config('charthold.granted', granted, true) is not null
     end;
     if not kept then

@@ -1,10 +1,14 @@
--- Suspends, closes or reopens a tenant. In a suspended tenant nobody may write, so only the owner can reopen it.
+-- Suspends, closes or reopens a tenant. In a suspended tenant nobody writes but who
+-- seals and reviews the log (charthold.standing()), so only the owner can reopen it.
 --
 -- Threat: the only admin makes themselves unfit to suspend the tenant: bound to facilities, or locked. So whoever the owner
 -- names, of the active users, acts as the system while this lasts.
 create function charthold.set_tenant_status(tenant uuid, actor uuid, new_status text, reason text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    set debug_print_parse = off
+    set debug_print_rewritten = off
+    set debug_print_plan = off
 as $$
 declare
     was charthold.principal;

@@ -1,6 +1,6 @@
 -- What charthold.scope() answers about a user: tenant (36) || user (36) || role (9) || the tenant again, or spaces for who is
--- bound to facilities (36) || those facilities. In a suspended or closed tenant admins and auditors read, and nobody else
--- does anything: null.
+-- bound to facilities (36) || those facilities. In a suspended or closed tenant admins and auditors read, seal and review, as
+-- auditors, and nobody else does anything: null.
 create function charthold.standing(
     tenant uuid, user_id uuid, role text, facility_scope uuid[], tenant_open boolean
 ) returns text
