@@ -710,6 +710,18 @@ async def test_an_honest_user_is_answered_after(name: str, attacker: Session) ->
     assert answers == [attacker.actor] * HONEST[name].count(LOOK)
 
 
+async def test_a_session_that_was_told_nothing_remembers_too(
+    database: ChartholdEngine, lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    """Somebody's own, which does not begin as ours do."""
+    async with lakeside.as_admin() as here:
+        token = here.token(database.token_key, owner.get_server_pid())
+    for _ in range(2):
+        async with owner.transaction():
+            await owner.execute("select set_config('charthold.scope', $1, true)", token)
+            assert await owner.fetchval("select charthold.actor_id()") == lakeside.admin
+
+
 @pytest.mark.parametrize("left", ["", "set charthold.granted = 'left behind'"])
 async def test_a_session_whose_memory_was_thrown_away_is_believed_nothing(left: str, attacker: Session) -> None:
     """Whoever does that keeps nobody from acting but themselves: the pool closes such a session."""

@@ -75,7 +75,7 @@ begin
     seal := encode(sha256(convert_to(granted, 'UTF8')), 'hex');
     kept := case
         when split_part(granted, chr(31), 6) <> '' then true
-        when current_setting('charthold.remembers', true) = 'yes'
+        when current_setting('charthold.remembers', true) is not distinct from 'yes'
             and currval('charthold.granted_3') = hashtextextended(left(granted, 17), 3)
             and currval('charthold.granted_4') <> hashtextextended(substr(granted, 18, 81), 4)
         then false
