@@ -57,8 +57,8 @@ class ActivityReview(TenantTable, tablename="activity_review"):
             restrictive=True,
             check="reviewed_by = (select charthold.actor_id())",
         ),
-        # Threat: who broke the glass finds that it was in order; or what is not over is signed off: created_at is what raw
-        # SQL says.
+        # Threat: who broke the glass finds that it was in order; or what is not over is signed off, created_at being
+        # whatever raw SQL says.
         Policy(
             name="insert_by_another",
             command="insert",
