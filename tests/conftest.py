@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -24,6 +25,7 @@ if not os.environ.get("DATABASE_URL"):
 
 from piccolo.apps.migrations.commands.forwards import run_forwards
 
+import core.session
 from core import embedded, provision_tenant, scope
 from core.engine import ChartholdEngine
 from core.settings import settings
@@ -41,6 +43,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("charthold")
 
 TEMPLATE = f"charthold_template_{os.getpid()}"
+
+# The schema's owner is an ordinary role, as the README recommends: no policy binds a superuser, so that attacks upon
+# functions that act as their owner would not show. The tests look as the superuser that the embedded server logs in. A
+# module that breaks what only a superuser can break says OWNER_IS_SUPERUSER = True.
+OWNER = "charthold_tests_owner"
 
 
 @dataclass(frozen=True)
@@ -69,17 +76,30 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture(scope="session")
-def server() -> None:
+async def server() -> None:
     if settings().embedded:
         embedded.start(settings().home, fast=True)
+        await owner_execute(None, f"create role {OWNER} createrole")
+
+
+async def superuser_connection() -> asyncpg.Connection:
+    """A connection as who made the server: one whom no policy binds, where there is one."""
+    connection = await DB.connect(owner=True)
+    await connection.execute("set role none")
+    return connection
+
+
+async def schema_owner(connection: asyncpg.Connection) -> str:
+    """Whose the tables are."""
+    return await connection.fetchval("select tableowner from pg_tables where tablename = 'user_action_audit_log'")
 
 
 async def owner_execute(database: str | None, *statements: str) -> None:
-    """Run statements as the owner, in a database of the server."""
+    """Run statements as who made the server, in a database of it."""
     was = DB.database
     DB.database = database
     try:
-        connection = await DB.connect(owner=True)
+        connection = await superuser_connection()
     finally:
         DB.database = was
     try:
@@ -89,23 +109,59 @@ async def owner_execute(database: str | None, *statements: str) -> None:
         await connection.close()
 
 
+@contextlib.contextmanager
+def owned_by(role: str | None) -> Iterator[None]:
+    """What is made meanwhile belongs to that role; None: to who made the server."""
+    before = core.session.OWNER_SESSION.pop("role", None)
+    if role is not None:
+        core.session.OWNER_SESSION["role"] = role
+    yield
+    core.session.OWNER_SESSION.pop("role", None)
+    if before is not None:
+        core.session.OWNER_SESSION["role"] = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def owner_of_the_schema(request: pytest.FixtureRequest) -> Iterator[None]:
+    ordinary = settings().embedded and not getattr(request.module, "OWNER_IS_SUPERUSER", False)
+    with owned_by(OWNER if ordinary else None):
+        yield
+
+
 @pytest.fixture(scope="session")
 async def template(server: None) -> AsyncIterator[str]:
     """A migrated database that nobody uses, to be copied."""
-    await owner_execute(None, f"create database {TEMPLATE}")
-    await DB.use(TEMPLATE)
-    # In a task of its own: the migrator works in owner mode until its task ends.
-    await asyncio.create_task(run_forwards(app_name="core"))
-    await DB.use(None)
+    with owned_by(OWNER if settings().embedded else None):
+        await migrated(TEMPLATE)
     yield TEMPLATE
     await owner_execute(None, f"drop database if exists {TEMPLATE} with (force)")
 
 
+async def migrated(name: str) -> str:
+    """A new database with our tables."""
+    await owner_execute(None, f"create database {name}{whose()}")
+    if whose():
+        await owner_execute(name, f"alter schema public owner to {OWNER}")
+    await DB.use(name)
+    # In a task of its own: the migrator works in owner mode until its task ends.
+    await asyncio.create_task(run_forwards(app_name="core"))
+    await DB.use(None)
+    return name
+
+
+def whose() -> str:
+    """To whom a new database is given."""
+    return f" owner {OWNER}" if "role" in core.session.OWNER_SESSION else ""
+
+
 @pytest.fixture(scope="module")
-async def database(template: str) -> AsyncIterator[ChartholdEngine]:
+async def database(template: str, owner_of_the_schema: None) -> AsyncIterator[ChartholdEngine]:
     """The module's own copy; the engine works on it."""
     name = f"charthold_test_{uuid4().hex[:12]}"
-    await owner_execute(None, f"create database {name} template {template} strategy file_copy")
+    if whose() or not settings().embedded:
+        await owner_execute(None, f"create database {name} template {template} strategy file_copy{whose()}")
+    else:
+        await migrated(name)
     await DB.use(name)
     yield DB
     await DB.use(None)
@@ -158,8 +214,8 @@ async def hillside(database: ChartholdEngine) -> Clinic:
 
 @pytest.fixture
 async def owner(database: ChartholdEngine) -> AsyncIterator[asyncpg.Connection]:
-    """A connection as the schema's owner."""
-    connection = await database.connect(owner=True)
+    """A connection as who made the server, above all policies, to look at everything."""
+    connection = await superuser_connection()
     yield connection
     await connection.close()
 

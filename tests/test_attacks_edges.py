@@ -26,7 +26,7 @@ from core.errors import SealedValueError
 from core.ids import uuid7
 from core.tables import Client, Facility, Tenant, User
 from core.token import TokenKey
-from tests.conftest import Clinic
+from tests.conftest import Clinic, schema_owner
 
 LOG = "user_action_audit_log"
 
@@ -511,7 +511,8 @@ async def month(owner: asyncpg.Connection, database: ChartholdEngine, clinic: Cl
     part = f"{LOG}_{year}_01"
     await owner.execute(
         f"create table {part} partition of {LOG} for values from ('{year}-01-01 00:00+00') to ('{year}-02-01 00:00+00');"
-        f"alter table {part} enable row level security; alter table {part} force row level security"
+        f"alter table {part} enable row level security; alter table {part} force row level security;"
+        f"alter table {part} owner to {await schema_owner(owner)}"
     )
     async with clinic.as_admin() as here, owner.transaction():
         token = here.token(database.token_key, owner.get_server_pid())

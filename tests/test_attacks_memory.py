@@ -25,7 +25,7 @@ from core.engine import ChartholdEngine
 from core.plan import Plan
 from core.tables import Client, Facility, User
 from core.token import TokenKey
-from tests.conftest import Clinic
+from tests.conftest import Clinic, superuser_connection
 from tests.test_attacks_roles import somebody
 from tests.test_isolation import SQL
 
@@ -618,7 +618,7 @@ async def demoted(session: Session, clinic: Clinic) -> None:
 
 
 async def with_a_retired_key(session: Session, clinic: Clinic) -> None:
-    connection = await session.database.connect(owner=True)
+    connection = await superuser_connection()
     try:
         await connection.execute(
             "update charthold.token_key set retired_at = clock_timestamp() where id = $1", OLD_KEY.id

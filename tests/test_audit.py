@@ -23,7 +23,7 @@ from core.audit.search import Filter, search
 from core.engine import ChartholdEngine
 from core.settings import settings
 from core.tables import ACTION_TYPES, Client, Facility, Tenant, User, UserActionAuditLog
-from tests.conftest import Clinic, make_clinic
+from tests.conftest import Clinic, make_clinic, schema_owner
 
 BORN = date(1990, 7, 1)
 
@@ -412,6 +412,7 @@ async def test_a_month_is_archived_only_when_it_is_old_and_sealed(
             f"create table {name} partition of user_action_audit_log for values"
             f" from ('{first:%Y-%m}-01 00:00+00') to (timestamptz '{first:%Y-%m}-01 00:00+00' + interval '1 month')"
         )
+        await owner.execute(f"alter table {name} owner to {await schema_owner(owner)}")
         await owner.execute(f"alter table {name} enable row level security")
         await owner.execute(f"alter table {name} force row level security")
         async with lakeside.as_admin() as here, owner.transaction():

@@ -44,7 +44,7 @@ from core.doctor import examine
 from core.errors import ProtectedQueryError, SealedValueError
 from core.settings import settings
 from core.tables import Client, Facility, Tenant
-from tests.conftest import Clinic
+from tests.conftest import Clinic, superuser_connection
 
 VERIFY_PROOF = Path(__file__).parent.parent / "docs" / "verify_proof.py"
 LOG = "public.user_action_audit_log"
@@ -73,7 +73,7 @@ async def deepest(owner: asyncpg.Connection) -> int:
 @pytest.fixture(scope="module")
 async def victim(lakeside: Clinic, database: Any) -> tuple[Clinic, UUID, str, str]:
     """A clinic of which a user wrote the deepest documents that the server takes: to a facility first one, then one."""
-    connection = await database.connect(owner=True)
+    connection = await superuser_connection()
     levels = await deepest(connection) - 200  # the trigger that records it stands deeper in the server's stack
     await connection.close()
     first, then = nested(levels - 2), nested(levels)

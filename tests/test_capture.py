@@ -30,6 +30,8 @@ from tests.conftest import Clinic
 from tests.ledger import changes, recorded, signed, stored
 from tests.ledger import create as make_tables
 
+OWNER_IS_SUPERUSER = True
+
 # Tables without capture, and why.
 UNAUDITED = {
     AuditSeal: "a record of a seal would call for the next seal",

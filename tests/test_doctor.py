@@ -43,6 +43,9 @@ from core.schema import application_login
 from core.settings import settings
 from core.tables import Client, Facility, TenantTable
 from piccolo_conf import DB
+from tests.conftest import superuser_connection
+
+OWNER_IS_SUPERUSER = True
 
 LOG = "public.user_action_audit_log"
 TODAY = datetime.now(UTC)
@@ -58,7 +61,7 @@ def part(month: tuple[int, int]) -> str:
 @pytest.fixture(scope="module", autouse=True)
 async def clinic(lakeside, hillside, database):
     """Two tenants, sealed: nothing is left to warn of but what the embedded server is."""
-    connection = await database.connect(owner=True)
+    connection = await superuser_connection()
     # A copy of a database does not take over who may do what with the database itself.
     name = await connection.fetchval("select quote_ident(current_database())")
     await connection.execute(f"revoke temporary on database {name} from public")

@@ -18,7 +18,7 @@ from core.engine import ChartholdEngine
 from core.plan import Plan
 from core.tables import Client
 from piccolo_conf import DB
-from tests.conftest import owner_execute
+from tests.conftest import owner_execute, superuser_connection
 
 LARGE = ("client", "user_action_audit_log")
 BY_INDEX = ("Index Scan", "Index Only Scan", "Bitmap Heap Scan")
@@ -50,7 +50,7 @@ async def clinic(request: pytest.FixtureRequest, template: str) -> AsyncIterator
     await DB.use(name)
     clinics = await make_tenants(1, 3)
     await make_tenants(4, size.tenants, real=0)
-    owner = await DB.connect(owner=True)
+    owner = await superuser_connection()
     await fill_clients(owner, size.each)
     await fill_log(owner, 1, size.records)
     await settle(owner)

@@ -33,7 +33,7 @@ from core.ids import uuid7
 from core.scope import current_scope
 from core.tables import Client, Facility, Tenant, User
 from core.token import TokenKey
-from tests.conftest import TEMPLATE, Clinic
+from tests.conftest import TEMPLATE, Clinic, superuser_connection
 
 SQL = Path(core.__file__).parent / "schema" / "sql"
 TABLES = ("client", "disclosure", "facility", "app_user", "tenant_key", "audit_seal", "user_action_audit_log")
@@ -183,7 +183,7 @@ async def replayed_after_expiry(a: Attacker) -> None:
 
 async def signed_with_a_retired_key(a: Attacker) -> None:
     key = TokenKey.derive(b"retired".ljust(32))
-    owner = await a.engine.connect(owner=True)
+    owner = await superuser_connection()
     try:
         await owner.execute(
             "insert into charthold.token_key (id, inner_pad, outer_pad, retired_at)"
@@ -771,7 +771,7 @@ async def populated(lakeside: Clinic, hillside: Clinic) -> tuple[Clinic, Clinic,
 @pytest.fixture(scope="module")
 async def judge(database: ChartholdEngine, populated: tuple[Clinic, Clinic, str]) -> AsyncIterator[Judge]:
     mine, theirs, secret = populated
-    owner = await database.connect(owner=True)
+    owner = await superuser_connection()
     await owner.execute("analyze")
     numbers: dict[str, int] = {}
     for table in TABLES:

@@ -47,6 +47,8 @@ from tests.schema_app import project as toy
 from tests.schema_app.fixtures import connection, database, project, server  # noqa: F401
 from tests.schema_app.project import catalog, changes, ran, table
 
+OWNER_IS_SUPERUSER = True
+
 ROOT = Path(__file__).parent.parent
 CORE = sorted(path.stem for path in (ROOT / "piccolo_migrations").glob("core_*.py"))
 

@@ -22,6 +22,8 @@ from core.schema import Grant
 from core.settings import settings
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog
 
+OWNER_IS_SUPERUSER = True
+
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / ".ci" / "pgrls.toml"
 TABLES = (

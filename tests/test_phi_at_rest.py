@@ -29,7 +29,7 @@ from core.commands.import_synthea import import_export
 from core.engine import ChartholdEngine
 from core.tables import Client, Facility
 from piccolo_conf import DB
-from tests.conftest import Clinic, make_clinic
+from tests.conftest import Clinic, make_clinic, superuser_connection
 
 BORN = date(1931, 3, 7)
 PHI: dict[str, Any] = {
@@ -118,7 +118,7 @@ WAL: dict[str, str] = {}
 @pytest.fixture(scope="module")
 async def busy(database: ChartholdEngine, logs: list[str]) -> AsyncIterator[Clinic]:
     """A database in which everything was done with PHI that can be done, while the server logged all that it was told."""
-    connection = await database.connect(owner=True)
+    connection = await superuser_connection()
     WAL["from"] = await connection.fetchval("select pg_current_wal_insert_lsn()::text")
     for name, value in {
         "log_statement": "all",

@@ -190,7 +190,9 @@ class Invoice(TenantTable, tablename="invoice", schema="billing"):
 async def test_rows_of_a_table_in_another_schema_are_updated_each_under_its_own_envelope(
     lakeside: Clinic, database: ChartholdEngine, owner: asyncpg.Connection
 ) -> None:
-    await owner.execute("create schema billing; grant usage on schema billing to app_runtime")
+    as_owner = await database.connect(owner=True)
+    await as_owner.execute("create schema billing; grant usage on schema billing to app_runtime")
+    await as_owner.close()
     await create(database, Invoice)
     async with lakeside.as_admin():
         await Invoice.insert(Invoice(payer="Bo"), Invoice(payer="Bo"), Invoice(payer="Cy"))

@@ -37,6 +37,7 @@ from core.errors import ChartholdError, ScopeError
 from core.ids import uuid7
 from core.settings import settings
 from core.tables import Facility, Tenant
+from tests.conftest import superuser_connection
 
 DOCS = Path(__file__).parent.parent / "docs"
 VERIFY_PROOF, VERIFY_GROWTH = DOCS / "verify_proof.py", DOCS / "verify_growth.py"
@@ -382,7 +383,7 @@ HEAD_KINDS = {"head", "list", "heads_missing"}
 @pytest.fixture(scope="module")
 async def victim(lakeside, database, tmp_path_factory):
     """A clinic with a sealed log in several heads, a copy of it, an earlier copy, and its exported heads."""
-    connection = await database.connect(owner=True)
+    connection = await superuser_connection()
     for turn in range(6):
         await write(lakeside, 30, reason=f"turn {turn}")
         await sealed(lakeside, leaves=24)
