@@ -1,7 +1,8 @@
-"""What ``charthold.scope()`` reads: token keys, tenants, principals, emergencies. Only the schema's owner has access.
+"""Tables to which only the schema's owner has access.
 
-Tenants and principals are copies, kept in step by triggers: the policies of ``tenant`` and ``app_user`` call
-``scope()``, so ``scope()`` cannot read those tables itself.
+``charthold.scope()`` reads token keys, principals and emergencies; the directory of tenants serves what happens before
+a scope, or above it. Principals and the directory are copies, kept in step by triggers: the policies of ``tenant`` and
+``app_user`` call ``scope()``, so neither it nor what comes before it can read those tables itself.
 """
 
 from __future__ import annotations

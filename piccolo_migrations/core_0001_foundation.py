@@ -736,7 +736,7 @@ begin
         raise exception using errcode = 'CH002', message = 'no token of ours is for that tenant and that admin';
     end if;
 
-    -- A new tenant appears in the directory first, because scope() looks there. An id or a slug that is taken fails.
+    -- A new tenant appears in the directory first, because follow_user() looks there. An id or a slug that is taken fails.
     insert into charthold.tenant_directory (tenant_id, slug, status, retention_years)
     values (tenant, slug, 'trial', retention_years);
     insert into charthold.principal (tenant_id, user_id, role, tenant_open) values (tenant, admin, 'system', true);

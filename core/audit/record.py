@@ -28,8 +28,8 @@ async def record(
 ) -> UUID:
     """Write one audit record of ``action`` in the open scope and return its id, 164.312(b).
 
-    ``action`` is one of ``core.tables.ACTION_TYPES``; insert, update, delete and read are the database's own to write
-    and are refused. ``old`` and ``new`` are stored as they are given: never put PHI into them.
+    ``action`` is one of ``core.tables.ACTION_TYPES``; insert, update, delete, read and break_glass are the database's
+    own to write and are refused. ``old`` and ``new`` are stored as they are given: never put PHI into them.
     """
     plan = Plan(
         "select charthold.record({}, {}, {}, {}::jsonb, {}::jsonb) as id",
