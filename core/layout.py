@@ -13,7 +13,7 @@ from piccolo.columns.defaults.base import Default
 
 from core.columns import ActorId, BlindIndex, CreatedAt, EncryptedJSON, RowId, TenantId
 
-__all__ = ["UNRECORDED", "Field", "Layout"]
+__all__ = ["Field", "Layout"]
 
 # What the database or the engine fills in.
 KEPT = (TenantId, ActorId, CreatedAt, BlindIndex)

@@ -818,9 +818,9 @@ async def test_a_bound_owner_sees_the_tenants_in_the_name_of_their_admins(superu
     from core.doctor.live import Live
     from core.schema.lock import migrating
 
-    tables, shared = registered()
+    tables, _ = registered()
     async with migrating(locked=False) as connection:
-        live = await Live.read(connection, tables, shared)
+        live = await Live.read(connection, tables)
         live.bypasses = False
         rows = await live.ask("select $1::uuid as tenant, (select charthold.tenant_id()) as here")
         assert rows is not None

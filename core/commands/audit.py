@@ -17,8 +17,6 @@ from core.tables import ACTION_TYPES, TenantTable, User
 
 __all__ = ["audit_history", "audit_search", "audit_who_saw"]
 
-WIDEST = 10_000  # characters: what a table would take if it could
-
 
 @command()
 async def audit_history(

@@ -119,7 +119,7 @@ async def examine(
         live = None
         # Drift alone is looked for in any database, one without tenants too.
         if wanted := [item for item in CHECKS.values() if not only or item.name in only]:
-            live = await Live.read(connection, declared, shared)
+            live = await Live.read(connection, declared)
             # From here to the end nothing changes anything.
             await connection.execute(f"set statement_timeout = {max(1, round(patience * 1000))}")
             for number, item in enumerate(wanted):

@@ -19,7 +19,6 @@ from core.errors import ConfigurationError
 from core.schema import RowSecurity, application_login
 from core.schema.catalog import Catalog, snapshot
 from core.schema.declarations import full_name
-from core.schema.object import SchemaObject
 from core.schema.quoting import split_table
 from core.settings import Settings, settings
 
@@ -31,9 +30,9 @@ PATIENCE = 2.0  # seconds for one question about the data; what takes longer is 
 READ = "look at the safeguards"
 
 RELATIONS = """
-select format('%I.%I', n.nspname, c.relname) as name, c.relkind::text as kind, c.relispartition as part,
+select format('%I.%I', n.nspname, c.relname) as name, c.relispartition as part,
     c.relrowsecurity as enabled, c.relforcerowsecurity as forced, c.reltuples::bigint as estimate,
-    pg_relation_size(c.oid) as bytes, pg_get_userbyid(c.relowner) as owner,
+    pg_relation_size(c.oid) as bytes,
     array(select a.attname::text from pg_attribute as a
         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped order by a.attnum) as columns,
     array(select format_type(a.atttypid, a.atttypmod) from pg_attribute as a
@@ -62,13 +61,11 @@ class TableInfo:
     """A table of the database, as ``pg_class`` knows it."""
 
     name: str
-    kind: str
     part: bool
     enabled: bool
     forced: bool
     estimate: int
     bytes: int
-    owner: str
     columns: list[str]
     types: list[str]
     required: list[str]
@@ -95,7 +92,6 @@ class Live:
 
     connection: asyncpg.Connection[Any]
     tables: Sequence[type[Table]]
-    shared: Sequence[SchemaObject]
     catalog: Catalog
     relations: dict[str, TableInfo]
     tenants: list[TenantInfo]
@@ -108,9 +104,7 @@ class Live:
     _answers: dict[str, list[Any]] = field(default_factory=dict)
 
     @classmethod
-    async def read(
-        cls, connection: asyncpg.Connection[Any], tables: Sequence[type[Table]], shared: Sequence[SchemaObject]
-    ) -> Self:
+    async def read(cls, connection: asyncpg.Connection[Any], tables: Sequence[type[Table]]) -> Self:
         """Read the catalog of every schema that is not PostgreSQL's own."""
         await connection.execute(f"set statement_timeout = '{CATALOG}'")
         schemas = [row[0] for row in await connection.fetch(SCHEMAS)]
@@ -123,7 +117,6 @@ class Live:
         return cls(
             connection=connection,
             tables=tables,
-            shared=shared,
             catalog=await snapshot(connection, schemas),
             relations={row["name"]: TableInfo(**row) for row in await connection.fetch(RELATIONS, schemas)},
             tenants=[TenantInfo(**row) for row in await connection.fetch(TENANTS)],

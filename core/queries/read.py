@@ -153,7 +153,9 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
                 found.refuse(what)
 
     def _refuse_what_ciphertext_cannot_do(self, selected: Sequence[Selectable]) -> None:
-        refuse_order(self.order_by_delegate)
+        for item in self.order_by_delegate._order_by.order_by_items:
+            for column in item.columns:
+                refuse_computed(column, "order by it")
         distinct, grouped = self.distinct_delegate._distinct, self.group_by_delegate._group_by
         compared: list[Any] = [*(distinct.on or ()), *(grouped.columns if grouped else ())]
         if distinct.enabled and not distinct.on:
@@ -352,10 +354,3 @@ def _judge(found: Sequence[Approximate], start: int) -> Callable[[Sequence[Any]]
         places.append((search, slice(start, end)))
         start = end
     return lambda row: all(search.matches(row[place]) for search, place in places)
-
-
-def refuse_order(delegate: OrderByDelegate) -> None:
-    """Raise when the order would be an order of ciphertexts."""
-    for item in delegate._order_by.order_by_items:
-        for column in item.columns:
-            refuse_computed(column, "order by it")

@@ -28,7 +28,6 @@ async def snapshot(
     connection: asyncpg.Connection[Any],
     schemas: Sequence[str] = ("public", "charthold"),
     *,
-    ignore: Sequence[str] = BOOKKEEPING,
     roles: Sequence[str] | None = None,
 ) -> Catalog:
     """The catalog of these schemas, and of the roles that the registered apps declare. Changes nothing."""
@@ -41,7 +40,7 @@ async def snapshot(
         await connection.execute(f"set local lock_timeout = '{settings().lock_timeout * 1000:.0f}ms'")
         found: Catalog = {}
         for kind, query in QUERIES.items():
-            given = [list(schemas), list(ignore)][: 2 if "$2" in query else 1 if "$1" in query else 0]
+            given = [list(schemas), list(BOOKKEEPING)][: 2 if "$2" in query else 1 if "$1" in query else 0]
             rows = await connection.fetch(query, *given)
             found[kind] = {row["name"]: json.loads(row["value"]) for row in sorted(rows, key=lambda row: row["name"])}
         rows = await connection.fetch(ROLES, names)
