@@ -54,7 +54,7 @@ async def in_python(clinic: Clinic, here: Scope) -> dict[str, float]:
     indexes = [c for c in Client._meta.columns if isinstance(c, BlindIndex)]
     values = [getattr(row, column._meta.name) for column in sealed]
     sealer = keys.row("client", tuple((column._meta.db_column_name, column.kind) for column in sealed))
-    envelopes = sealer.seal(row.id, values)
+    [envelopes] = sealer.seal_many([(row.id, values)])
     exact, folded = (next(c for c in indexes if c._meta.name == name) for name in ("ssn_exact", "last_name_folded"))
 
     def hash_all() -> None:
@@ -62,8 +62,8 @@ async def in_python(clinic: Clinic, here: Scope) -> dict[str, float]:
             keys.blind(index.label, index.spec, source(index, row.__dict__))
 
     return {
-        f"seal {len(sealed)} fields": timed(lambda: sealer.seal(row.id, values)),
-        f"open {len(sealed)} fields": timed(lambda: sealer.open_many([(row.id, envelopes)])),
+        f"seal {len(sealed)} fields": timed(lambda: sealer.seal_many([(row.id, values)])),
+        f"open {len(sealed)} fields": timed(lambda: sealer.open(row.id, envelopes)),
         "blind index, exact": timed(lambda: keys.blind(exact.label, exact.spec, row.ssn)),
         "blind index, folded": timed(lambda: keys.blind(folded.label, folded.spec, row.last_name)),
         f"the {len(indexes)} blind indexes of a client": timed(hash_all),

@@ -16,6 +16,7 @@ from core.crypto.blind import BlindSpec, IndexKey, fold
 from core.crypto.datakey import DataKey
 from core.crypto.tenantkeys import TenantKeys, WrappedKey
 from core.errors import ConfigurationError, ProtectedQueryError
+from tests.reference import normalised
 from tests.test_envelope import SECRET, told
 from tests.vectors import independent, make
 
@@ -89,25 +90,25 @@ def test_what_other_scripts_tell_apart_stays_apart(one, other):
 
 
 def test_exact_tells_case_and_spaces_apart_but_not_forms_of_one_character():
-    assert EXACT.normalise("é") == EXACT.normalise("e\u0301") != EXACT.normalise("e")
-    assert EXACT.normalise("A") != EXACT.normalise("a")
-    assert EXACT.normalise("a ") != EXACT.normalise("a")
-    assert EXACT.normalise("") == b""
+    assert normalised(EXACT, "é") == normalised(EXACT, "e\u0301") != normalised(EXACT, "e")
+    assert normalised(EXACT, "A") != normalised(EXACT, "a")
+    assert normalised(EXACT, "a ") != normalised(EXACT, "a")
+    assert normalised(EXACT, "") == b""
 
 
 @given(number=st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**9), max_value=10**9, places=3))
 @settings(database=None)
 def test_equal_numbers_have_one_form(number):
-    assert EXACT.normalise(number) == EXACT.normalise(number.normalize()) == independent.number(number)
-    assert EXACT.normalise(Decimal(f"{number:.9f}")) == EXACT.normalise(number)
+    assert normalised(EXACT, number) == normalised(EXACT, number.normalize()) == independent.number(number)
+    assert normalised(EXACT, Decimal(f"{number:.9f}")) == normalised(EXACT, number)
     if number == int(number):
-        assert EXACT.normalise(int(number)) == EXACT.normalise(number)
+        assert normalised(EXACT, int(number)) == normalised(EXACT, number)
 
 
 @given(one=st.integers(), other=st.decimals(allow_nan=False, allow_infinity=False))
 @settings(database=None)
 def test_different_numbers_have_different_forms(one, other):
-    assert (EXACT.normalise(one) == EXACT.normalise(other)) == (one == other)
+    assert (normalised(EXACT, one) == normalised(EXACT, other)) == (one == other)
 
 
 @given(text=latin, length=st.integers(1, 6))
@@ -122,16 +123,16 @@ def test_a_prefix_index_finds_what_starts_with_it(text, length):
 
 def test_last_digits_ignore_everything_else():
     last = BlindSpec("last", length=4)
-    assert last.normalise("123-45-6789") == last.normalise("(6 7) 8.9") == b"6789"
-    assert last.normalise("６７８９") == b"6789"
-    assert last.normalise("12-3") is None
+    assert normalised(last, "123-45-6789") == normalised(last, "(6 7) 8.9") == b"6789"
+    assert normalised(last, "６７８９") == b"6789"
+    assert normalised(last, "12-3") is None
     assert BlindSpec("last", length=10).matches("+1 617 555 0100", "(617) 555-0100")
 
 
 def test_year_and_month():
     born = date(980, 2, 9)
-    assert BlindSpec("year").normalise(born) == BlindSpec("year").normalise(980) == b"0980"
-    assert BlindSpec("month").normalise(born) == BlindSpec("month").normalise("0980-02") == b"0980-02"
+    assert normalised(BlindSpec("year"), born) == normalised(BlindSpec("year"), 980) == b"0980"
+    assert normalised(BlindSpec("month"), born) == normalised(BlindSpec("month"), "0980-02") == b"0980-02"
 
 
 def test_a_compound_index_keeps_its_parts_apart():
@@ -146,7 +147,7 @@ def test_a_compound_index_keeps_its_parts_apart():
 
 def test_null_has_no_digest():
     for _, spec, _ in make.SPECS:
-        assert spec.normalise(None) is None
+        assert normalised(spec, None) is None
         assert spec.digest(KEY, None) is None
         assert not spec.matches(None, None)
 
@@ -271,7 +272,6 @@ REFUSED = [
 def test_a_value_that_does_not_fit_is_refused_and_not_told(spec, value):
     label = spec.label("client", "i")
     for call in (
-        lambda: spec.normalise(value),
         lambda: spec.digest(KEY, value),
         lambda: spec.matches(value, value),
         lambda: keys(TENANT, 1).blind(label, spec, value),

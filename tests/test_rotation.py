@@ -23,7 +23,6 @@ from core.audit.recorded import DESTROYED
 from core.columns import Encrypted
 from core.commands.reindex import reindex as reindex_command
 from core.commands.rotate_keys import rotate_keys
-from core.crypto.envelope import key_version
 from core.crypto.keyring import Keyring, _Entry
 from core.crypto.kms import LocalProvider, development_key
 from core.doctor import examine
@@ -37,6 +36,7 @@ from core.settings import settings
 from core.tables import Client, Facility, User
 from piccolo_conf import DB
 from tests.conftest import Clinic, make_clinic
+from tests.reference import forget_all, key_version
 
 CACHE = 0.3
 WAIT = 0.4
@@ -241,7 +241,7 @@ async def test_a_rotation_that_is_killed_again_and_again_ends_well_beside_reader
     assert await statuses(owner, clinic) == {1: "retired", 2: "current"}
     good, everything = await under(owner, clinic, 2)
     assert good == everything == len(app.phones) + 1
-    DB.keyring.forget_all()
+    forget_all(DB.keyring)
     async with clinic.as_clinician():
         rows = await Client.select(Client.mrn, Client.phone, Client.address).where(Client.last_name.starts_with("per"))
         assert {row["mrn"]: row["phone"] for row in rows} == {f"mrn {n}": phone for n, phone in app.phones.items()}
@@ -304,7 +304,7 @@ async def test_a_process_that_cached_its_keys_before_a_rotation_opens_and_finds(
             assert [rows async for rows in batch] == [[{"last_name": "Nguyen"}]]
         forget_what_is_new()
         assert (await Client(id=clinic.client, _exists_in_db=True).history())[0].new["last_name"] == "Nguyen"
-    database.keyring.forget_all()
+    forget_all(database.keyring)
 
 
 async def test_the_old_key_is_not_retired_while_a_transaction_holds_a_row_under_it(
@@ -524,7 +524,7 @@ async def test_a_new_master_key_wraps_every_key_again_and_the_old_one_can_go(
         assert (await rewrap([target]))[0][0].versions == 2
     finally:
         database._keyring = ours
-        ours.forget_all()
+        forget_all(ours)
 
 
 async def test_a_wrong_master_key_makes_no_key_that_nobody_else_can_unwrap(

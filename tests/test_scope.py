@@ -41,6 +41,7 @@ from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, Us
 from core.token import TokenKey
 from core.tokenkeys import install_token_key
 from tests.conftest import Clinic, make_clinic
+from tests.reference import forget_all
 from tests.test_envelope import told
 
 
@@ -347,7 +348,7 @@ async def test_a_pool_of_one_serves_transactions_keys_and_crowds(
     database: ChartholdEngine, lakeside: Clinic, hillside: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with set_up(monkeypatch, database, pool_size=1, pool_seconds=2.0):
-        database.keyring.forget_all()
+        forget_all(database.keyring)
 
         async def one(clinic: Clinic) -> str:
             async with clinic.as_clinician():

@@ -20,7 +20,6 @@ __all__ = [
     "inclusion_ranges",
     "leaf_hash",
     "node_hash",
-    "tree_hash",
     "verify_consistency",
     "verify_inclusion",
 ]
@@ -92,13 +91,6 @@ class Frontier:
         for left in reversed(self.hashes[:-1]):
             node = node_hash(left, node)
         return node
-
-
-def tree_hash(leaves: Iterable[bytes]) -> bytes:
-    """The root over these leaf hashes."""
-    tree = Frontier()
-    tree.extend(leaves)
-    return tree.root()
 
 
 def inclusion_ranges(index: int, size: int) -> list[Range]:

@@ -123,11 +123,6 @@ class BlindSpec:
         return f"{table}.{column}/{self._form()}/n{NORMALISATION}"
 
     @forgetful
-    def normalise(self, value: object) -> bytes | None:
-        """The bytes that are digested; None for NULL, and for what is too short for the index."""
-        return self._normalised(value)
-
-    @forgetful
     def digest(self, key: IndexKey, value: object) -> bytes | None:
         """The first ``bits`` of the HMAC of the normalised value; None when there is nothing to search."""
         message = self._normalised(value)
@@ -150,6 +145,7 @@ class BlindSpec:
         return f"{self.kind}{self.length or ''}"
 
     def _normalised(self, value: object) -> bytes | None:
+        """The bytes that are digested; None for NULL, and for what is too short for the index."""
         if value is None:
             return None
         kind = self.kind

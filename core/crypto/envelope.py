@@ -32,7 +32,6 @@ __all__ = [
     "aad_prefix",
     "envelope_header",
     "is_envelope",
-    "key_version",
     "open_",
     "pad",
     "padded_length",
@@ -66,12 +65,11 @@ value >= '\\x0100'::bytea and value < '\\x0180'::bytea and octet_length(value) >
 class MissingKeyError(SealedValueError):
     """An envelope names a key version that is not loaded: reload the tenant's keys once, then give up.
 
-    ``tenant_id`` and ``version`` say which (``version`` is None when the tenant has no key at all).
+    ``version`` says which; None when the tenant has no key at all.
     """
 
-    def __init__(self, message: str, *, tenant_id: UUID | None = None, version: int | None = None) -> None:
+    def __init__(self, message: str, *, version: int | None = None) -> None:
         super().__init__(message)
-        self.tenant_id = tenant_id
         self.version = version
 
 
@@ -125,13 +123,6 @@ def is_envelope(data: object) -> bool:
         return False
     length = len(data) - OVERHEAD
     return data[0] == ENVELOPE_VERSION and data[1] < 128 and length == padded_length(length)
-
-
-def key_version(envelope: bytes) -> int:
-    """The key version that an envelope names."""
-    if not is_envelope(envelope):
-        raise SealedValueError("These bytes are not an envelope of version 1.")
-    return int.from_bytes(envelope[1:HEADER_BYTES], "big")
 
 
 def padded_length(length: int) -> int:

@@ -116,11 +116,6 @@ class Keyring(Secret):
         self._entries.pop(tenant_id, None)
         self._flights.pop(tenant_id, None)
 
-    def forget_all(self) -> None:
-        """Drop every tenant's keys."""
-        self._entries.clear()
-        self._flights.clear()
-
     async def make_key(self, tenant_id: UUID, version: int = 1, status: KeyStatus = "current") -> WrappedKey:
         """A new data key, wrapped; storing it is the caller's, and nothing is cached."""
         return await self._wrap(tenant_id, WrappedKey(version, b"", status), new_data_key())

@@ -47,7 +47,6 @@ class _Openers(dict[bytes, tuple[Decrypt, bytes]]):
             raise MissingKeyError(
                 f"{table}.{column} is sealed under key version {version}, which tenant {tenant_id} "
                 "does not have. It was retired or shredded, or the row came from elsewhere.",
-                tenant_id=tenant_id,
                 version=version,
             )
         opener = self[header] = key.sealing().decrypt, aad_prefix(header, tenant_id, table, column)
@@ -146,8 +145,6 @@ class Sealer(Secret):
     def _no_key(self) -> NoReturn:
         raise MissingKeyError(
             f"Tenant {self.tenant_id} has no data key that may seal. Provision one, or finish its rotation.",
-            tenant_id=self.tenant_id,
-            version=None,
         )
 
 
@@ -163,11 +160,6 @@ class RowSealer(Secret):
 
     def __repr__(self) -> str:
         return f"<RowSealer {', '.join(f'{sealer.table}.{sealer.column}' for sealer in self.sealers)}>"
-
-    @forgetful
-    def seal(self, row_id: UUID, values: Sequence[object]) -> list[bytes | None]:
-        """The envelopes of one row's values."""
-        return self.seal_many(((row_id, values),))[0]
 
     @forgetful
     def seal_many(self, rows: Iterable[tuple[UUID, Sequence[object]]]) -> list[list[bytes | None]]:
@@ -218,20 +210,12 @@ class RowSealer(Secret):
         raise failure
 
     @forgetful
-    def open_many(self, rows: Iterable[tuple[UUID | None, Sequence[bytes | None]]]) -> list[list[Any]]:
-        """The values of ``(row id, envelopes)`` pairs. A row that a LEFT JOIN did not find has neither."""
-        pairs = list(rows)
-        if not pairs:
-            return []
-        if any(len(envelopes) != len(self.sealers) for _, envelopes in pairs):
-            raise SealedValueError("A row has more or fewer values than the table has sealed columns.")
-        columns = list(zip(*(envelopes for _, envelopes in pairs), strict=True))
-        return [list(row) for row in zip(*self.open_columns([row_id for row_id, _ in pairs], columns), strict=True)]
-
-    @forgetful
     def open_columns(
         self, row_ids: Sequence[UUID | None], columns: Sequence[Sequence[bytes | None]]
     ) -> list[list[Any]]:
-        """The values of each column's envelopes: column by column, since a column has one cipher and one kind."""
+        """The values of each column's envelopes: column by column, since a column has one cipher and one kind.
+
+        A row that a LEFT JOIN did not find has neither id nor envelopes.
+        """
         ids = [b"" if row_id is None else row_id.bytes for row_id in row_ids]
         return [sealer._open_column(ids, column) for sealer, column in zip(self.sealers, columns, strict=True)]

@@ -66,8 +66,6 @@ class TenantKeys(Secret):
         if not rows:
             raise MissingKeyError(
                 f"Tenant {tenant_id} has no data key: it was never provisioned, or its keys were destroyed.",
-                tenant_id=tenant_id,
-                version=None,
             )
         self.tenant_id = tenant_id
         self._versions = MappingProxyType({key.version: key for _, key in rows})
@@ -141,7 +139,6 @@ class TenantKeys(Secret):
             what = "in use for this" if version is None else f"with version {version}"
             raise MissingKeyError(
                 f"Tenant {self.tenant_id} has no data key {what}. Load its keys again, or finish its rotation.",
-                tenant_id=self.tenant_id,
                 version=version,
             )
         return key

@@ -212,7 +212,7 @@ def wrapped() -> dict[str, Any]:
 
 def index(key: DataKey, column: str, spec: BlindSpec, values: list[Any]) -> dict[str, Any]:
     label = spec.label("client", column)
-    rows = [(value, spec.normalise(value), spec.digest(key.index(label), value)) for value in values]
+    rows = [(value, spec._normalised(value), spec.digest(key.index(label), value)) for value in values]
     return {
         "label": label,
         "kind": spec.kind,
