@@ -11,66 +11,67 @@ __all__ = ["FOUNDATION"]
 
 SQL = Path(__file__).parent / "schema" / "sql"
 
+RUNTIME, BOTH = ("app_runtime",), ("app_runtime", "app_auditor")
+
 # Which role may call what; nobody else may call anything. Trigger functions are called by triggers only.
-CALLABLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "actor_id": ("actor_id", "()", ("app_runtime", "app_auditor")),
-    "actor_places": ("actor_places", "()", ("app_runtime", "app_auditor")),
-    "actor_role": ("actor_role", "()", ("app_runtime", "app_auditor")),
-    "archive_partition": ("archive_partition", "(text, uuid[], bigint[])", ()),
-    "begin_session": ("begin_session", "()", ("app_runtime",)),
-    "break_glass": ("break_glass", "(uuid, text, integer)", ("app_runtime",)),
-    "break_glass_by": ("break_glass_by", "(text[], text[], text, integer)", ("app_runtime",)),
-    "check_emergency": ("check_emergency", "(text, integer)", ()),
-    "emergency_client": ("emergency_client", "()", ("app_runtime", "app_auditor")),
-    "emergency_of": ("emergency_of", "(text)", ()),
-    "ensure_partitions": ("ensure_partitions", "(integer)", ()),
-    "find_principal": ("find_principal", "(uuid, text)", ()),
-    "find_tenant": ("find_tenant", "(text)", ("app_runtime",)),
-    "follow_tenant": ("follow_tenant", "()", ()),
-    "follow_user": ("follow_user", "()", ()),
-    "forget_scope": ("forget_scope", "()", ()),
-    "hmac": ("hmac", "(bytea, bytea, bytea)", ()),
-    "keep_history": ("keep_history", "()", ()),
-    "keep_partition": ("keep_partition", "(text)", ()),
-    "met_another": ("met_another", "(text)", ()),
-    "npi_is_valid": ("npi_is_valid", "(text)", ("app_runtime",)),
-    "other_scope": ("other_scope", "(text)", ()),
+CALLABLE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "actor_id": ("()", BOTH),
+    "actor_places": ("()", BOTH),
+    "actor_role": ("()", BOTH),
+    "archive_partition": ("(text, uuid[], bigint[])", ()),
+    "begin_session": ("()", RUNTIME),
+    "break_glass": ("(uuid, text, integer)", RUNTIME),
+    "break_glass_by": ("(text[], text[], text, integer)", RUNTIME),
+    "check_emergency": ("(text, integer)", ()),
+    "emergency_client": ("()", BOTH),
+    "emergency_of": ("(text)", ()),
+    "ensure_partitions": ("(integer)", ()),
+    "find_principal": ("(uuid, text)", ()),
+    "find_tenant": ("(text)", RUNTIME),
+    "follow_tenant": ("()", ()),
+    "follow_user": ("()", ()),
+    "forget_scope": ("()", ()),
+    "hmac": ("(bytea, bytea, bytea)", ()),
+    "keep_history": ("()", ()),
+    "keep_partition": ("(text)", ()),
+    "met_another": ("(text)", ()),
+    "npi_is_valid": ("(text)", RUNTIME),
+    "other_scope": ("(text)", ()),
     "provision_tenant": (
-        "provision_tenant",
         "(text, uuid, text, text, text, integer, boolean, uuid, text, text, uuid, bytea, text)",
-        ("app_runtime",),
+        RUNTIME,
     ),
-    "record": ("record", "(text, text, uuid, jsonb, jsonb)", ("app_runtime", "app_auditor")),
-    "record_late": ("record_late", "(text, text, text, uuid[], text[], jsonb)", ("app_runtime", "app_auditor")),
-    "record_read": ("record_read", "(text, uuid[], text[])", ("app_runtime", "app_auditor")),
-    "refuse_change": ("refuse_change", "()", ()),
-    "refuse_scope": ("refuse_scope", "(text)", ()),
-    "refuse_stranger": ("refuse_stranger", "()", ()),
-    "refuse_truncate": ("refuse_truncate", "()", ()),
-    "refuse_unreadable": ("refuse_unreadable", "()", ()),
-    "scope": ("scope", "()", ("app_runtime", "app_auditor")),
-    "set_tenant_status": ("set_tenant_status", "(uuid, uuid, text, text)", ()),
-    "sign_as": ("sign_as", "(uuid, text, text)", ()),
-    "sign": ("sign", "(uuid, uuid, text)", ()),
-    "stand": ("stand", "()", ()),
-    "standing": ("standing", "(uuid, uuid, text, uuid[], boolean)", ()),
-    "tenant_as": ("tenant_as", "(text[])", ("app_runtime", "app_auditor")),
-    "tenant_everywhere": ("tenant_everywhere", "()", ("app_runtime", "app_auditor")),
-    "tenant_id": ("tenant_id", "()", ("app_runtime", "app_auditor")),
-    "token_holds": ("token_holds", "(text)", ()),
-    "token_signed": ("token_signed", "(text)", ()),
-    "touch": ("touch", "()", ()),
-    "touch_tenant_row": ("touch_tenant_row", "()", ()),
-    "was_replaced": ("was_replaced", "(xid, xid)", ()),
-    "uuid7": ("uuid7", "()", ("app_runtime",)),
-    "uuid7_start": ("uuid7_start", "()", ("app_runtime",)),
+    "record": ("(text, text, uuid, jsonb, jsonb)", BOTH),
+    "record_late": ("(text, text, text, uuid[], text[], jsonb)", BOTH),
+    "record_read": ("(text, uuid[], text[])", BOTH),
+    "refuse_change": ("()", ()),
+    "refuse_scope": ("(text)", ()),
+    "refuse_stranger": ("()", ()),
+    "refuse_truncate": ("()", ()),
+    "refuse_unreadable": ("()", ()),
+    "scope": ("()", BOTH),
+    "set_tenant_status": ("(uuid, uuid, text, text)", ()),
+    "sign_as": ("(uuid, text, text)", ()),
+    "sign": ("(uuid, uuid, text)", ()),
+    "stand": ("()", ()),
+    "standing": ("(uuid, uuid, text, uuid[], boolean)", ()),
+    "tenant_as": ("(text[])", BOTH),
+    "tenant_everywhere": ("()", BOTH),
+    "tenant_id": ("()", BOTH),
+    "token_holds": ("(text)", ()),
+    "token_signed": ("(text)", ()),
+    "touch": ("()", ()),
+    "touch_tenant_row": ("()", ()),
+    "was_replaced": ("(xid, xid)", ()),
+    "uuid7": ("()", RUNTIME),
+    "uuid7_start": ("()", RUNTIME),
 }
 
 
-def function(file: str) -> Function:
-    """The function that a file of ``core/schema/sql`` defines, with its comments, as it stands."""
-    name, signature, callers = CALLABLE[file]
-    source = (SQL / f"{file}.sql").read_text(encoding="utf-8")
+def function(name: str) -> Function:
+    """The function that its file of ``core/schema/sql`` defines, with its comments, as it stands."""
+    signature, callers = CALLABLE[name]
+    source = (SQL / f"{name}.sql").read_text(encoding="utf-8")
     return Function(name=f"charthold.{name}", signature=signature, source=source, execute_to=callers)
 
 
@@ -113,5 +114,5 @@ $$""",
         )
         for part in (1, 2, 3, 4)
     ),
-    *(function(file) for file in sorted(CALLABLE)),
+    *(function(name) for name in sorted(CALLABLE)),
 )
