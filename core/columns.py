@@ -53,92 +53,61 @@ __all__ = [
 T = TypeVar("T")
 
 
-class RowId(piccolo_columns.UUID):
-    """The row's UUIDv7, made in Python. The physical primary key is composite, so it is not written inline."""
+class Fixed(Column):
+    """A column whose type and default are decided here, and not where a table declares it."""
+
+    sql: ClassVar[str]
+    sql_default: ClassVar[str] = ""
+    arguments: ClassVar[dict[str, Any]] = {"default": None, "null": False}
 
     def __init__(self, **kwargs: Any) -> None:
-        kwargs |= {"default": uuid7, "primary_key": True}
-        super().__init__(**kwargs)
+        super().__init__(**kwargs | self.arguments)
 
     @property
     def column_type(self) -> str:
-        return "UUID"
+        return self.sql
 
     @property
     def ddl(self) -> str:
-        return f'"{self._meta.db_column_name}" UUID NOT NULL'
+        default = f" DEFAULT {self.sql_default}" if self.sql_default else ""
+        return f'"{self._meta.db_column_name}" {self.sql} NOT NULL{default}'
+
+
+class RowId(Fixed, piccolo_columns.UUID):
+    """The row's UUIDv7, made in Python. The physical primary key is composite, so it is not written inline."""
+
+    sql = "UUID"
+    arguments: ClassVar[dict[str, Any]] = {"default": uuid7, "primary_key": True}
 
 
 class LogId(RowId):
     """The UUIDv7 of a row that the database makes itself."""
 
-    @property
-    def ddl(self) -> str:
-        return super().ddl + " DEFAULT charthold.uuid7()"
+    sql_default = "charthold.uuid7()"
 
 
-class TransactionId(BigInt):
+class TransactionId(Fixed, BigInt):
     """The 64-bit id of the transaction that wrote the row."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs |= {"default": None, "null": False}
-        super().__init__(**kwargs)
-
-    @property
-    def column_type(self) -> str:
-        return "BIGINT"
-
-    @property
-    def ddl(self) -> str:
-        return f'"{self._meta.db_column_name}" BIGINT NOT NULL DEFAULT pg_current_xact_id()::text::bigint'
+    sql, sql_default = "BIGINT", "pg_current_xact_id()::text::bigint"
 
 
-class ActorId(piccolo_columns.UUID):
+class ActorId(Fixed, piccolo_columns.UUID):
     """The user who wrote the row; set by the database."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs |= {"default": None, "null": False}
-        super().__init__(**kwargs)
-
-    @property
-    def column_type(self) -> str:
-        return "UUID"
-
-    @property
-    def ddl(self) -> str:
-        return f'"{self._meta.db_column_name}" UUID NOT NULL DEFAULT charthold.actor_id()'
+    sql, sql_default = "UUID", "charthold.actor_id()"
 
 
-class TenantId(piccolo_columns.UUID):
+class TenantId(Fixed, piccolo_columns.UUID):
     """The tenant that the row belongs to. Bound from the scope when a statement runs; never set by the caller."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs |= {"default": None, "null": False}
-        super().__init__(**kwargs)
-
-    @property
-    def column_type(self) -> str:
-        return "UUID"
-
-    @property
-    def ddl(self) -> str:
-        return f'"{self._meta.db_column_name}" UUID NOT NULL'
+    sql = "UUID"
 
 
-class CreatedAt(Timestamptz):
+class CreatedAt(Fixed, Timestamptz):
     """When the row was born; set by the database."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs |= {"default": None, "null": False}
-        super().__init__(**kwargs)
-
-    @property
-    def column_type(self) -> str:
-        return "TIMESTAMPTZ"
-
-    @property
-    def ddl(self) -> str:
-        return f'"{self._meta.db_column_name}" TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp()'
+    sql, sql_default = "TIMESTAMPTZ", "clock_timestamp()"
 
 
 class UpdatedAt(CreatedAt):
