@@ -28,6 +28,7 @@ from core.ids import uuid7
 
 __all__ = [
     "DIGESTED",
+    "FIXED",
     "ActorId",
     "BlindIndex",
     "CreatedAt",
@@ -53,7 +54,7 @@ __all__ = [
 T = TypeVar("T")
 
 
-class Fixed(Column):
+class Predefined(Column):
     """A column whose type and default are decided here, and not where a table declares it."""
 
     sql: ClassVar[str]
@@ -73,7 +74,7 @@ class Fixed(Column):
         return f'"{self._meta.db_column_name}" {self.sql} NOT NULL{default}'
 
 
-class RowId(Fixed, piccolo_columns.UUID):
+class RowId(Predefined, piccolo_columns.UUID):
     """The row's UUIDv7, made in Python. The physical primary key is composite, so it is not written inline."""
 
     sql = "UUID"
@@ -86,25 +87,25 @@ class LogId(RowId):
     sql_default = "charthold.uuid7()"
 
 
-class TransactionId(Fixed, BigInt):
+class TransactionId(Predefined, BigInt):
     """The 64-bit id of the transaction that wrote the row."""
 
     sql, sql_default = "BIGINT", "pg_current_xact_id()::text::bigint"
 
 
-class ActorId(Fixed, piccolo_columns.UUID):
+class ActorId(Predefined, piccolo_columns.UUID):
     """The user who wrote the row; set by the database."""
 
     sql, sql_default = "UUID", "charthold.actor_id()"
 
 
-class TenantId(Fixed, piccolo_columns.UUID):
+class TenantId(Predefined, piccolo_columns.UUID):
     """The tenant that the row belongs to. Bound from the scope when a statement runs; never set by the caller."""
 
     sql = "UUID"
 
 
-class CreatedAt(Fixed, Timestamptz):
+class CreatedAt(Predefined, Timestamptz):
     """When the row was born; set by the database."""
 
     sql, sql_default = "TIMESTAMPTZ", "clock_timestamp()"
@@ -451,3 +452,7 @@ class BlindIndex(Column):
     @property
     def ddl(self) -> str:
         return f'"{self._meta.db_column_name}" BYTEA'
+
+
+# What a row is, rather than what it holds: nobody sets it but Charthold, and no record holds it.
+FIXED = (RowId, TenantId, ActorId, CreatedAt, BlindIndex)

@@ -11,7 +11,7 @@ from typing import Any
 from piccolo.columns import JSON, Array, Bytea, Column
 from piccolo.columns.defaults.base import Default
 
-from core.columns import ActorId, BlindIndex, CreatedAt, EncryptedJSON, RowId, TenantId
+from core.columns import FIXED, ActorId, BlindIndex, CreatedAt, EncryptedJSON, TenantId
 
 __all__ = ["Field", "Layout"]
 
@@ -21,8 +21,6 @@ KEPT = (TenantId, ActorId, CreatedAt, BlindIndex)
 MADE = (ActorId, CreatedAt, BlindIndex)
 # What can be changed in place, or holds what can.
 MUTABLE = (dict, list, tuple, bytearray)
-# What a row is, rather than what it holds.
-UNRECORDED = (RowId, TenantId, ActorId, CreatedAt, BlindIndex)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class Layout:
             for c in columns
         ]
         self.shown = tuple(c for c in columns if not isinstance(c, BlindIndex))
-        self.recorded = [c for c in columns if not isinstance(c, UNRECORDED)]
+        self.recorded = [c for c in columns if not isinstance(c, FIXED)]
         self.made = {c._meta.name: None for c in columns if isinstance(c, MADE)}
         self.renamed = any(field.name != field.db_name for field in self.fields)
         self._hidden = {c._meta.name: None for c in columns if isinstance(c, BlindIndex)}

@@ -13,13 +13,13 @@ from piccolo.query.mixins import OnConflictAction, OnConflictItem, Returning
 from piccolo.querystring import QueryString
 from piccolo.table import Table
 
-from core.columns import BlindIndex, Encrypted, RowId, TenantId
+from core.columns import FIXED, BlindIndex, Encrypted, RowId, TenantId
 from core.crypto.derive import forgetful
 from core.errors import ProtectedQueryError, ScopeError
 from core.plan import Plan
 from core.queries.cells import PLAIN, Cells, Values, indexes_of
 from core.queries.quiet import Kept
-from core.queries.returning import FIXED, refuse_fixed, returning_plan, returning_shape
+from core.queries.returning import refuse_fixed, returning_plan, returning_shape
 from core.queries.shape import SHAPES, NoShapeError, is_computed
 from core.queries.where import exact, protect
 from core.schema import Index

@@ -11,7 +11,7 @@ from piccolo.query.mixins import Returning
 from piccolo.querystring import QueryString
 from piccolo.table import Table
 
-from core.columns import ActorId, BlindIndex, CreatedAt, Inet, RowId, TenantId
+from core.columns import FIXED, BlindIndex, Inet
 from core.errors import ProtectedQueryError
 from core.plan import Plan
 from core.queries.read import opened_columns
@@ -19,10 +19,7 @@ from core.queries.shape import columns_shape
 from core.queries.where import searched
 from core.shown import Look
 
-__all__ = ["FIXED", "look_of", "refuse_fixed", "returning_plan", "returning_shape"]
-
-# What a row is: set once, by Charthold.
-FIXED = (RowId, TenantId, ActorId, CreatedAt, BlindIndex)
+__all__ = ["look_of", "refuse_fixed", "returning_plan", "returning_shape"]
 
 
 def refuse_fixed(column: Column) -> None:
