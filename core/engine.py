@@ -127,6 +127,15 @@ class ChartholdEngine(PostgresEngine):
             lock_timeout=lock_timeout,
         )
 
+    @contextlib.asynccontextmanager
+    async def as_owner(self) -> AsyncIterator[asyncpg.Connection[Any]]:
+        """A connection as the schema's owner, closed afterwards."""
+        connection = await self.connect(owner=True)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
     async def get_new_connection(self) -> asyncpg.Connection[Any]:
         """A connection for what runs outside of a scope."""
         return await self.connect(owner=owner_mode.get())
@@ -415,11 +424,8 @@ class ChartholdEngine(PostgresEngine):
                 if not leaves_nothing(sql):
                     await link.soil()
         if owner_mode.get():
-            connection = await self.connect(owner=True)
-            try:
+            async with self.as_owner() as connection:
                 return await connection.fetch(sql, *arguments)
-            finally:
-                await connection.close()
         async with self._here().pool.lease() as link:
             link.dirty |= not leaves_nothing(sql)
             return await _fetched(link, sql, arguments)

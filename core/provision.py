@@ -88,11 +88,8 @@ async def find_tenant(slug: str) -> FoundTenant | None:
 
 async def find_admin(tenant: UUID) -> UUID:
     """An active admin of the tenant, for commands that name no actor. Asks as the schema's owner."""
-    connection = await engine().connect(owner=True)
-    try:
+    async with engine().as_owner() as connection:
         admin = await connection.fetchval("select charthold.find_principal($1, 'admin')", tenant)
-    finally:
-        await connection.close()
     if admin is None:
         raise ChartholdError("The tenant has no active admin. Name an actor.")
     return cast("UUID", admin)
@@ -100,10 +97,9 @@ async def find_admin(tenant: UUID) -> UUID:
 
 async def set_tenant_status(*, tenant: UUID, actor: UUID, status: str, reason: str) -> None:
     """Suspend, close or reopen a tenant, as the schema's owner: nobody inside a suspended tenant can."""
-    connection = await engine().connect(owner=True)
-    try:
-        await connection.execute("select charthold.set_tenant_status($1, $2, $3, $4)", tenant, actor, status, reason)
-    except asyncpg.PostgresError as error:
-        raise explain(error) from None
-    finally:
-        await connection.close()
+    sql = "select charthold.set_tenant_status($1, $2, $3, $4)"
+    async with engine().as_owner() as connection:
+        try:
+            await connection.execute(sql, tenant, actor, status, reason)
+        except asyncpg.PostgresError as error:
+            raise explain(error) from None

@@ -14,29 +14,24 @@ async def install_token_key(*, retire_others_after: float | None = None) -> bool
     of either; other keys stay valid for ``retire_others_after`` seconds (for ever when None): nobody is interrupted.
     """
     key = engine().token_key
-    connection = await engine().connect(owner=True)
-    try:
-        async with connection.transaction():
-            # In two statements: ON CONFLICT DO UPDATE would lock the row of a key that is there, and charthold.scope()
-            # could not tell that lock from a change.
-            added = await connection.fetchval(
-                "insert into charthold.token_key (id, inner_pad, outer_pad) values ($1, $2, $3)"
-                " on conflict (id) do nothing returning id",
+    async with engine().as_owner() as connection, connection.transaction():
+        # In two statements: ON CONFLICT DO UPDATE would lock the row of a key that is there, and charthold.scope()
+        # could not tell that lock from a change.
+        added = await connection.fetchval(
+            "insert into charthold.token_key (id, inner_pad, outer_pad) values ($1, $2, $3)"
+            " on conflict (id) do nothing returning id",
+            key.id,
+            key.inner_pad,
+            key.outer_pad,
+        ) or await connection.fetchval(
+            "update charthold.token_key set retired_at = null where id = $1 and retired_at is not null returning id",
+            key.id,
+        )
+        if retire_others_after is not None:
+            await connection.execute(
+                "update charthold.token_key set retired_at = clock_timestamp() + make_interval(secs => $2)"
+                " where id <> $1 and retired_at is null",
                 key.id,
-                key.inner_pad,
-                key.outer_pad,
-            ) or await connection.fetchval(
-                "update charthold.token_key set retired_at = null"
-                " where id = $1 and retired_at is not null returning id",
-                key.id,
+                retire_others_after,
             )
-            if retire_others_after is not None:
-                await connection.execute(
-                    "update charthold.token_key set retired_at = clock_timestamp() + make_interval(secs => $2)"
-                    " where id <> $1 and retired_at is null",
-                    key.id,
-                    retire_others_after,
-                )
-    finally:
-        await connection.close()
     return added is not None

@@ -28,26 +28,24 @@ async def archive_partition(part: str) -> int:
     Refused for a month that must still be kept, 164.316(b)(2)(i), or that holds records which were not sealed for as
     long: ``verify`` takes for archived only what was sealed so long ago.
     """
-    connection = await engine().connect(owner=True)
-    try:
-        async with connection.transaction():
-            # Threat: somebody's open transaction is in the way, and all tenants wait behind this.
-            await connection.execute("set local lock_timeout = '5s'")
-            sealed = await _horizons(connection)
-            return cast(
-                "int",
-                await connection.fetchval(
-                    "select charthold.archive_partition($1, $2, $3)", part, list(sealed), list(sealed.values())
-                ),
-            )
-    except asyncpg.LockNotAvailableError:
-        raise ChartholdError(BUSY) from None
-    except asyncpg.PostgresError as error:
-        if (getattr(error, "sqlstate", "") or "").startswith("CH02"):
-            raise ChartholdError(f"{error}.") from None
-        raise explain(error) from None
-    finally:
-        await connection.close()
+    async with engine().as_owner() as connection:
+        try:
+            async with connection.transaction():
+                # Threat: somebody's open transaction is in the way, and all tenants wait behind this.
+                await connection.execute("set local lock_timeout = '5s'")
+                sealed = await _horizons(connection)
+                return cast(
+                    "int",
+                    await connection.fetchval(
+                        "select charthold.archive_partition($1, $2, $3)", part, list(sealed), list(sealed.values())
+                    ),
+                )
+        except asyncpg.LockNotAvailableError:
+            raise ChartholdError(BUSY) from None
+        except asyncpg.PostgresError as error:
+            if (getattr(error, "sqlstate", "") or "").startswith("CH02"):
+                raise ChartholdError(f"{error}.") from None
+            raise explain(error) from None
 
 
 async def _horizons(connection: asyncpg.Connection[Any]) -> dict[UUID, int]:
@@ -70,11 +68,9 @@ async def _horizons(connection: asyncpg.Connection[Any]) -> dict[UUID, int]:
 
 async def make_partitions(ahead: int = 3) -> list[str]:
     """Make the audit log's partitions for this month and ``ahead`` more, as the schema's owner; the new ones' names."""
-    connection = await engine().connect(owner=True)
-    try:
-        rows = await connection.fetch("select charthold.ensure_partitions($1) as name", ahead)
-    except asyncpg.LockNotAvailableError:
-        raise ChartholdError(BUSY) from None
-    finally:
-        await connection.close()
+    async with engine().as_owner() as connection:
+        try:
+            rows = await connection.fetch("select charthold.ensure_partitions($1) as name", ahead)
+        except asyncpg.LockNotAvailableError:
+            raise ChartholdError(BUSY) from None
     return [row["name"] for row in rows]

@@ -64,29 +64,25 @@ async def by_slug(tenant: str, actor: str) -> dict[str, UUID]:
         return {tenant: (await existing_tenant(tenant)).tenant_id}
     if actor:
         raise Failure("--actor is a user of one tenant. Name the tenant too, as in --tenant=lakeside.")
-    connection = await engine().connect(owner=True)
-    try:
-        rows = await connection.fetch("select slug, tenant_id from charthold.tenant_directory order by slug")
-    except asyncpg.InsufficientPrivilegeError:
-        raise ConfigurationError(
-            "The tenants are listed by the owner of the schema. Set DATABASE_OWNER_URL to the owner's login."
-        ) from None
-    finally:
-        await connection.close()
+    async with engine().as_owner() as connection:
+        try:
+            rows = await connection.fetch("select slug, tenant_id from charthold.tenant_directory order by slug")
+        except asyncpg.InsufficientPrivilegeError:
+            raise ConfigurationError(
+                "The tenants are listed by the owner of the schema. Set DATABASE_OWNER_URL to the owner's login."
+            ) from None
     return {row["slug"]: row["tenant_id"] for row in rows}
 
 
 async def known_tenants() -> list[str]:
     """The slugs of all open tenants. Only the schema's owner may see them together; for others there are none."""
-    connection = await engine().connect(owner=True)
-    try:
-        rows = await connection.fetch(
-            "select slug from charthold.tenant_directory where status in ('trial', 'active') order by slug"
-        )
-    except asyncpg.InsufficientPrivilegeError:
-        return []
-    finally:
-        await connection.close()
+    async with engine().as_owner() as connection:
+        try:
+            rows = await connection.fetch(
+                "select slug from charthold.tenant_directory where status in ('trial', 'active') order by slug"
+            )
+        except asyncpg.InsufficientPrivilegeError:
+            return []
     return [row["slug"] for row in rows]
 
 

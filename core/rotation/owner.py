@@ -45,12 +45,9 @@ class Target:
 @contextlib.asynccontextmanager
 async def owner_connection() -> AsyncIterator[asyncpg.Connection[Any]]:
     """A connection as the schema's owner, which may sit idle while key caches expire."""
-    connection = await engine().connect(owner=True)
-    try:
+    async with engine().as_owner() as connection:
         await connection.execute(f"set idle_session_timeout = 0; set lock_timeout = {LOCK_TIMEOUT}")
         yield connection
-    finally:
-        await connection.close()
 
 
 @contextlib.asynccontextmanager
