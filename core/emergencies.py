@@ -36,7 +36,6 @@ from core.schema import Check, Index, SchemaObject
 from core.scope import Scope, current_scope, one_line, scope
 from core.shown import Record
 from core.tables import Client, TenantTable, User
-from core.transactions import Transaction
 
 __all__ = ["LONGEST", "Emergency", "EmergencyAccess", "break_glass"]
 
@@ -128,7 +127,9 @@ async def break_glass(client: UUID | Combinable, *, reason: str, minutes: int = 
     except asyncpg.ForeignKeyViolationError:
         raise ChartholdError("The tenant has no client with that id, so there is no glass to break.") from None
     if not isinstance(client, UUID):
-        _remember_search(names, row["clients"])
+        # What a rollback takes back is recorded again: the answer was given.
+        said = json.dumps({"emergency": True, "indexes": list(names), "rows": row["clients"]})
+        engine().note(Record.of_action("search", "client", None, said))
         if row["clients"] != 1:
             fit = "Several clients fit" if row["clients"] else "No client fits"
             raise ChartholdError(
@@ -149,11 +150,3 @@ async def break_glass(client: UUID | Combinable, *, reason: str, minutes: int = 
 def _array(hashes: Sequence[bytes]) -> str:
     """An array of bytes, as PostgreSQL reads it."""
     return "{" + ",".join(f'"\\\\x{found.hex()}"' for found in hashes) + "}"
-
-
-def _remember_search(indexes: Sequence[str], rows: int) -> None:
-    """What a rollback takes back is recorded again: the answer was given."""
-    transaction = cast("Transaction | None", engine().current_transaction.get())
-    if transaction is not None:
-        said = json.dumps({"emergency": True, "indexes": list(indexes), "rows": rows})
-        transaction.shown.append(Record.of_action("search", "client", None, said))

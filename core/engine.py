@@ -240,7 +240,7 @@ class ChartholdEngine(PostgresEngine):
         statement, arguments = plan.compiled()
         keys = await self.keys_of(scope) if plan.opened or needs_keys(arguments) else None
         bound = bind(arguments, scope.tenant, keys)
-        transaction = cast("Transaction | None", self.current_transaction.get())
+        transaction = self.open_transaction
         if transaction is not None:
             transaction.keep_scope(scope)
             link = transaction.link
@@ -291,8 +291,7 @@ class ChartholdEngine(PostgresEngine):
         scope = current_scope()
         sending: asyncio.Task[Any] | None = None
         written = 0
-        async with self.transaction():
-            transaction = cast("Transaction", self.current_transaction.get())
+        async with self.transaction() as transaction:
             transaction.keep_scope(scope)
             link = transaction.link
             try:
@@ -324,10 +323,10 @@ class ChartholdEngine(PostgresEngine):
         scope = current_scope()
         keys = await self.keys_of(scope) if needs_keys(arguments) else None
         bound = bind(arguments, scope.tenant, keys)
-        if self.current_transaction.get() is None:
+        transaction = self.open_transaction
+        if transaction is None:
             async with self.transaction():
                 return await self._run_raw(sql, bound)
-        transaction = cast("Transaction", self.current_transaction.get())
         _refuse_the_end(transaction, sql)
         transaction.keep_scope(scope)
         link = transaction.link
@@ -404,7 +403,7 @@ class ChartholdEngine(PostgresEngine):
     @contextlib.asynccontextmanager
     async def outside(self) -> AsyncIterator[Link]:
         """A connection of the application's role for what comes before a scope; refused inside a transaction."""
-        if self.current_transaction.get() is not None:
+        if self.open_transaction is not None:
             raise ScopeError("This happens outside of every transaction. Do it before, or after.")
         async with self._here().pool.lease() as link:
             yield link
@@ -412,7 +411,7 @@ class ChartholdEngine(PostgresEngine):
     async def _run_plain(self, sql: str, arguments: Sequence[Any]) -> Any:
         if any(isinstance(argument, LATE) for argument in arguments):
             raise ProtectedQueryError("A query on a tenant's table cannot be part of this statement; run it by itself.")
-        transaction = cast("Transaction | None", self.current_transaction.get())
+        transaction = self.open_transaction
         if transaction is not None:
             _refuse_the_end(transaction, sql)
             link = transaction.link
@@ -441,6 +440,16 @@ class ChartholdEngine(PostgresEngine):
     def transaction(self, allow_nested: bool = True) -> Transaction:
         """Group statements; nested, a savepoint."""
         return Transaction(self, allow_nested=allow_nested)
+
+    @property
+    def open_transaction(self) -> Transaction | None:
+        """The transaction that we are in."""
+        return cast("Transaction | None", self.current_transaction.get())
+
+    def note(self, record: Record) -> None:
+        """Note what was recorded, to be recorded again should a rollback of the open transaction take it."""
+        if (transaction := self.open_transaction) is not None:
+            transaction.shown.append(record)
 
 
 def _all_of(plan: Plan, written: int) -> None:

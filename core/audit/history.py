@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from uuid import UUID
 
 from core.audit.record import record
@@ -23,7 +23,6 @@ from core.errors import ChartholdError, ProtectedQueryError, ScopeError
 from core.plan import Plan
 from core.scope import current_scope
 from core.shown import Record
-from core.transactions import Transaction
 
 if TYPE_CHECKING:
     from core.tenant_table import TenantTable
@@ -277,7 +276,7 @@ async def _recorded(table: type[TenantTable], rows: list[UUID]) -> Opener:
     await engine().run_plan(
         Plan("select charthold.record_read({}, {}::uuid[], {}::text[]) as shown", name, rows, sealed)
     )
-    cast("Transaction", engine().current_transaction.get()).shown.append(Record.of_rows(name, rows, sealed))
+    engine().note(Record.of_rows(name, rows, sealed))
     try:
         return Opener(table, scope, await engine().keys_of(scope))
     except MissingKeyError:  # the tenant is shredded; who did what and when remains

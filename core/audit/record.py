@@ -13,7 +13,6 @@ from core.engine import engine
 from core.plan import Plan
 from core.scope import scope
 from core.shown import Record
-from core.transactions import Transaction
 
 __all__ = ["record", "record_failed_login"]
 
@@ -40,10 +39,9 @@ async def record(
         None if new is None else json.dumps(new, default=str),
     )
     rows = await engine().run_plan(plan)
-    transaction = cast("Transaction | None", engine().current_transaction.get())
-    if action == "audit_read" and transaction is not None:
+    if action == "audit_read":
         name, row, _, said = plan.args[1:]
-        transaction.shown.append(Record.of_action(action, name, row, said))
+        engine().note(Record.of_action(action, name, row, said))
     return cast("UUID", rows[0]["id"])
 
 
