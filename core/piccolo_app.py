@@ -28,7 +28,7 @@ from core.commands.verify_audit import verify_audit
 from core.disclosures import Disclosure
 from core.emergencies import EmergencyAccess
 from core.foundation import FOUNDATION
-from core.principals import Emergency, Principal, TenantDirectory, TokenKeyRow
+from core.principals import EmergencyRow, Principal, TenantDirectory, TokenKeyRow
 from core.reviews import ActivityReview
 from core.schema import register_shared
 from core.schema.runner import after_forwards, install
@@ -73,7 +73,7 @@ APP_CONFIG = AppConfig(
         TokenKeyRow,
         TenantDirectory,
         Principal,
-        Emergency,
+        EmergencyRow,
         Tenant,
         User,
         Facility,

@@ -16,10 +16,20 @@ from piccolo.table import Table
 from core.columns import CreatedAt, RowId
 from core.schema import Check, Index, PrimaryKey, RowSecurity, SchemaObject, Trigger, Unique
 
-__all__ = ["Emergency", "Principal", "TenantDirectory", "TokenKeyRow"]
+__all__ = ["EmergencyRow", "Principal", "TenantDirectory", "TokenKeyRow"]
 
 
-class TokenKeyRow(Table, tablename="token_key", schema="charthold"):
+class Machinery:
+    """What stands beside a table here is what it ``declares``, and no more."""
+
+    declares: ClassVar[Sequence[SchemaObject]]
+
+    @classmethod
+    def schema_objects(cls) -> Sequence[SchemaObject]:
+        return cls.declares
+
+
+class TokenKeyRow(Machinery, Table, tablename="token_key", schema="charthold"):
     """A key that signs scopes, as the two padded blocks of HMAC (RFC 2104). Several are valid at once: it rotates."""
 
     id = Text(primary_key=True, default=None)
@@ -28,7 +38,7 @@ class TokenKeyRow(Table, tablename="token_key", schema="charthold"):
     created_at = CreatedAt()
     retired_at = Timestamptz(default=None, null=True)
 
-    declares: ClassVar[Sequence[SchemaObject]] = (
+    declares = (
         Check(
             name="token_key_pads_are_blocks",
             condition="octet_length(inner_pad) = 64 and octet_length(outer_pad) = 64",
@@ -36,12 +46,8 @@ class TokenKeyRow(Table, tablename="token_key", schema="charthold"):
         RowSecurity(forced=False),
     )
 
-    @classmethod
-    def schema_objects(cls) -> Sequence[SchemaObject]:
-        return cls.declares
 
-
-class TenantDirectory(Table, tablename="tenant_directory", schema="charthold"):
+class TenantDirectory(Machinery, Table, tablename="tenant_directory", schema="charthold"):
     """Which tenants there are, by slug, whether they are open, and which wait to be shredded."""
 
     tenant_id = RowId()
@@ -52,18 +58,14 @@ class TenantDirectory(Table, tablename="tenant_directory", schema="charthold"):
     # Since when the tenant waits for its keys to be destroyed. Here, where no tenant can write.
     shred_requested_at = Timestamptz(default=None, null=True)
 
-    declares: ClassVar[Sequence[SchemaObject]] = (
+    declares = (
         PrimaryKey(name="tenant_directory_pkey", columns=("tenant_id",)),
         Unique(name="tenant_directory_slug_key", columns=("slug",)),
         RowSecurity(forced=False),
     )
 
-    @classmethod
-    def schema_objects(cls) -> Sequence[SchemaObject]:
-        return cls.declares
 
-
-class Principal(Table, tablename="principal", schema="charthold"):
+class Principal(Machinery, Table, tablename="principal", schema="charthold"):
     """The active users, and what each may do."""
 
     user_id = RowId()
@@ -77,7 +79,7 @@ class Principal(Table, tablename="principal", schema="charthold"):
     # What scope() answers about the user; null for one who may do nothing now.
     standing = Text(default=None, null=True)
 
-    declares: ClassVar[Sequence[SchemaObject]] = (
+    declares = (
         PrimaryKey(name="principal_pkey", columns=("tenant_id", "user_id")),
         # As scope() looks: what a token names is not cast before its signature is known to hold.
         Index(name="principal_by_name", columns=('((tenant_id::text || user_id::text) collate "C")',), unique=True),
@@ -85,12 +87,8 @@ class Principal(Table, tablename="principal", schema="charthold"):
         RowSecurity(forced=False),
     )
 
-    @classmethod
-    def schema_objects(cls) -> Sequence[SchemaObject]:
-        return cls.declares
 
-
-class Emergency(Table, tablename="emergency", schema="charthold"):
+class EmergencyRow(Machinery, Table, tablename="emergency", schema="charthold"):
     """Who may read which client's chart until when. ``charthold.break_glass()`` writes it."""
 
     id = RowId()
@@ -99,7 +97,7 @@ class Emergency(Table, tablename="emergency", schema="charthold"):
     client_id = UUID(default=None)
     until = Timestamptz(default=None)
 
-    declares: ClassVar[Sequence[SchemaObject]] = (
+    declares = (
         PrimaryKey(name="emergency_pkey", columns=("tenant_id", "id")),
         # As charthold.emergency_of() looks: what a token names is not cast.
         Index(
@@ -109,7 +107,3 @@ class Emergency(Table, tablename="emergency", schema="charthold"):
         ),
         RowSecurity(forced=False),
     )
-
-    @classmethod
-    def schema_objects(cls) -> Sequence[SchemaObject]:
-        return cls.declares

@@ -16,14 +16,14 @@ async def forwards():
     )
 
     manager.add_table(
-        class_name="Emergency",
+        class_name="EmergencyRow",
         tablename="emergency",
         schema="charthold",
         columns=None,
     )
 
     manager.add_column(
-        table_class_name="Emergency",
+        table_class_name="EmergencyRow",
         tablename="emergency",
         column_name="id",
         db_column_name="id",
@@ -44,7 +44,7 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="Emergency",
+        table_class_name="EmergencyRow",
         tablename="emergency",
         column_name="tenant_id",
         db_column_name="tenant_id",
@@ -65,7 +65,7 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="Emergency",
+        table_class_name="EmergencyRow",
         tablename="emergency",
         column_name="user_id",
         db_column_name="user_id",
@@ -86,7 +86,7 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="Emergency",
+        table_class_name="EmergencyRow",
         tablename="emergency",
         column_name="client_id",
         db_column_name="client_id",
@@ -107,7 +107,7 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="Emergency",
+        table_class_name="EmergencyRow",
         tablename="emergency",
         column_name="until",
         db_column_name="until",
