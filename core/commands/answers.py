@@ -14,12 +14,12 @@ from uuid import UUID
 from rich.table import Table as RichTable
 
 from core.commands.bar import bar
-from core.commands.family import Failure, console
+from core.commands.family import Failure, console, errors
 from core.commands.options import existing_tenant, reason_for, resolve_actor
 from core.scope import scope
 from core.tables import User
 
-__all__ = ["a_time", "an_id", "emails_of", "reading", "show"]
+__all__ = ["a_limit", "a_time", "an_id", "emails_of", "reading", "show"]
 
 WIDEST = 10_000  # characters: what a table would take if it could
 
@@ -59,7 +59,23 @@ def a_time(text: str) -> datetime | None:
         ) from None
 
 
-def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, json: bool, csv: bool, quiet: bool) -> None:
+def a_limit(limit: int) -> int:
+    """How many rows to ask for: one too many says that there are more."""
+    if limit < 1:
+        raise Failure("--limit takes a number of rows, 1 or more.")
+    return limit + 1
+
+
+def show(
+    rows: Sequence[dict[str, Any]],
+    columns: Sequence[str],
+    *,
+    json: bool,
+    csv: bool,
+    quiet: bool,
+    limit: int | None = None,
+) -> None:
+    more, rows = limit is not None and len(rows) > limit, rows[:limit]
     if json:
         print(jsonlib.dumps([dict(row) for row in rows], default=str))
     elif csv:
@@ -72,6 +88,9 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, json: bool, 
         _print_text([{column: _shown(row.get(column)) for column in columns if column != "user_id"} for row in named])
     elif not quiet:
         console().print("Nothing found.")
+    if more:
+        # Whoever takes this for all of it is told, quiet or not.
+        errors().print(f"These are the latest {limit}; there are more. Ask for them with a higher --limit.")
 
 
 def _print_text(rows: Sequence[dict[str, str]]) -> None:

@@ -10,8 +10,8 @@ from piccolo.conf.apps import Finder
 
 from core.audit.history import history, who_saw
 from core.audit.search import Filter, search
-from core.commands.answers import a_time, an_id, emails_of, reading, show
-from core.commands.family import Failure, command, errors
+from core.commands.answers import a_limit, a_time, an_id, emails_of, reading, show
+from core.commands.family import Failure, command
 from core.registered import tenant_tables
 from core.tables import ACTION_TYPES, TenantTable, User
 
@@ -90,10 +90,9 @@ async def audit_who_saw(
         The most rows; that there are more is said.
 
     """
-    if limit < 1:
-        raise Failure("--limit takes a number of rows, 1 or more.")
+    most = a_limit(limit)
     async with reading(tenant, actor, quiet=quiet):
-        seen = await who_saw(_table(table), an_id(record), since=a_time(since), limit=limit + 1)
+        seen = await who_saw(_table(table), an_id(record), since=a_time(since), limit=most)
         emails = await emails_of(s.user_id for s in seen)
     rows = [
         {
@@ -105,13 +104,10 @@ async def audit_who_saw(
             "request_id": s.request_id,
             "source_ip": s.source_ip,
         }
-        for s in seen[:limit]
+        for s in seen
     ]
     columns = ("occurred_at", "user", "user_id", "columns", "reason", "request_id", "source_ip")
-    show(rows, columns, json=json, csv=csv, quiet=quiet)
-    if len(seen) > limit:
-        # Whoever takes this for all of it is told, quiet or not.
-        errors().print(f"These are the latest {limit}; there are more. Ask for them with a higher --limit.")
+    show(rows, columns, json=json, csv=csv, quiet=quiet, limit=limit)
 
 
 @command()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json as jsonlib
 from datetime import UTC, datetime
 
-from core.commands.answers import a_time, an_id, emails_of, reading, show
-from core.commands.family import Failure, command, console, errors
+from core.commands.answers import a_limit, a_time, an_id, emails_of, reading, show
+from core.commands.family import Failure, command, console
 from core.commands.options import existing_tenant, resolve_actor
 from core.emergencies import EmergencyAccess
 from core.errors import ScopeError
@@ -42,18 +42,15 @@ async def emergencies(
         The most rows; that there are more is said.
 
     """
-    if limit < 1:
-        raise Failure("--limit takes a number of rows, 1 or more.")
-    start = a_time(since)
+    most, start = a_limit(limit), a_time(since)
     async with reading(tenant, actor, quiet=quiet):
-        query = EmergencyAccess.select().order_by(EmergencyAccess.created_at, ascending=False).limit(limit + 1)
+        query = EmergencyAccess.select().order_by(EmergencyAccess.created_at, ascending=False).limit(most)
         if start:
             query = query.where(EmergencyAccess.created_at >= start)
         if open:
             signed = ActivityReview.select(ActivityReview.emergency_id).where(ActivityReview.emergency_id.is_not_null())
             query = query.where(EmergencyAccess.id.not_in(signed))
         found = await query
-        more, found = len(found) > limit, found[:limit]
         ids = [row["id"] for row in found]
         reviews = (
             await ActivityReview.select(ActivityReview.emergency_id, ActivityReview.reviewed_by, ActivityReview.finding)
@@ -80,9 +77,7 @@ async def emergencies(
         for review in (last.get(row["id"]),)
     ]
     columns = ("id", "declared", "until", "user", "user_id", "client_id", "reason", "finding", "reviewed_by")
-    show(rows, columns, json=json, csv=csv, quiet=quiet)
-    if more:
-        errors().print(f"These are the latest {limit}; there are more. Ask for them with a higher --limit.")
+    show(rows, columns, json=json, csv=csv, quiet=quiet, limit=limit)
 
 
 @command()

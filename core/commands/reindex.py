@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as jsonlib
-from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from core.commands.bar import bar
-from core.commands.family import SKIPPED, Failure, command, console, errors
+from core.commands.family import command, console, errors
 from core.commands.options import ALL
-from core.commands.rotate_keys import check_master_key, chosen_tenants
+from core.commands.targets import check_master_key, chosen_tenants, tell
 from core.rotation import reindex as reindex_rows
 
 __all__ = ["reindex"]
@@ -42,20 +41,7 @@ async def reindex(
     chosen, problems = await chosen_tenants(tenant, actor)
     with bar("looking", show=not quiet) as report:
         outcomes = await reindex_rows(chosen, batch=batch, progress=report)
-    # Among all tenants, one without keys has nothing to index, and that is no mistake.
-    results = [asdict(outcome) for outcome in outcomes if tenant != ALL or not outcome.shredded] + problems
-    if json:
-        print(jsonlib.dumps({"tenants": results}))
-    else:
-        _print([r for r in results if tenant == ALL or not r["problem"]], quiet=quiet)
-    failed = [result for result in results if result["problem"]]
-    if failed and tenant != ALL:
-        raise Failure(failed[0]["problem"])
-    return (
-        SKIPPED
-        if failed or any(result.get("twins") or result.get("altered") or result.get("held") for result in results)
-        else 0
-    )
+    return tell(outcomes, problems, tenant, partial(_print, quiet=quiet), {}, json=json)
 
 
 def _print(results: list[dict[str, Any]], *, quiet: bool) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from core.commands.bar import bar
-from core.commands.family import SKIPPED, Failure, command, console, errors
-from core.commands.options import ALL, by_slug, confirmed, existing_tenant, resolve_actor
-from core.engine import engine
-from core.errors import ChartholdError, ConfigurationError
-from core.rotation import Target, owner_connection, rewrap, rotate, used_in_log
+from core.commands.family import Failure, command, console, errors
+from core.commands.options import ALL, confirmed
+from core.commands.targets import check_master_key, chosen_tenants, target_of, tell
+from core.rotation import Target, rewrap, rotate, used_in_log
 from core.rotation import retire as destroy
 from core.rotation.data import shortest_wait
 
-__all__ = ["check_master_key", "chosen_tenants", "rotate_keys", "target_of"]
+__all__ = ["rotate_keys"]
 
 FROM_THE_SETTINGS = -1.0
 NONE = 0
@@ -68,63 +69,17 @@ async def rotate_keys(
         return await _retire(await target_of(tenant, actor), retire, confirm, json=json, quiet=quiet)
     await check_master_key()
     chosen, problems = await chosen_tenants(tenant, actor)
-    results: list[dict[str, Any]]
+    outcomes: Sequence[Any]
     with bar("looking", show=not quiet) as report:
         if what == "kek":
-            rewrapped, swept = await rewrap(chosen, progress=report)
-            results = [asdict(outcome) for outcome in rewrapped]
+            outcomes, swept = await rewrap(chosen, progress=report)
         else:
             swept = True
             seconds = None if wait == FROM_THE_SETTINGS else float(wait)
             _say_that_it_rests(shortest_wait() if seconds is None else seconds, quiet=quiet)
             outcomes = await rotate(chosen, wait=seconds, batch=batch, progress=report)
-            results = [asdict(outcome) for outcome in outcomes]
-    # Among all tenants, one without keys has nothing to rotate, and that is no mistake.
-    results = [result for result in results if tenant != ALL or not result.get("shredded")] + problems
-    if json:
-        print(jsonlib.dumps({"what": what, "swept": swept, "tenants": results}))
-    else:
-        _print([r for r in results if tenant == ALL or not r["problem"]], swept=swept, quiet=quiet)
-    failed = [result for result in results if result["problem"]]
-    if failed and tenant != ALL:
-        raise Failure(failed[0]["problem"])
-    return SKIPPED if failed or any(result.get("twins") or result.get("altered") for result in results) else 0
-
-
-async def target_of(slug: str, actor: str) -> Target:
-    """The tenant of that slug, whatever its status, and in whose name its keys are worked on."""
-    found = await existing_tenant(slug)
-    return Target(found.tenant_id, slug, await resolve_actor(found.tenant_id, actor))
-
-
-async def chosen_tenants(tenant: str, actor: str) -> tuple[list[Target], list[dict[str, Any]]]:
-    """The tenants that a command works on, and why it cannot work on others."""
-    chosen: list[Target] = []
-    problems: list[dict[str, Any]] = []
-    for slug, tenant_id in (await by_slug(tenant, actor)).items():
-        try:
-            chosen.append(Target(tenant_id, slug, await resolve_actor(tenant_id, actor)))
-        except ChartholdError as error:
-            if tenant != ALL:
-                raise
-            problems.append({"slug": slug, "problem": str(error)})
-    return chosen, problems
-
-
-async def check_master_key() -> None:
-    """Threat: a key that is wrapped under a master key which the application does not have shuts the tenant out."""
-    ours = engine().token_key.id  # follows from the master key, and the application's was installed
-    async with owner_connection() as connection:
-        known = await connection.fetchval(
-            "select exists (select from charthold.token_key where id = $1"
-            " and (retired_at is null or retired_at > now()))",
-            ours,
-        )
-    if not known:
-        raise ConfigurationError(
-            "CHARTHOLD_MASTER_KEY is not the one that the database knows, so no key was touched. Set the one that the "
-            "application has; if it was changed on purpose, run first: piccolo core install_token_key"
-        )
+    said = {"what": what, "swept": swept}
+    return tell(outcomes, problems, tenant, partial(_print, swept=swept, quiet=quiet), said, json=json)
 
 
 def _say_that_it_rests(seconds: float, *, quiet: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from core.commands.bar import bar
 from core.commands.family import command, console, errors
 from core.commands.options import confirmed
-from core.commands.rotate_keys import target_of
+from core.commands.targets import target_of
 from core.shredding import cancel as withdraw
 from core.shredding import due, request, shred
 
