@@ -174,6 +174,7 @@ def refuse_misspelt(cls: type[TenantTable]) -> None:
     for said, names, known in (
         ("permissions", permissions, COMMANDS),
         ("permissions", [role for roles in permissions.values() for role in roles], ROLES),
+        ("privileges", cls.privileges or (), COMMANDS),
         ("whole_tenant", cls.whole_tenant, COMMANDS),
         ("unrecorded", cls.unrecorded, [c._meta.name for c in cls._meta.columns]),
         ("facility_column", facility, [c._meta.db_column_name for c in cls._meta.columns]),

@@ -61,10 +61,8 @@ class EmergencyAccess(TenantTable, tablename="emergency_access"):
     # It is made by who does not see the client.
     facility_from = ()
 
-    @classmethod
-    def _privileges(cls) -> tuple[str, ...]:
-        # Threat: an emergency that lasts for ever, or in the name of somebody else.
-        return ("select",)
+    # Threat: an emergency that lasts for ever, or in the name of somebody else.
+    privileges = ("select",)
 
     declares: ClassVar[Sequence[SchemaObject]] = (
         Check(name="emergency_access_reason_given", condition="reason ~ '[^[:space:]]' and length(reason) <= 500"),

@@ -141,17 +141,19 @@ class Settings:
                 for key in environ.get("CHARTHOLD_RETIRED_MASTER_KEYS", "").split(",")
                 if key.strip()
             ),
-            token_generation=_whole(environ, "CHARTHOLD_TOKEN_GENERATION", 1, least=1, most=1_000_000),
+            token_generation=_whole(
+                environ, "CHARTHOLD_TOKEN_GENERATION", cls.token_generation, least=1, most=1_000_000
+            ),
             role_prefix=prefix,
-            scope_seconds=_whole(environ, "CHARTHOLD_SCOPE_SECONDS", 900, least=1, most=86_400),
+            scope_seconds=_whole(environ, "CHARTHOLD_SCOPE_SECONDS", cls.scope_seconds, least=1, most=86_400),
             bind_backend=_choice(environ, "CHARTHOLD_BIND_BACKEND", ("on", "off")) == "on",
-            pool_size=_whole(environ, "CHARTHOLD_POOL_SIZE", 10, least=1, most=10_000),
-            pool_seconds=_number(environ, "CHARTHOLD_POOL_SECONDS", 10, least=0.001),
-            key_cache_seconds=_number(environ, "CHARTHOLD_KEY_CACHE_SECONDS", 300, least=0),
+            pool_size=_whole(environ, "CHARTHOLD_POOL_SIZE", cls.pool_size, least=1, most=10_000),
+            pool_seconds=_number(environ, "CHARTHOLD_POOL_SECONDS", cls.pool_seconds, least=0.001),
+            key_cache_seconds=_number(environ, "CHARTHOLD_KEY_CACHE_SECONDS", cls.key_cache_seconds, least=0),
             durable_reads=_choice(environ, "CHARTHOLD_READ_RECORDS", ("durable", "relaxed")) == "durable",
-            shred_days=_whole(environ, "CHARTHOLD_SHRED_DAYS", 30, least=0, most=36_500),
-            lock_timeout=_number(environ, "CHARTHOLD_LOCK_TIMEOUT", 5, least=0),
-            statement_timeout=_number(environ, "CHARTHOLD_STATEMENT_TIMEOUT", 0, least=0),
+            shred_days=_whole(environ, "CHARTHOLD_SHRED_DAYS", cls.shred_days, least=0, most=36_500),
+            lock_timeout=_number(environ, "CHARTHOLD_LOCK_TIMEOUT", cls.lock_timeout, least=0),
+            statement_timeout=_number(environ, "CHARTHOLD_STATEMENT_TIMEOUT", cls.statement_timeout, least=0),
             allow_unsafe=_unsafe(environ.get("CHARTHOLD_ALLOW_UNSAFE", "")),
         )
 

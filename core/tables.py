@@ -393,11 +393,9 @@ class TenantKey(TenantTable, tablename="tenant_key"):
     # A copy of the wrapped key in the log would outlive its shredding.
     unrecorded = ("wrapped",)
 
-    @classmethod
-    def _privileges(cls) -> tuple[str, ...]:
-        # Threat: whoever writes here can lock a whole tenant out, or shred it without a waiting period. The policies
-        # let admins write, but only key work does, and it runs as the owner.
-        return ("select",)
+    # Threat: whoever writes here can lock a whole tenant out, or shred it without a waiting period. The policies let
+    # admins write, but only key work does, and it runs as the owner.
+    privileges = ("select",)
 
     declares: ClassVar[Sequence[SchemaObject]] = (
         Unique(name="tenant_key_version_key", columns=("tenant_id", "version")),

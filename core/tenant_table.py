@@ -323,6 +323,8 @@ class TenantTable(Audited, ProtectedTable):
 
     # command -> roles, for a table that core/permissions.py does not name.
     permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
+    # The commands that the application is granted at all. None: those that some role may run, by its permissions.
+    privileges: ClassVar[tuple[Command, ...] | None] = None
     # The column by which users bound to facilities are narrowed, by its name in the database.
     facility_column: ClassVar[str | None] = None
     # Else the references by which they are: to a facility, or to a row that they see. None: what narrowed_by() finds;
@@ -338,7 +340,9 @@ class TenantTable(Audited, ProtectedTable):
 
     @classmethod
     def implied_objects(cls) -> tuple[SchemaObject, ...]:
-        name = cls._meta.tablename
+        name, granted = cls._meta.tablename, cls.privileges
+        if granted is None:
+            granted = tuple(command for command in COMMANDS if roles_for(name, command, cls.permissions))
         return (
             PrimaryKey(name=f"{name}_pkey", columns=("tenant_id", "id")),
             # HOT updates need room on the page.
@@ -353,7 +357,7 @@ class TenantTable(Audited, ProtectedTable):
                 within=within(cls),
                 whole_tenant=cls.whole_tenant,
             ),
-            *([Grant(privileges=granted, to="app_runtime")] if (granted := cls._privileges()) else ()),
+            *([Grant(privileges=granted, to="app_runtime")] if granted else ()),
             Trigger(
                 name="keep_identity",
                 timing="before",
@@ -419,11 +423,6 @@ class TenantTable(Audited, ProtectedTable):
             for column, unique in columns.items()
             if unique or ("tenant_id", column) not in declared
         ]
-
-    @classmethod
-    def _privileges(cls) -> tuple[str, ...]:
-        granted = (c for c in COMMANDS if roles_for(cls._meta.tablename, c, cls.permissions))
-        return tuple(granted)
 
     @classmethod
     def _capture(cls) -> tuple[SchemaObject, ...]:

@@ -56,6 +56,7 @@ def test_a_reference_to_a_table_of_another_schema_points_at_it() -> None:
         ({"permissions": {"read": ("admin",)}}, "read"),
         ({"permissions": {"select": ("admn",)}}, "admn"),
         ({"permissions": {"select": "admin"}}, "a"),
+        ({"privileges": ("selekt",)}, "selekt"),
         ({"whole_tenant": ("remove",)}, "remove"),
         ({"unrecorded": ("notes",)}, "notes"),
         ({"facility_column": "facility"}, "facility"),

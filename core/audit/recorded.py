@@ -26,28 +26,22 @@ if TYPE_CHECKING:
 __all__ = ["ALTERED", "DESTROYED", "Opener", "sealed_anew"]
 
 
-class _Destroyed:
-    """Stands for a value whose key was destroyed: the envelope is in the log, and nobody can open it."""
+class Lost:
+    """Stands for a value that does not open. No ``Enum``, which Piccolo would take for one of its choices and store."""
 
-    __slots__ = ()
+    __slots__ = ("_why",)
 
-    def __repr__(self) -> str:
-        return "<key destroyed>"
-
-
-DESTROYED = _Destroyed()
-
-
-class _Altered:
-    """Stands for an envelope that was never sealed for this row: somebody wrote it by hand."""
-
-    __slots__ = ()
+    def __init__(self, why: str) -> None:
+        self._why = why
 
     def __repr__(self) -> str:
-        return "<altered by hand>"
+        return f"<{self._why}>"
 
 
-ALTERED = _Altered()
+# Its key was destroyed: the envelope is in the log, and nobody can open it.
+DESTROYED = Lost("key destroyed")
+# It was never sealed for this row: somebody wrote it by hand.
+ALTERED = Lost("altered by hand")
 
 
 def sealed_anew(table: type[TenantTable], old: str | None, new: str | None, changed: Sequence[str]) -> set[str]:
