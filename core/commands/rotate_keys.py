@@ -11,7 +11,7 @@ from typing import Any
 from core.commands.bar import bar
 from core.commands.family import Failure, command, console, errors
 from core.commands.options import ALL, confirmed
-from core.commands.targets import check_master_key, chosen_tenants, target_of, tell
+from core.commands.targets import check_master_key, chosen_tenants, say_what_remains, target_of, tell
 from core.rotation import Target, rewrap, rotate, used_in_log
 from core.rotation import retire as destroy
 from core.rotation.data import shortest_wait
@@ -110,7 +110,7 @@ async def _retire(target: Target, version: int, confirm: str, *, json: bool, qui
             "nothing opens any more. Backups from before hold the wrapped key."
         )
     if not done.swept:
-        errors().print("An older transaction still looks at tenant_key. Later, as the owner: VACUUM FULL tenant_key")
+        say_what_remains()
     return 0
 
 
@@ -141,4 +141,4 @@ def _print(results: list[dict[str, Any]], *, swept: bool, quiet: bool) -> None:
             old = ", ".join(map(str, result["retired"]))
             out.print(f"{slug}: version {result['version']}{again}; rows sealed anew: {rows}; retired: {old}.")
     if not swept:
-        errors().print("An older transaction still looks at tenant_key. Later, as the owner: VACUUM FULL tenant_key")
+        say_what_remains()

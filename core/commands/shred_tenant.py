@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from core.commands.bar import bar
-from core.commands.family import command, console, errors
+from core.commands.family import command, console
 from core.commands.options import confirmed
-from core.commands.targets import target_of
+from core.commands.targets import say_what_remains, target_of
 from core.shredding import cancel as withdraw
 from core.shredding import due, request, shred
 
@@ -77,4 +77,4 @@ async def shred_tenant(
         swept=done.swept,
     )
     if not done.swept:
-        errors().print("An older transaction still looks at tenant_key. Later, as the owner: VACUUM FULL tenant_key")
+        say_what_remains()

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from core.commands.family import SKIPPED, Failure
+from core.commands.family import SKIPPED, Failure, errors
 from core.commands.options import ALL, by_slug, existing_tenant, resolve_actor
 from core.engine import engine
 from core.errors import ChartholdError, ConfigurationError
 from core.rotation import Target, owner_connection
 
-__all__ = ["check_master_key", "chosen_tenants", "target_of", "tell"]
+__all__ = ["check_master_key", "chosen_tenants", "say_what_remains", "target_of", "tell"]
 
 # What a command leaves as it is, and reports.
 LEFT = ("twins", "altered", "held")
@@ -76,3 +76,11 @@ def tell(
     if failed and tenant != ALL:
         raise Failure(failed[0]["problem"])
     return SKIPPED if failed or any(result.get(what) for result in results for what in LEFT) else 0
+
+
+def say_what_remains() -> None:
+    """Where an older transaction kept ``sweep`` from its work."""
+    errors().print(
+        "An older transaction still looks at tenant_key, so the old wrapped keys still lie in the table's file. When "
+        "it has ended, as the owner: VACUUM FULL tenant_key"
+    )

@@ -140,22 +140,30 @@ def account_for(home: Path) -> Account | None:
     """Who runs the server: ourselves, or, since PostgreSQL refuses root, an account without privileges."""
     if os.geteuid() != 0:
         return None
-    import pwd  # late: Windows has none
-
     # A cluster stays with its owner; and in somebody's home it is theirs, so that they need no root later.
     for path in (place_of(home) / "data", home):
         with suppress(FileNotFoundError, NotADirectoryError):
-            if (found := path.stat()).st_uid != 0:
-                return Account(found.st_uid, found.st_gid)
+            if (stat := path.stat()).st_uid != 0:
+                return Account(stat.st_uid, stat.st_gid)
+    if found := _first_of("charthold", "postgres"):
+        return found
+    with suppress(OSError):
+        command = "useradd --system --no-create-home --shell /usr/sbin/nologin charthold"
+        subprocess.run(command.split(), check=False, capture_output=True, **confined(None))  # noqa: S603
     # "nobody" comes last: whatever else runs under that name could read the cluster.
-    for name in ("charthold", "postgres", "charthold", "nobody"):
+    if found := _first_of("charthold", "nobody"):
+        return found
+    raise ConfigurationError(f"PostgreSQL refuses to run as root: make an account named charthold. {WAY_OUT}")
+
+
+def _first_of(*names: str) -> Account | None:
+    """The first of these accounts that the machine has."""
+    import pwd  # late: Windows has none
+
+    for name in names:
         with suppress(KeyError):
             return Account(*pwd.getpwnam(name)[2:4])
-        if name == "postgres":
-            with suppress(OSError):
-                command = "useradd --system --no-create-home --shell /usr/sbin/nologin charthold"
-                subprocess.run(command.split(), check=False, capture_output=True, **confined(None))  # noqa: S603
-    raise ConfigurationError(f"PostgreSQL refuses to run as root: make an account named charthold. {WAY_OUT}")
+    return None
 
 
 def may(account: Account, test: str, *paths: Path) -> bool:

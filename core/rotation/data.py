@@ -252,7 +252,7 @@ async def rotate(
     if seconds < least:
         raise ChartholdError(f"Waiting for less than {least:g} seconds would leave processes that know no new key.")
     if batch < 1:
-        raise ChartholdError("A batch has at least one row.")
+        raise ChartholdError("A batch has at least one row. Give --batch a number of rows, 1 or more.")
     outcomes = []
     async with owner_connection() as connection:
         tables = sealed_tables()

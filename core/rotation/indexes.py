@@ -51,7 +51,7 @@ class Reindexed:
 async def reindex(targets: Sequence[Target], *, batch: int = 500, progress: Progress = silent) -> list[Reindexed]:
     """Bring the hashes of the tenants' rows to today's declarations. What goes wrong for one is in its ``problem``."""
     if batch < 1:
-        raise ChartholdError("A batch has at least one row.")
+        raise ChartholdError("A batch has at least one row. Give --batch a number of rows, 1 or more.")
     outcomes = []
     async with owner_connection() as connection:
         tables = [table for table in sealed_tables() if table.indexes]

@@ -43,7 +43,11 @@ async def retire(target: Target, version: int) -> Destroyed:
                 version,
             )
             if status is None:
-                raise ChartholdError(f"{target.slug} has no key version {version}.")
+                known = await connection.fetch(
+                    "select version from public.tenant_key where tenant_id = $1 order by version", target.tenant
+                )
+                there = ", ".join(str(row["version"]) for row in known)
+                raise ChartholdError(f"{target.slug} has no key version {version}. It has {there or 'none'}.")
             if status == "shredded":
                 raise ChartholdError(f"Key version {version} of {target.slug} was destroyed already.")
             if status != "retired":

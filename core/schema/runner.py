@@ -240,7 +240,7 @@ async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connec
     elif self.migration_id in waiting:
         subset = waiting[: waiting.index(self.migration_id) + 1]
     else:
-        message = f"{self.migration_id} is unrecognised"
+        message = f"{self.migration_id} is unrecognised. Name a step that waits, 1 or all: {', '.join(waiting)}"
         print(message, file=sys.stderr)
         return MigrationResult(success=False, message=message)
     if (
@@ -328,7 +328,10 @@ async def _backwards(self: Any, app_config: AppConfig, connection: asyncpg.Conne
     modules = self.get_migration_modules(app_config.resolved_migrations_folder_path)
     subset = list(reversed(ran[ran.index(earliest) :]))
     if missing := [name for name in subset if name not in modules]:
-        message = f"The files of these steps are gone, so they cannot be reversed: {', '.join(missing)}"
+        message = (
+            f"The files of these steps are gone, so they cannot be reversed: {', '.join(missing)}. Bring them back "
+            f"from version control; piccolo migrations clean {app_config.app_name} only forgets that they ran."
+        )
         print(message, file=sys.stderr)
         return MigrationResult(success=False, message=message)
     if not (self.preview or self.auto_agree or agreed(f"Reverse {len(subset)} migration(s)?")):
