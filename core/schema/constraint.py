@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 from core.errors import MigrationError
-from core.schema.object import Kind, SchemaObject, sql_text
+from core.schema.object import Kind, Named, sql_text
 from core.schema.quoting import columns_list, qualified, quote_ident
 
 __all__ = ["Check", "Constraint", "PrimaryKey", "References", "Unique", "past_policies"]
@@ -39,14 +39,8 @@ $lifted$"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constraint(SchemaObject):
+class Constraint(Named):
     """What the four have in common: they are added to and dropped from their table by name."""
-
-    name: str = field(kw_only=False)
-
-    @property
-    def title(self) -> str:
-        return self.name
 
     @property
     @abstractmethod

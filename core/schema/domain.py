@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from core.schema.object import Kind, SchemaObject, sql_text
+from core.schema.object import Kind, Named, sql_text
 from core.schema.quoting import qualified, quote_ident, split_table
 
 __all__ = ["Domain"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Domain(SchemaObject):
+class Domain(Named):
     """``Domain("charthold.envelope", type="bytea", check="octet_length(value) > 30")``."""
 
     kind: ClassVar[str] = "domain"
     rank: ClassVar[int] = Kind.DOMAIN
     of_table: ClassVar[bool] = False
 
-    name: str = field(kw_only=False)
     type: str
     check: str | None = None
 
     def __post_init__(self) -> None:
         sql_text(self, "type", "check")
-
-    @property
-    def title(self) -> str:
-        return self.name
 
     @property
     def _constraint(self) -> str:

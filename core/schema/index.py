@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from core.schema.object import Kind, SchemaObject, sql_text
+from core.schema.object import Kind, Named, sql_text
 from core.schema.quoting import columns_list, quote_ident, split_table
 
 __all__ = ["Index"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Index(SchemaObject):
+class Index(Named):
     """``Index("client_newest", columns=("tenant_id", "created_at desc"), where="status = 'active'")``.
 
     A column is a name or an ``"(expression)"``, with an optional ordering behind it. ``concurrently`` matters only when
@@ -22,7 +22,6 @@ class Index(SchemaObject):
     kind: ClassVar[str] = "index"
     rank: ClassVar[int] = Kind.INDEX
 
-    name: str = field(kw_only=False)
     columns: tuple[str, ...]
     unique: bool = False
     where: str | None = None
@@ -32,10 +31,6 @@ class Index(SchemaObject):
 
     def __post_init__(self) -> None:
         sql_text(self, "where")
-
-    @property
-    def title(self) -> str:
-        return self.name
 
     @property
     def qualified_name(self) -> str:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-from core.schema.object import Kind, SchemaObject
+from core.schema.object import Kind, Named
 from core.schema.quoting import quote_ident
 
 __all__ = ["Namespace"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Namespace(SchemaObject):
+class Namespace(Named):
     """A schema in which only its owner may do anything, until a ``SchemaGrant`` says otherwise."""
 
     kind: ClassVar[str] = "namespace"
     rank: ClassVar[int] = Kind.NAMESPACE
     of_table: ClassVar[bool] = False
-
-    name: str = field(kw_only=False)
-
-    @property
-    def title(self) -> str:
-        return self.name
 
     def create(self) -> tuple[str, ...]:
         return (

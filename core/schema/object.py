@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
 from core.errors import MigrationError
 from core.schema.quoting import qualified, tidy
 
-__all__ = ["Key", "Kind", "SchemaObject", "literal", "sql_text"]
+__all__ = ["Key", "Kind", "Named", "SchemaObject", "literal", "sql_text"]
 
 
 class Key(NamedTuple):
@@ -127,6 +127,17 @@ class SchemaObject(ABC):
     def arguments(self) -> str:
         """Its fields as Python keyword arguments."""
         return ", ".join(f"{name}={literal(value)}" for name, value in self.fields().items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named(SchemaObject):
+    """An object that its name tells from others of its kind."""
+
+    name: str = field(kw_only=False)
+
+    @property
+    def title(self) -> str:
+        return self.name
 
 
 def literal(value: Any) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from core.errors import MigrationError
-from core.schema.object import Kind, SchemaObject, sql_text
+from core.schema.object import Kind, Named, SchemaObject, sql_text
 from core.schema.quoting import quote_ident, role
 
 __all__ = ["Policy", "RowSecurity"]
@@ -41,13 +41,12 @@ class RowSecurity(SchemaObject):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy(SchemaObject):
+class Policy(Named):
     """``Policy("isolation", using="tenant_id = (select charthold.tenant_id())", restrictive=True)``."""
 
     kind: ClassVar[str] = "policy"
     rank: ClassVar[int] = Kind.POLICY
 
-    name: str = field(kw_only=False)
     command: Literal["all", "select", "insert", "update", "delete"] = "all"
     using: str | None = None
     check: str | None = None
@@ -64,10 +63,6 @@ class Policy(SchemaObject):
             raise MigrationError(f"{self.name}: a policy for insert has check, and no using.")
         if self.using is None and self.check is None:
             raise MigrationError(f"{self.name}: a policy without a condition hides nothing. Write using or check.")
-
-    @property
-    def title(self) -> str:
-        return self.name
 
     def create(self) -> tuple[str, ...]:
         return (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 from core.errors import ConfigurationError
-from core.schema.object import Kind, SchemaObject
+from core.schema.object import Kind, Named
 from core.schema.quoting import quote_ident, quote_literal
 from core.settings import settings
 
@@ -41,19 +41,14 @@ def _user(name: str, url: str) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Role(SchemaObject):
+class Role(Named):
     """A role that nobody logs in as. With ``application`` the application's login becomes a member of it."""
 
     kind: ClassVar[str] = "role"
     rank: ClassVar[int] = Kind.ROLE
     of_table: ClassVar[bool] = False
 
-    name: str = field(kw_only=False)
     application: bool = True
-
-    @property
-    def title(self) -> str:
-        return self.name
 
     @property
     def _name(self) -> str:

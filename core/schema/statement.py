@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from core.errors import MigrationError
-from core.schema.object import Kind, SchemaObject, sql_text
+from core.schema.object import Kind, Named, sql_text
 
 __all__ = ["Statement"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Statement(SchemaObject):
+class Statement(Named):
     """SQL with its way back. ``irreversible`` gives the reason when there is none: then no step back passes it.
 
     It runs before the tables are made, or after everything else with ``after_tables``. ``declared`` stands in generated
@@ -23,7 +23,6 @@ class Statement(SchemaObject):
     rank: ClassVar[int] = Kind.STATEMENT
     of_table: ClassVar[bool] = False
 
-    name: str = field(kw_only=False)
     forwards: str
     backwards: str | None = None
     irreversible: str | None = None
@@ -40,10 +39,6 @@ class Statement(SchemaObject):
     @property
     def place(self) -> int:
         return Kind.STATEMENT_LATE if self.after_tables else self.rank
-
-    @property
-    def title(self) -> str:
-        return self.name
 
     def create(self) -> tuple[str, ...]:
         return (self.forwards,)

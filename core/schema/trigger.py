@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from core.errors import MigrationError
-from core.schema.object import Kind, SchemaObject, sql_text
+from core.schema.object import Kind, Named, sql_text
 from core.schema.quoting import columns_list, qualified, quote_ident, quote_literal
 
 __all__ = ["Trigger"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trigger(SchemaObject):
+class Trigger(Named):
     """``Trigger("touch", timing="before", events=("update",), function="charthold.touch")``.
 
     ``columns`` narrows the update event; ``old_table`` and ``new_table`` name the transition tables.
@@ -22,7 +22,6 @@ class Trigger(SchemaObject):
     kind: ClassVar[str] = "trigger"
     rank: ClassVar[int] = Kind.TRIGGER
 
-    name: str = field(kw_only=False)
     timing: Literal["before", "after"]
     events: tuple[str, ...]
     level: Literal["row", "statement"] = "row"
@@ -39,10 +38,6 @@ class Trigger(SchemaObject):
             raise MigrationError(f"{self.name}: a trigger's events are among insert, update, delete and truncate.")
         if self.timing not in {"before", "after"} or self.level not in {"row", "statement"}:
             raise MigrationError(f"{self.name}: a trigger fires before or after, for each row or statement.")
-
-    @property
-    def title(self) -> str:
-        return self.name
 
     def create(self) -> tuple[str, ...]:
         events = " or ".join(
