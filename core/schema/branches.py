@@ -24,7 +24,7 @@ def refuse_branches(app_name: str, ran: Sequence[MigrationManager], waiting: Seq
     for manager in (*ran, *waiting):
         # As in a snapshot: what is dropped goes first.
         for operation in sorted(manager.operations, key=lambda operation: not isinstance(operation, Drop)):
-            key = operation.new.key if not isinstance(operation, Drop) else operation.old.key
+            key = operation.subject.key
             clashes.pop(key, None)
             if isinstance(operation, Replace) and manager in waiting:
                 there = objects.get(operation.old.key)

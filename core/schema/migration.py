@@ -127,8 +127,8 @@ class MigrationManager(PiccoloMigrationManager):
 
     def _pieces(self) -> Iterator[Operation | Callable[[bool], Any]]:
         """The parts of the step in forward order."""
-        early = [op for op in self.operations if op.place < Kind.TABLES]
-        late = [op for op in self.operations if op.place > Kind.TABLES]
+        early = [op for op in self.operations if op.subject.place < Kind.TABLES]
+        late = [op for op in self.operations if op.subject.place > Kind.TABLES]
         made = {op.new.key for op in early if isinstance(op, Add)}
         # An early object that returns in another form leaves before it comes; any other stays until nothing needs it.
         redone = [op for op in early if isinstance(op, Drop) and op.old.key in made]
@@ -155,12 +155,12 @@ class MigrationManager(PiccoloMigrationManager):
 
     def _touched(self) -> set[str]:
         made = {full_name(table.schema, table.tablename) for table in self.add_tables}
-        return {op.old.table if isinstance(op, Drop) else op.new.table for op in self.operations} - made - {""}
+        return {op.subject.table for op in self.operations} - made - {""}
 
     def _plan_operation(self, step: Step, operation: Operation, live: dict[str, LiveTable], *, backwards: bool) -> None:
         made = operation.creates(backwards=backwards)
         statements = operation.backwards if backwards else operation.forwards
-        gone = operation.old if isinstance(operation, Drop) else operation.new if isinstance(operation, Add) else None
+        gone = operation.subject if isinstance(operation, Add | Drop) else None
         if isinstance(gone, Partitions) and gone.table in self._whole_tables():
             return  # part of CREATE TABLE, and gone with the table
         table = live.get(made.table) if made is not None else None
@@ -248,9 +248,8 @@ class MigrationManager(PiccoloMigrationManager):
 
     def _partitions(self) -> Iterator[Partitions]:
         for operation in self.operations:
-            item = operation.old if isinstance(operation, Drop) else operation.new
-            if isinstance(item, Partitions):
-                yield item
+            if isinstance(operation.subject, Partitions):
+                yield operation.subject
 
     async def _run_alter_columns(self, backwards: bool = False) -> None:
         """Piccolo's, without the foreign keys that a column leaves to a ``References``."""
@@ -264,12 +263,12 @@ class MigrationManager(PiccoloMigrationManager):
 
 def first_first(operations: Iterator[Operation] | Sequence[Operation]) -> list[Operation]:
     """In creation order; within a rank as the step says."""
-    return sorted(operations, key=lambda operation: operation.place)
+    return sorted(operations, key=lambda operation: operation.subject.place)
 
 
 def last_first(operations: Iterator[Operation] | Sequence[Operation]) -> list[Operation]:
     """In the opposite order; a step lists what it drops last first already."""
-    return sorted(operations, key=lambda operation: -operation.place)
+    return sorted(operations, key=lambda operation: -operation.subject.place)
 
 
 def create_table(table: type[Table], partitions: Partitions | None, *, declared: bool = False) -> list[str]:

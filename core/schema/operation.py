@@ -1,6 +1,7 @@
 """What a step does to declared objects: add, drop, replace, rename. Each knows its way back.
 
-``creates`` is what an operation makes anew, which may need a gentler form on a populated table.
+``subject`` is the object that it leaves, or that goes; ``creates`` what it makes anew, which may need a gentler form on
+a populated table.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class Add:
     new: SchemaObject
 
     @property
-    def place(self) -> int:
-        return self.new.place
+    def subject(self) -> SchemaObject:
+        return self.new
 
     def forwards(self) -> tuple[str, ...]:
         return self.new.create()
@@ -44,8 +45,8 @@ class Drop:
     old: SchemaObject
 
     @property
-    def place(self) -> int:
-        return self.old.place
+    def subject(self) -> SchemaObject:
+        return self.old
 
     def forwards(self) -> tuple[str, ...]:
         return self.old.drop()
@@ -68,8 +69,8 @@ class Replace:
     new: SchemaObject
 
     @property
-    def place(self) -> int:
-        return self.new.place
+    def subject(self) -> SchemaObject:
+        return self.new
 
     def forwards(self) -> tuple[str, ...]:
         return self._turn(self.old, self.new)
@@ -100,26 +101,21 @@ class Rename:
     name: str
 
     @property
-    def new(self) -> SchemaObject:
-        """The object under its new name."""
+    def subject(self) -> SchemaObject:
         return dataclasses.replace(self.old, name=self.name)  # type: ignore[call-arg]  # every kind with rename has it
-
-    @property
-    def place(self) -> int:
-        return self.old.place
 
     def forwards(self) -> tuple[str, ...]:
         return self.old.rename(self.name) or ()
 
     def backwards(self) -> tuple[str, ...]:
-        return self.new.rename(self.old.title) or ()
+        return self.subject.rename(self.old.title) or ()
 
     def creates(self, *, backwards: bool) -> SchemaObject | None:
         return None
 
     def apply(self, objects: dict[Key, SchemaObject]) -> None:
         objects.pop(self.old.key, None)
-        objects[self.new.key] = self.new
+        objects[self.subject.key] = self.subject
 
 
 Operation = Add | Drop | Replace | Rename
