@@ -21,6 +21,7 @@ import asyncpg
 import pytest
 from piccolo.columns import Text, Timestamptz
 
+from core import registered
 from core.audit.attestation import Attestation
 from core.audit.head import SealKey
 from core.audit.seal import seal
@@ -33,7 +34,6 @@ from core.doctor.audit import month_after
 from core.doctor.authentication import admins
 from core.doctor.check import CHECKS, Notes
 from core.doctor.coverage import classify
-from core.doctor.examination import registered
 from core.doctor.identifiers import looks_like, shapes_in
 from core.doctor.report import render
 from core.doctor.server import LATEST, judge_version
@@ -413,7 +413,7 @@ async def test_a_raw_value_in_the_shape_of_an_identifier_is_told_and_never_shown
     await superuser.execute(f"{AS_REPLICA} update facility set settings = '{document}' where id = '{clinic.facility}'")
     found = await examine()
     assert failures(found) == {("raw_values", "column public.facility.settings")}
-    said = json.dumps(as_json(found), default=str) + render(found, registered()[0])
+    said = json.dumps(as_json(found), default=str) + render(found, registered.tables())
     assert value not in said
     await superuser.execute(f"update facility set settings = '{{}}' where id = '{clinic.facility}'")
     assert failures(await examine(["raw_values"])) == set()
@@ -818,9 +818,8 @@ async def test_a_bound_owner_sees_the_tenants_in_the_name_of_their_admins(superu
     from core.doctor.live import Live
     from core.schema.lock import migrating
 
-    tables, _ = registered()
     async with migrating(locked=False) as connection:
-        live = await Live.read(connection, tables)
+        live = await Live.read(connection, registered.tables())
         live.bypasses = False
         rows = await live.ask("select $1::uuid as tenant, (select charthold.tenant_id()) as here")
         assert rows is not None
@@ -1012,7 +1011,7 @@ async def test_the_command_exits_with_3_when_part_was_skipped_and_with_1_when_so
 
 async def test_a_verification_that_was_not_looked_for_is_not_reported_as_none(owner, monkeypatch):
     monkeypatch.setattr("core.doctor.integrity.VERIFIED", SLEEP)
-    page = Page(render(await examine(["seals"], patience=0.05), registered()[0]))
+    page = Page(render(await examine(["seals"], patience=0.05), registered.tables()))
     words = " ".join(" ".join(page.words).split())
     assert "When was the log last verified? Not looked at" in words
     assert "No verification is on record" not in words
@@ -1066,7 +1065,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 async def page(owner) -> str:
-    return render(await examine(), registered()[0])
+    return render(await examine(), registered.tables())
 
 
 async def test_the_report_needs_nothing_else(page):
@@ -1103,7 +1102,7 @@ async def test_the_report_escapes_and_holds_no_phi(clinic, owner, monkeypatch):
     found.findings.append(Finding(check="drift", verdict="fail", safeguard="164.312(b)", evidence=hostile, sql=hostile))
     found.shown["seals"][0]["tenant"] = hostile
     found.database = hostile
-    said = render(found, registered()[0])
+    said = render(found, registered.tables())
     assert "<script" not in said
     assert "&lt;script&gt;alert(1)" in said
     for phi in ("Nguyen", "5017", "ana.nguyen", "Stamm Lock", "afraid of needles", "lakeside.example"):

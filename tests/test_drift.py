@@ -228,7 +228,7 @@ class Conf:
 
 
 async def test_the_doctor_exits_with_1_and_prints_json(migrated, connection, monkeypatch, capsys):
-    monkeypatch.setattr("core.doctor.examination.Finder", lambda: Conf(migrated))
+    monkeypatch.setattr("core.registered.Finder", lambda: Conf(migrated))
     look = doctor.__wrapped__
     capsys.readouterr()
     assert await look(only="drift", quiet=True) == 0

@@ -6,13 +6,11 @@ from dataclasses import replace
 from typing import cast
 from uuid import UUID
 
-from piccolo.conf.apps import Finder
-
+from core import registered
 from core.audit.history import history, who_saw
 from core.audit.search import Filter, search
 from core.commands.answers import a_limit, a_time, an_id, emails_of, reading, show
 from core.commands.family import Failure, command
-from core.registered import tenant_tables
 from core.tables import ACTION_TYPES, TenantTable, User
 
 __all__ = ["audit_history", "audit_search", "audit_who_saw"]
@@ -154,7 +152,7 @@ async def audit_search(
     """
     if action and action not in ACTION_TYPES:
         raise Failure(f"--action takes one of {', '.join(ACTION_TYPES)}.")
-    named = sorted({known._meta.tablename for app in Finder().get_app_configs() for known in app.table_classes})
+    named = sorted({known._meta.tablename for known in registered.tables()})
     if table and table not in named:
         raise Failure(f"--table takes one of {', '.join(named)}.")
     wanted = Filter(
@@ -186,7 +184,7 @@ async def _user(email: str) -> UUID:
 
 
 def _table(name: str) -> type[TenantTable]:
-    known = {table._meta.tablename: table for table in tenant_tables() if table.audited}
+    known = {table._meta.tablename: table for table in registered.tenant_tables() if table.audited}
     if name not in known:
         raise Failure(f"--table takes one of {', '.join(known)}.")
     return known[name]

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
+from core import registered
 from core.commands.bar import bar
 from core.commands.family import FOUND, SKIPPED, Failure, command, console
 from core.doctor import PATIENCE, RULES, SPECIFICATIONS, Examination, Finding, Verdict, check_names, examine
-from core.doctor.examination import registered
 from core.doctor.report import render
 from core.settings import MOST_SECONDS
 
@@ -48,7 +48,7 @@ async def doctor(
     with bar("looking", show=not quiet) as progress:
         found = await examine(_names(only), patience=patience, progress=progress)
     if report:
-        _write(Path(report), render(found, registered()[0]))
+        _write(Path(report), render(found, registered.tables()))
     if json:
         print(jsonlib.dumps(as_json(found), indent=2, default=str))
     else:

@@ -13,6 +13,7 @@ from rich.table import Table
 from core.commands.bar import bar
 from core.commands.family import SKIPPED, Failure, command, console, errors
 from core.commands.options import resolve_actor, slug_of
+from core.plural import plural
 from core.provision import find_tenant, provision_tenant
 from core.scope import scope
 from core.synthea.load import Count, Loaded, load
@@ -102,8 +103,8 @@ async def _load(export: Export, tenant: UUID, actor: UUID, *, show: bool, say: b
 def _print(slug: str, made: bool, counts: dict[str, int], loaded: Loaded, seconds: float) -> None:
     out = console()
     out.print(
-        f"{_many(counts['facilities'], 'facility', 'facilities')}, "
-        f"{_many(counts['users_beside_the_admin'], 'user')} beside the admin, {_many(counts['clients'], 'client')}"
+        f"{plural(counts['facilities'], 'facility', 'facilities')}, "
+        f"{plural(counts['users_beside_the_admin'], 'user')} beside the admin, {plural(counts['clients'], 'client')}"
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("", "new", "there already", "skipped"):
@@ -140,10 +141,6 @@ def _print_json(slug: str, made: bool, counts: dict[str, int], loaded: Loaded, s
             }
         )
     )
-
-
-def _many(number: int, one: str, more: str = "") -> str:
-    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def _title(slug: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from core.doctor.check import Notes, check
-from core.doctor.live import LOG, Live, plural
+from core.doctor.live import LOG, Live
 from core.permissions import COMMANDS
+from core.plural import plural
 from core.schema.quoting import quote_ident
 
 __all__: list[str] = []

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from core.disclosures import YEARS
 from core.doctor.check import Notes, check
-from core.doctor.live import LOG, Live, plural
+from core.doctor.live import LOG, Live
+from core.plural import plural
 from core.schema.declarations import objects_of
 from core.schema.quoting import quote_ident
 from core.schema.trigger import Trigger

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from core.doctor.check import Notes, check
-from core.doctor.live import Live, plural
+from core.doctor.live import Live
 from core.engine import engine
+from core.plural import plural
 
 __all__: list[str] = []
 

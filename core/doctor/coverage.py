@@ -16,7 +16,8 @@ from core.audit.canonical import parse_jsonb, write_jsonb
 from core.columns import BlindIndex, CreatedAt, Encrypted, Inet, TenantForeignKey
 from core.doctor.check import Notes, check
 from core.doctor.identifiers import IDENTIFIERS, looks_like, shapes_in
-from core.doctor.live import LOG, Live, plural
+from core.doctor.live import LOG, Live
+from core.plural import plural
 from core.schema.quoting import quote_ident, split_table
 
 __all__ = ["Classified", "classify"]

@@ -12,8 +12,9 @@ from core.columns import Encrypted
 from core.crypto.envelope import ENVELOPE_CHECK_SQL
 from core.crypto.kms import KeyProvider, provider_from_settings
 from core.doctor.check import Notes, check
-from core.doctor.live import Live, plural
+from core.doctor.live import Live
 from core.errors import KeyProviderError
+from core.plural import plural
 
 __all__ = ["LIMIT"]
 

@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
-from piccolo.conf.apps import Finder
-from piccolo.table import Table
 
+from core import registered
 from core.doctor import (
     access,
     application,
@@ -32,11 +31,10 @@ from core.doctor import server as server_checks
 from core.doctor.check import CHECKS, RULES, Check, Finding, Notes, Verdict
 from core.doctor.live import PATIENCE, Live, here
 from core.errors import ChartholdError
-from core.schema import SchemaObject, shared_objects
 from core.schema.drift import Difference, drift
 from core.schema.lock import migrating
 
-__all__ = ["DRIFT", "Examination", "check_names", "examine", "registered"]
+__all__ = ["DRIFT", "Examination", "check_names", "examine"]
 
 # Imported for the checks that they register.
 GROUPS = (
@@ -95,15 +93,6 @@ def check_names() -> list[str]:
     return [DRIFT, *CHECKS]
 
 
-def registered() -> tuple[list[type[Table]], list[SchemaObject]]:
-    """The tables, and what they share, of every app: they live in the same schemas."""
-    apps = Finder().get_app_configs()
-    return (
-        [table for app in apps for table in app.table_classes],
-        [item for app in apps for item in shared_objects(app.app_name)],
-    )
-
-
 async def examine(
     only: Sequence[str] = (), *, patience: float = PATIENCE, progress: Callable[[str, int, int], None] | None = None
 ) -> Examination:
@@ -112,7 +101,7 @@ async def examine(
     ``patience``: seconds for one question about the data. ``progress`` is told which check runs, and of how many.
     """
     began, at = time.monotonic(), datetime.now(UTC)
-    declared, shared = registered()
+    declared = registered.tables()
     findings: list[Finding] = []
     differences: list[Difference] = []
     async with migrating(locked=False) as connection:
@@ -128,7 +117,7 @@ async def examine(
                 findings += await look(live, item)
         if not only or DRIFT in only:
             await connection.execute("set statement_timeout = 0")
-            differences = await drift(connection, declared, shared)
+            differences = await drift(connection, declared, registered.shared())
             findings = fold(findings, differences)
         database, server = await here(connection)
     place = {rule: number for number, rule in enumerate(RULES)}

@@ -9,7 +9,8 @@ from piccolo.table import Table
 from core.columns import BlindIndex
 from core.crypto.blind import BlindSpec
 from core.doctor.check import Notes, check
-from core.doctor.live import Live, plural
+from core.doctor.live import Live
+from core.plural import plural
 from core.schema.quoting import name_of, quote_ident
 
 __all__ = ["unfilled"]

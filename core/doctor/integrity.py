@@ -9,7 +9,8 @@ from typing import Any
 from core.audit.attestation import Attestation
 from core.audit.head import HEAD_COLUMNS, TreeHead, public_keys
 from core.doctor.check import Notes, check
-from core.doctor.live import Live, plural
+from core.doctor.live import Live
+from core.plural import plural
 
 __all__ = ["FRESH"]
 

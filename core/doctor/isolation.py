@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from core.doctor.check import Notes, check
-from core.doctor.live import Live, TableInfo, plural
+from core.doctor.live import Live, TableInfo
 from core.doctor.policy import ask_policy, crosses, tenant_column
+from core.plural import plural
 from core.policies import policies
 
 # Unique indexes and foreign keys, with the column that each begins with on either side.

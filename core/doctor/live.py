@@ -16,13 +16,14 @@ from piccolo.table import Table
 
 from core.doctor.check import Notes
 from core.errors import ConfigurationError
+from core.plural import plural
 from core.schema import RowSecurity, application_login
 from core.schema.catalog import Catalog, snapshot
 from core.schema.declarations import full_name
 from core.schema.quoting import split_table
 from core.settings import Settings, settings
 
-__all__ = ["LOG", "PATIENCE", "Live", "TableInfo", "TenantInfo", "here", "plural"]
+__all__ = ["LOG", "PATIENCE", "Live", "TableInfo", "TenantInfo", "here"]
 
 LOG = "public.user_action_audit_log"
 CATALOG = "10s"  # for a look at the catalog, where a lock can be in the way
@@ -234,8 +235,3 @@ async def here(connection: asyncpg.Connection[Any]) -> tuple[str, str]:
     )
     assert row is not None
     return row["database"], row["server"]
-
-
-def plural(count: int, noun: str, nouns: str = "") -> str:
-    """``1 table``, ``2 tables``."""
-    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from core.doctor.check import Notes, check
 from core.doctor.identifiers import IDENTIFIERS, looks_like
-from core.doctor.live import Live, plural
+from core.doctor.live import Live
+from core.plural import plural
 from core.schema.quoting import quote_ident
 
 __all__: list[str] = []

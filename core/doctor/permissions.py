@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from core.doctor.check import Notes, check
-from core.doctor.live import Live, plural
+from core.doctor.live import Live
 from core.doctor.policy import Asked, ask_policies
 from core.facilities import client_columns
 from core.permissions import COMMANDS, EMERGENCY, ROLES, roles_for
+from core.plural import plural
 from core.tenant_table import TenantTable
 
 # Who may act now, and how many of them within facilities; and in how many emergencies.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncpg
 
 from core.doctor.check import Notes, check
-from core.doctor.live import Live, plural
+from core.doctor.live import Live
+from core.plural import plural
 
 __all__ = ["judge"]
 
