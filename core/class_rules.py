@@ -9,14 +9,14 @@ from piccolo.columns.base import OnDelete
 
 from core.columns import DIGESTED, BlindIndex, Encrypted, TenantForeignKey, TenantId
 from core.errors import ConfigurationError
-from core.permissions import COMMANDS, ROLES, roles_for
+from core.permissions import COMMANDS, PERMISSIONS, ROLES, roles_for
 from core.schema import Index, Unique
 from core.schema.declarations import constraint_of
 
 if TYPE_CHECKING:
     from core.tenant_table import ProtectedTable, TenantTable
 
-__all__ = ["refuse_columns", "refuse_for_ever", "refuse_misspelt", "refuse_reference"]
+__all__ = ["refuse_columns", "refuse_for_ever", "refuse_misspelt", "refuse_namesake", "refuse_reference"]
 
 # Bytes of a table's name: "capture_" and the name are the name of a function, and PostgreSQL knows 63.
 LONGEST = 55
@@ -146,6 +146,16 @@ def refuse_reference(cls: type[TenantTable], column: ForeignKey[Any]) -> None:
         raise ConfigurationError(
             f"{said} would change rows of all tenants when a {to.__name__} is deleted. Give it "
             "on_delete=OnDelete.restrict."
+        )
+
+
+def refuse_namesake(cls: type[TenantTable]) -> None:
+    """Raise ``ConfigurationError`` for a table of another schema that would have the permissions of one of ours."""
+    meta = cls._meta
+    if meta.schema not in (None, "public") and meta.tablename in PERMISSIONS and cls.permissions is None:
+        raise ConfigurationError(
+            f"{cls.__name__} has the name of a table of Charthold, and would have its permissions. Give it others, or "
+            "another name."
         )
 
 

@@ -69,6 +69,7 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
     "CH019": (ProtectedQueryError, "An emergency lasts 1 to 240 minutes."),
     "CH008": (ScopeError, "The emergency has ended. Declare another if it lasts: break_glass()."),
     "CH009": (ScopeError, "One statement is one user's. Let each run statements of their own."),
+    "CH023": (ScopeError, "The tenant has no such user."),
     "CH015": (
         ScopeError,
         "The row belongs to another tenant than the scope. Change each tenant's rows in a scope of its own.",

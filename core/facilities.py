@@ -56,30 +56,77 @@ def narrowing(table: type[TenantTable]) -> list[Column]:
 def within(table: type[TenantTable]) -> str | None:
     """The condition on the rows that a bound user sees, for the table's policies; None: on all of them.
 
-    In an emergency that is the client's row, and whatever refers to it.
+    In an emergency that is the client's row, and what refers to it by ``opened_by()``.
     """
-    conditions = {}
-    for column in narrowing(table):
-        name = column._meta.db_column_name
-        to = column._foreign_key_meta.resolved_references if isinstance(column, ForeignKey) else None
-        conditions[name] = in_facility(name) if to is None or is_facility(to) else with_row_of(to, table, name)
-    usual = all_of(conditions)
-    if usual is None:
-        return None
-    # What is narrowed by its client asks the client's own policies, where this stands already.
-    client = [name for name in client_columns(table) if name not in conditions]
-    return " or ".join([usual, *map(of_emergency, client)])
+    narrowed = {column._meta.db_column_name: seen_by(table, column) for column in narrowing(table)}
+    opened = {column._meta.db_column_name: shown_by(table, column) for column in opened_by(table)}
+    usual, shown = all_of(narrowed), all_of(opened)
+    if usual is None or shown is None or narrowed.keys() == opened.keys():
+        # What is narrowed by its client alone asks the client's own policies, which know of emergencies.
+        return usual
+    if client_columns(table) != list(opened):
+        # Else who is bound would see by another way what their facilities do not show.
+        shown = f"(select charthold.emergency_client()) is not null and ({shown})"
+    return f"{usual} or {shown}"
+
+
+def opened_by(table: type[Table], below: frozenset[type[Table]] = frozenset()) -> list[Column]:
+    """The references by which an emergency shows the table's rows: those of what narrows it that lead to a client.
+
+    Where none does, the one that leads there in the fewest steps, if it is one: of a payer and a patient who knows
+    whose row it is? ``below``: the tables from which references led here.
+    """
+    if is_ours(table, CLIENT):
+        return [table._meta.primary_key]
+    if not of_tenants(table) or table in below or not roles_for(table._meta.tablename, "select", table.permissions):
+        return []
+    narrowed = narrowing(table)
+    ways = {
+        column: way
+        for column in table._meta.foreign_key_columns
+        if (way := way_to_client(column._foreign_key_meta.resolved_references, below | {table})) is not None
+    }
+    if not narrowed or (leading := [column for column in narrowed if column in ways]):
+        return leading if narrowed else []
+    near: list[Column] = [column for column, way in ways.items() if way == min(ways.values())]
+    required = [column for column in near if not column._meta.null]
+    return near if len(near) == 1 else required if len(required) == 1 else []
+
+
+def way_to_client(table: type[Table], below: frozenset[type[Table]]) -> int | None:
+    """How many references lie between a table and the clients, as an emergency goes; None when none leads there."""
+    if is_ours(table, CLIENT):
+        return 0
+    ways = [
+        way_to_client(column._foreign_key_meta.resolved_references, below | {table})
+        for column in opened_by(table, below)
+        if isinstance(column, ForeignKey)
+    ]
+    there = [way for way in ways if way is not None]
+    return 1 + max(there) if there else None
 
 
 def client_columns(table: type[TenantTable]) -> list[str]:
-    """The columns that say whose row it is: of which client."""
-    if is_ours(table, CLIENT):
-        return ["id"]
-    return [
-        column._meta.db_column_name
-        for column in table._meta.foreign_key_columns
-        if is_ours(column._foreign_key_meta.resolved_references, CLIENT)
-    ]
+    """The columns by which an emergency shows the table's rows and that hold the client itself."""
+    return [column._meta.db_column_name for column in opened_by(table) if is_ours(referred(table, column), CLIENT)]
+
+
+def referred(table: type[TenantTable], column: Column) -> type[Table]:
+    """The table whose row the column names: another's, or its own."""
+    return column._foreign_key_meta.resolved_references if isinstance(column, ForeignKey) else table
+
+
+def seen_by(table: type[TenantTable], column: Column) -> str:
+    """That the user sees what the column refers to."""
+    name, to = column._meta.db_column_name, referred(table, column)
+    direct = not isinstance(column, ForeignKey) or is_facility(to)
+    return in_facility(name) if direct else with_row_of(to, table, name)
+
+
+def shown_by(table: type[TenantTable], column: Column) -> str:
+    """That an emergency shows what the column refers to."""
+    name, to = column._meta.db_column_name, referred(table, column)
+    return of_emergency(name) if is_ours(to, CLIENT) else with_row_of(to, table, name)
 
 
 def way_from(table: type[Table], below: frozenset[type[Table]]) -> int | None:

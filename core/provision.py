@@ -26,6 +26,7 @@ __all__ = [
 
 # In a command: every tenant.
 RESERVED = "all"
+TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,19 @@ async def find_admin(tenant: UUID) -> UUID:
 
 
 async def set_tenant_status(*, tenant: UUID, actor: UUID, status: str, reason: str) -> None:
-    """Suspend, close or reopen a tenant, as the schema's owner: nobody inside a suspended tenant can."""
+    """Suspend, close or reopen a tenant, as the schema's owner: nobody inside a suspended tenant can.
+
+    An update of the tenant in the same moment may be in the way; then it is tried again.
+    """
     sql = "select charthold.set_tenant_status($1, $2, $3, $4)"
     async with engine().as_owner() as connection:
-        try:
-            await connection.execute(sql, tenant, actor, status, reason)
-        except asyncpg.PostgresError as error:
-            raise explain(error) from None
+        for left in reversed(range(TRIES)):
+            try:
+                await connection.execute(sql, tenant, actor, status, reason)
+            except asyncpg.DeadlockDetectedError:
+                if not left:
+                    raise
+            except asyncpg.PostgresError as error:
+                raise explain(error) from None
+            else:
+                return

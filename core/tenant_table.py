@@ -22,7 +22,13 @@ from piccolo.table import Table
 
 from core.audit.capture import capture_function, capture_triggers
 from core.audit.mixin import Audited
-from core.class_rules import refuse_columns, refuse_for_ever, refuse_misspelt, refuse_reference
+from core.class_rules import (
+    refuse_columns,
+    refuse_for_ever,
+    refuse_misspelt,
+    refuse_namesake,
+    refuse_reference,
+)
 from core.columns import BlindIndex, CreatedAt, RowId, TenantForeignKey, TenantId, UpdatedAt
 from core.crypto.derive import forgetful
 from core.errors import ChartholdError, ProtectedQueryError
@@ -337,6 +343,7 @@ class TenantTable(Audited, ProtectedTable):
         super().__init_subclass__(**kwargs)
         refuse_misspelt(cls)
         refuse_for_ever(cls)
+        refuse_namesake(cls)
 
     @classmethod
     def implied_objects(cls) -> tuple[SchemaObject, ...]:

@@ -209,7 +209,8 @@ $$""",
 -- for in indexes[n], written as text. Returns the emergency, or else how many clients there are, 2 for several.
 --
 -- Threat: whoever may look for a client of the whole tenant finds out who is one. So to look is to break the glass: it is for
--- the same users, each search is recorded, also one that finds nobody, and no id is told but with an emergency.
+-- the same users, each search is recorded, also one that finds nobody, and no id is told but with an emergency. What a
+-- rollback takes back of that Python records again; SQL of one's own, which must know the hashes, need not.
 --
 -- Threat: the user sees no client elsewhere, so it looks beyond the user's rights. Nothing of that may be left, whatever fails.
 create function charthold.break_glass_by(
@@ -787,7 +788,7 @@ begin
         raise exception using errcode = 'check_violation', constraint = 'user_action_audit_log_action_known',
             table = 'user_action_audit_log', message = 'there is no such kind of record';
     end if;
-    -- Threat: anybody declares that the log was verified, or that a key is gone.
+    -- Threat: anybody declares that a key is gone. (What a verification found is signed.)
     if action in ('key_rotation', 'key_shredding', 'tenant_change') and charthold.actor_role() not in ('admin', 'system')
         or action in ('audit_read', 'seal') and charthold.actor_role() not in ('admin', 'auditor', 'system')
     then
@@ -851,8 +852,12 @@ begin
     perform set_config(
         'charthold.scope', charthold.sign_as(tenant, 'late' || replace(actor::text, '-', ''), 'record late'), true
     );
-    if not exists (select from public.app_user as u where u.tenant_id = tenant and u.id = actor) then
-        raise exception using errcode = 'CH005', message = 'the tenant has no such user';
+    -- That somebody is shown anything the database has seen to. And whoever may lock app_user would keep a record from being
+    -- written.
+    if action = 'login_failed'
+        and not exists (select from public.app_user as u where u.tenant_id = tenant and u.id = actor)
+    then
+        raise exception using errcode = 'CH023', message = 'the tenant has no such user';
     end if;
     insert into public.user_action_audit_log (
         id, tenant_id, user_id, action_type, table_name, record_id, new_values, changed_columns,
@@ -966,8 +971,10 @@ begin
     end if;
     if exists (
         select from charthold.principal as p
-        where (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
-            and charthold.was_replaced(p.xmin, p.xmax)
+        where (
+            (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
+            or p.user_id = (select e.user_id from charthold.emergency_of(token) as e)
+        ) and charthold.was_replaced(p.xmin, p.xmax)
     ) or exists (
         select from charthold.token_key as k where k.id = substr(token, 65, 8) and charthold.was_replaced(k.xmin, k.xmax)
     ) then
@@ -1354,6 +1361,8 @@ $$""",
     manager.add_function(
         name="charthold.touch_tenant_row",
         source="""-- As charthold.touch, for the tables of tenants: a row cannot move to another tenant either.
+--
+-- Threat: a statement that runs calls itself read-only, so that charthold.scope() remembers nobody, and then has two users.
 create function charthold.touch_tenant_row() returns trigger
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -1362,6 +1371,9 @@ begin
     if (new.tenant_id, new.id, new.created_at) is distinct from (old.tenant_id, old.id, old.created_at) then
         raise exception using errcode = 'CH010',
             message = format('tenant_id, id and created_at of %I cannot be updated', tg_table_name);
+    end if;
+    if current_setting('transaction_read_only') = 'on' then
+        raise exception using errcode = 'CH009', message = 'a transaction that may write nothing writes';
     end if;
     new.updated_at := clock_timestamp();
     return new;

@@ -79,7 +79,8 @@ def pytest_sessionfinish() -> None:
 async def server() -> None:
     if settings().embedded:
         embedded.start(settings().home, fast=True)
-        await owner_execute(None, f"create role {OWNER} createrole")
+        with owned_by(None):
+            await owner_execute(None, f"create role {OWNER} createrole")
 
 
 async def superuser_connection() -> asyncpg.Connection:

@@ -55,8 +55,39 @@ class Ward(TenantTable, tablename="emergency_ward"):
     facility_id = TenantForeignKey(Facility)
 
 
-TABLES = (Visit, Finding, Stay, Ward)
-CHARTS = (Client, Visit, Finding, Stay)
+class Result(TenantTable, tablename="emergency_result"):
+    """Narrowed by a facility of its own, and of a client by way of a visit."""
+
+    facility_id = TenantForeignKey(Facility)
+    visit_id = TenantForeignKey(Visit)
+
+
+class Both(TenantTable, tablename="emergency_both"):
+    """Narrowed by both, because it says so."""
+
+    facility_id = TenantForeignKey(Facility)
+    client_id = TenantForeignKey(Client)
+    facility_from = ("facility_id", "client_id")
+
+
+class Invoice(TenantTable, tablename="emergency_invoice"):
+    """Of a client, and paid by another."""
+
+    client_id = TenantForeignKey(Client)
+    paid_by = TenantForeignKey(Client, null=True)
+    notes = EncryptedText(identifier="other", null=True)
+
+
+class Transplant(TenantTable, tablename="emergency_transplant"):
+    """Of a facility, and of two clients: whose it is nobody said."""
+
+    facility_id = TenantForeignKey(Facility)
+    donor_id = TenantForeignKey(Client)
+    receiver_id = TenantForeignKey(Client)
+
+
+TABLES = (Visit, Finding, Stay, Ward, Result, Both, Invoice, Transplant)
+CHARTS = (Client, Visit, Finding, Stay, Result, Both, Invoice)
 
 
 class Chart(NamedTuple):
@@ -84,9 +115,15 @@ async def furnish(facility: Facility, name: str) -> Chart:
     await visit.save()
     finding, ward = Finding(visit_id=visit.id), Ward(facility_id=facility.id)
     stay = Stay(facility_id=facility.id, client_id=client.id)
-    for row in (finding, stay, ward):
+    result, both = (
+        Result(facility_id=facility.id, visit_id=visit.id),
+        Both(facility_id=facility.id, client_id=client.id),
+    )
+    invoice = Invoice(client_id=client.id, notes=name)
+    transplant = Transplant(facility_id=facility.id, donor_id=client.id, receiver_id=client.id)
+    for row in (finding, stay, ward, result, both, invoice, transplant):
         await row.save()
-    rows = {Client: client.id, Visit: visit.id, Finding: finding.id, Stay: stay.id, Ward: ward.id}
+    rows = {type(row): row.id for row in (client, visit, finding, stay, ward, result, both, invoice)}
     return Chart(facility.id, client.id, rows)
 
 
@@ -130,6 +167,35 @@ async def test_in_an_emergency_one_chart_of_another_facility_is_seen_and_no_othe
     # Outside of that scope the user sees what they saw before.
     async with scope(tenant=lakeside.tenant, actor=doctor, reason="treatment"):
         assert [row["id"] for row in await Client.select(Client.id)] == [charts[0].client]
+
+
+async def test_what_another_client_is_named_in_is_not_shown(
+    lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID
+) -> None:
+    """Who pays for a client sees in their own facility nothing of that client; nor does their emergency."""
+    _, there, beside = charts
+    async with lakeside.as_admin():
+        paid = Invoice(client_id=beside.client, paid_by=there.client, notes="of somebody else")
+        await paid.save()
+    emergency = await declare(lakeside, doctor, there.client)
+    async with emergency.scope():
+        assert not await Invoice.exists().where(Invoice.id == paid.id)
+        assert await Transplant.count() == 0
+    async with lakeside.as_admin():
+        await Invoice.delete().where(Invoice.id == paid.id)
+
+
+async def test_who_is_bound_sees_no_more_by_what_an_emergency_goes_by(
+    lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID
+) -> None:
+    here, there, _ = charts
+    async with lakeside.as_admin():
+        elsewhere = Result(facility_id=there.facility, visit_id=here.rows[Visit])
+        await elsewhere.save()
+    async with scope(tenant=lakeside.tenant, actor=doctor, reason="treatment"):
+        assert [row["id"] for row in await Result.select(Result.id)] == [here.rows[Result]]
+    async with lakeside.as_admin():
+        await Result.delete().where(Result.id == elsewhere.id)
 
 
 async def test_what_is_read_in_an_emergency_is_on_record_as_such_in_the_name_of_who_read_it(

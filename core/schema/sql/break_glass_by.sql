@@ -2,7 +2,8 @@
 -- for in indexes[n], written as text. Returns the emergency, or else how many clients there are, 2 for several.
 --
 -- Threat: whoever may look for a client of the whole tenant finds out who is one. So to look is to break the glass: it is for
--- the same users, each search is recorded, also one that finds nobody, and no id is told but with an emergency.
+-- the same users, each search is recorded, also one that finds nobody, and no id is told but with an emergency. What a
+-- rollback takes back of that Python records again; SQL of one's own, which must know the hashes, need not.
 --
 -- Threat: the user sees no client elsewhere, so it looks beyond the user's rights. Nothing of that may be left, whatever fails.
 create function charthold.break_glass_by(

@@ -21,7 +21,7 @@ begin
         raise exception using errcode = 'check_violation', constraint = 'user_action_audit_log_action_known',
             table = 'user_action_audit_log', message = 'there is no such kind of record';
     end if;
-    -- Threat: anybody declares that the log was verified, or that a key is gone.
+    -- Threat: anybody declares that a key is gone. (What a verification found is signed.)
     if action in ('key_rotation', 'key_shredding', 'tenant_change') and charthold.actor_role() not in ('admin', 'system')
         or action in ('audit_read', 'seal') and charthold.actor_role() not in ('admin', 'auditor', 'system')
     then

@@ -22,8 +22,10 @@ begin
     end if;
     if exists (
         select from charthold.principal as p
-        where (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
-            and charthold.was_replaced(p.xmin, p.xmax)
+        where (
+            (p.tenant_id::text || p.user_id::text) collate "C" = substr(token, 93, 72)
+            or p.user_id = (select e.user_id from charthold.emergency_of(token) as e)
+        ) and charthold.was_replaced(p.xmin, p.xmax)
     ) or exists (
         select from charthold.token_key as k where k.id = substr(token, 65, 8) and charthold.was_replaced(k.xmin, k.xmax)
     ) then
