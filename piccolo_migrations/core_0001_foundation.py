@@ -853,11 +853,11 @@ begin
         'charthold.scope', charthold.sign_as(tenant, 'late' || replace(actor::text, '-', ''), 'record late'), true
     );
     -- That somebody is shown anything the database has seen to. And whoever may lock app_user would keep a record from being
-    -- written.
-    if action = 'login_failed'
-        and not exists (select from public.app_user as u where u.tenant_id = tenant and u.id = actor)
-    then
-        raise exception using errcode = 'CH023', message = 'the tenant has no such user';
+    -- written: so it is not even named, in a statement that is run, but where it is asked.
+    if action = 'login_failed' then
+        if not exists (select from public.app_user as u where u.tenant_id = tenant and u.id = actor) then
+            raise exception using errcode = 'CH023', message = 'the tenant has no such user';
+        end if;
     end if;
     insert into public.user_action_audit_log (
         id, tenant_id, user_id, action_type, table_name, record_id, new_values, changed_columns,

@@ -220,3 +220,16 @@ def test_what_is_sealed_for_ever_is_refused() -> None:
         class Letter(TenantTable, tablename="sealed_for_ever"):
             body = EncryptedText(identifier="other")
             permissions = {"select": ("admin", "auditor"), "insert": ("admin",)}  # noqa: RUF012
+
+
+def test_a_table_of_another_schema_does_not_take_the_permissions_of_one_of_ours_by_its_name() -> None:
+    with pytest.raises(ConfigurationError, match="has the name of a table of Charthold"):
+
+        class Mine(TenantTable, tablename="user_action_audit_log", schema="mine"):
+            body = Text(default="")
+
+    class Own(TenantTable, tablename="user_action_audit_log", schema="mine"):
+        body = Text(default="")
+        permissions = {"select": ("admin",)}  # noqa: RUF012
+
+    assert roles_for("user_action_audit_log", "insert", Own.permissions) == ()

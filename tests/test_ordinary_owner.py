@@ -453,6 +453,27 @@ async def test_changes_of_users_and_of_their_tenant_do_not_stop_each_other(clini
     await asyncio.gather(*map(change, people))
 
 
+async def test_what_was_shown_is_recorded_again_though_somebody_holds_the_users(clinic: Clinic) -> None:
+    """Threat: whoever writes SQL may lock app_user, and a record that waits for it is given up in the end."""
+    holder = await DB.connect(owner=False)
+    try:
+        async with clinic.as_clinician(reason := str(uuid4())):
+            with pytest.raises(RuntimeError, match="on purpose"):
+                async with transaction():
+                    assert await Client.select(Client.notes)
+                    await holder.execute("begin; lock table app_user in access exclusive mode")
+                    raise RuntimeError("on purpose")
+    finally:
+        holder.terminate()
+    async with clinic.as_admin():
+        assert await UserActionAuditLog.exists().where(UserActionAuditLog.reason == reason)
+
+
+async def test_a_failed_login_of_nobody_is_told_as_such(clinic: Clinic) -> None:
+    with pytest.raises(ScopeError, match="The tenant has no such user"):
+        await record_failed_login(tenant=clinic.tenant, user=uuid4())
+
+
 SIGNING = ("break_glass_by", "provision_tenant", "record_late", "set_tenant_status")
 QUIET = "".join(f"    set debug_print_{kind} = off\n" for kind in ("parse", "rewritten", "plan"))
 
