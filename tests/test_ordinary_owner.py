@@ -469,11 +469,6 @@ async def test_what_was_shown_is_recorded_again_though_somebody_holds_the_users(
         assert await UserActionAuditLog.exists().where(UserActionAuditLog.reason == reason)
 
 
-async def test_a_failed_login_of_nobody_is_told_as_such(clinic: Clinic) -> None:
-    with pytest.raises(ScopeError, match="The tenant has no such user"):
-        await record_failed_login(tenant=clinic.tenant, user=uuid4())
-
-
 SIGNING = ("break_glass_by", "provision_tenant", "record_late", "set_tenant_status")
 QUIET = "".join(f"    set debug_print_{kind} = off\n" for kind in ("parse", "rewritten", "plan"))
 
