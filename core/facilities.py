@@ -81,13 +81,15 @@ def opened_by(table: type[Table], below: frozenset[type[Table]] = frozenset()) -
     if not of_tenants(table) or table in below or not roles_for(table._meta.tablename, "select", table.permissions):
         return []
     narrowed = narrowing(table)
+    if not narrowed:
+        return []  # the whole tenant sees its rows
     ways = {
         column: way
         for column in table._meta.foreign_key_columns
         if (way := way_to_client(column._foreign_key_meta.resolved_references, below | {table})) is not None
     }
-    if not narrowed or (leading := [column for column in narrowed if column in ways]):
-        return leading if narrowed else []
+    if leading := [column for column in narrowed if column in ways]:
+        return leading
     near: list[Column] = [column for column, way in ways.items() if way == min(ways.values())]
     required = [column for column in near if not column._meta.null]
     return near if len(near) == 1 else required if len(required) == 1 else []

@@ -333,7 +333,7 @@ class TenantTable(Audited, ProtectedTable):
     privileges: ClassVar[tuple[Command, ...] | None] = None
     # The column by which users bound to facilities are narrowed, by its name in the database.
     facility_column: ClassVar[str | None] = None
-    # Else the references by which they are: to a facility, or to a row that they see. None: what narrowed_by() finds;
+    # Else the references by which they are: to a facility, or to a row that they see. None: what narrowing() finds;
     # (): none, so that the whole tenant sees the rows.
     facility_from: ClassVar[Sequence[str] | None] = None
     # Columns whose values the audit log must not hold.
