@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from core.disclosures import Disclosure, accounting_of_disclosures
     from core.emergencies import Emergency, break_glass
     from core.provision import FoundTenant, ProvisionedTenant, find_tenant, provision_tenant, set_tenant_status
+    from core.record_sets import RecordSet, record_set
     from core.transactions import Transaction
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "PoolExhaustedError",
     "ProtectedQueryError",
     "ProvisionedTenant",
+    "RecordSet",
     "Scope",
     "ScopeError",
     "SealedValueError",
@@ -52,6 +54,7 @@ __all__ = [
     "provision_tenant",
     "record",
     "record_failed_login",
+    "record_set",
     "scope",
     "set_tenant_status",
     "transaction",
@@ -66,6 +69,7 @@ LATE = {
     "Emergency": "core.emergencies",
     "FoundTenant": "core.provision",
     "ProvisionedTenant": "core.provision",
+    "RecordSet": "core.record_sets",
     "Sighting": "core.audit.history",
     "Transaction": "core.transactions",
     "accounting_of_disclosures": "core.disclosures",
@@ -74,6 +78,7 @@ LATE = {
     "provision_tenant": "core.provision",
     "record": "core.audit.record",
     "record_failed_login": "core.audit.record",
+    "record_set": "core.record_sets",
     "set_tenant_status": "core.provision",
 }
 

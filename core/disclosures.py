@@ -60,6 +60,9 @@ class Disclosure(TenantTable, tablename="disclosure"):
         "withheld_until": "of an agency's request; plain so that an accounting can leave out what is withheld",
     }
 
+    # Accounted for by itself, without what is withheld.
+    in_record_set = False
+
     declares: ClassVar[Sequence[SchemaObject]] = (
         Check(name="disclosure_recipient_given", condition="btrim(recipient) <> ''"),
         # By the day of the entry, where days begin first. Not by now(): a check must say the same when it is restored.

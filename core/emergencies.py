@@ -57,6 +57,9 @@ class EmergencyAccess(TenantTable, tablename="emergency_access"):
         "until": "when the user's access ends",
     }
 
+    # Of the organisation's own affairs.
+    in_record_set = False
+
     whole_tenant = ("select",)
     # It is made by who does not see the client.
     facility_from = ()

@@ -19,7 +19,7 @@ from core.schema.quoting import name_of, quote_ident
 if TYPE_CHECKING:
     from core.tenant_table import TenantTable
 
-__all__ = ["client_columns", "narrowing", "within"]
+__all__ = ["client_columns", "decisive", "narrowing", "within"]
 
 FACILITY = "facility"  # the table by whose rows users may be bound
 CLIENT = "client"  # the table of which an emergency opens one row
@@ -71,26 +71,33 @@ def within(table: type[TenantTable]) -> str | None:
 
 
 def opened_by(table: type[Table], below: frozenset[type[Table]] = frozenset()) -> list[Column]:
-    """The references by which an emergency shows the table's rows: those of what narrows it that lead to a client.
+    """The references by which an emergency shows the table's rows; none where the whole tenant sees them.
 
-    Where none does, the one that leads there in the fewest steps, if it is one: of a payer and a patient who knows
-    whose row it is? ``below``: the tables from which references led here.
+    ``below``: the tables from which references led here.
     """
     if is_ours(table, CLIENT):
         return [table._meta.primary_key]
     if not of_tenants(table) or table in below or not roles_for(table._meta.tablename, "select", table.permissions):
         return []
-    narrowed = narrowing(table)
-    if not narrowed:
-        return []  # the whole tenant sees its rows
-    ways = {
+    if not narrowing(table):
+        return []
+    ways: dict[Column, int] = {
         column: way
         for column in table._meta.foreign_key_columns
         if (way := way_to_client(column._foreign_key_meta.resolved_references, below | {table})) is not None
     }
-    if leading := [column for column in narrowed if column in ways]:
+    return decisive(table, ways)
+
+
+def decisive(table: type[TenantTable], ways: Mapping[Column, int]) -> list[Column]:
+    """Of the references that lead to a client, each in so many steps, those that say whose a row is.
+
+    They are those by which the table is narrowed; else the one of the fewest steps, if it is one: of a payer and a
+    patient who knows whose row it is?
+    """
+    if leading := [column for column in narrowing(table) if column in ways]:
         return leading
-    near: list[Column] = [column for column, way in ways.items() if way == min(ways.values())]
+    near = [column for column, way in ways.items() if way == min(ways.values())]
     required = [column for column in near if not column._meta.null]
     return near if len(near) == 1 else required if len(required) == 1 else []
 

@@ -20,6 +20,7 @@ from core.commands.import_synthea import import_synthea
 from core.commands.install_token_key import install_token_key
 from core.commands.partitions import partitions
 from core.commands.pooler import pooler
+from core.commands.record_set import record_set
 from core.commands.reindex import reindex
 from core.commands.rotate_keys import rotate_keys
 from core.commands.seal_audit import seal_audit
@@ -58,6 +59,7 @@ COMMANDS = (
     install_token_key,
     partitions,
     pooler,
+    record_set,
     reindex,
     rotate_keys,
     seal_audit,

@@ -336,6 +336,8 @@ class TenantTable(Audited, ProtectedTable):
     # Else the references by which they are: to a facility, or to a row that they see. None: what narrowing() finds;
     # (): none, so that the whole tenant sees the rows.
     facility_from: ClassVar[Sequence[str] | None] = None
+    # Whether rows that are about a client belong to the copy that the client may have (core/record_sets.py).
+    in_record_set: ClassVar[bool] = True
     # Columns whose values the audit log must not hold.
     unrecorded: ClassVar[Sequence[str]] = ()
 

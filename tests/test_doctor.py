@@ -967,7 +967,7 @@ SLEEP = "select pg_sleep(9), $1::uuid"
         ("keys", "encryption.USES", f"{SLEEP}, $2::text[]", "The count of each key's uses was", "the most used"),
         (
             "accounting_of_disclosures",
-            "audit.DISCLOSURES",
+            "individuals.DISCLOSURES",
             f"{SLEEP}, $2::int",
             "The count of disclosures was",
             "of the last",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-from core.disclosures import YEARS
 from core.doctor.check import Notes, check
 from core.doctor.live import LOG, Live
 from core.plural import plural
@@ -17,7 +16,6 @@ __all__ = ["month_after"]
 
 MONTHS = 2  # partitions ahead; fewer is a warning, none a failure
 CAPTURE = ("audit_insert", "audit_update", "audit_delete", "audit_truncate")
-REGISTER = "public.disclosure"
 GUARDS = ("append_only", "append_only_truncate")
 
 # Every trigger, also those that PostgreSQL makes for foreign keys and for partitions.
@@ -29,17 +27,6 @@ where n.nspname !~ '^pg_' and n.nspname <> 'information_schema' order by 1, 2"""
 
 STRAY = """select count(*) as rows from public.user_action_audit_log
 where ($1::uuid is null or tenant_id = $1) and tableoid = 'public.user_action_audit_log_default'::regclass"""
-
-
-# Of the last years, withheld now, and withheld until they are too old to be asked for.
-DISCLOSURES = """
-select count(*) as entered, count(*) filter (where recent) as due,
-    count(*) filter (where recent and withheld_until >= current_date) as withheld,
-    count(*) filter (where recent and withheld_until >= disclosed_on + make_interval(years => $2)) as lost
-from (
-    select *, disclosed_on >= current_date - make_interval(years => $2) as recent from public.disclosure
-    where ($1::uuid is null or tenant_id = $1)
-) as register"""
 
 
 @check("164.312(b)")
@@ -273,45 +260,4 @@ async def retention(live: Live, notes: Notes) -> None:
         f"No tenant may ask for less than six years (now: {f'{min(years)} at least' if years else 'no tenant'})"
         f"{'; the log refuses DELETE and TRUNCATE' if guarded(live) else ''}. Policies and procedures, which the rule "
         "wants kept too, are not here."
-    )
-
-
-@check("164.528")
-async def accounting_of_disclosures(live: Live, notes: Notes) -> None:
-    """Threat: a disclosure that is gone, or withheld for good, is in no accounting, and the individual cannot know."""
-    if REGISTER not in live.relations:
-        notes.fail(
-            "There is no register of disclosures to others.",
-            subject=f"table {REGISTER}",
-            mend="piccolo migrations forwards core",
-        )
-        return
-    for grant in live.grants(REGISTER):
-        if grant["privilege"] in ("delete", "truncate"):
-            notes.fail(
-                f"{grant['to'] if grant['to'] != 'public' else 'Everybody'} may {grant['privilege']} on {REGISTER}.",
-                subject=f"grant {grant['name']}",
-                sql=f"revoke {grant['privilege']} on table {REGISTER} from {grant['to']};",
-            )
-    name = f"disclosure_client_id_fkey on {REGISTER}"
-    rule = live.catalog["constraint"].get(name)
-    if rule is None or not rule["validated"] or "ON DELETE RESTRICT" not in rule["definition"]:
-        notes.fail("A client can be deleted who must be given an accounting.", subject=f"constraint {name}")
-    rows = await live.ask_or_warn(notes, "The count of disclosures", DISCLOSURES, YEARS)
-    seen = ""
-    if rows is not None:
-        entered, due, withheld, lost = (sum(row[n] for row in rows) for n in ("entered", "due", "withheld", "lost"))
-        if lost:
-            notes.warn(
-                f"{plural(lost, 'disclosure is', 'disclosures are')} withheld until nobody need account for them.",
-                subject=f"column {REGISTER}.withheld_until",
-                mend="Ask the agency or the official for a statement with a time, 164.528(a)(2)(i), and enter that.",
-            )
-        seen = (
-            f"{plural(due, 'disclosure')} of the last {YEARS} years, {withheld} of them withheld now, and "
-            f"{entered - due} older{live.unseen()}; "
-        )
-    notes.seen(
-        f"{seen}{'nobody' if seen else 'Nobody'} but the owner may delete one, and its client stays with it. Whether "
-        "each disclosure was entered, no database can tell."
     )
