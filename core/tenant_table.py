@@ -60,8 +60,7 @@ from core.schema import (
     StorageParameters,
     Trigger,
 )
-from core.schema.declarations import full_name
-from core.schema.quoting import name_of, quote_ident
+from core.schema.quoting import name_of, quote_ident, table_name
 
 __all__ = ["ProtectedTable", "TenantTable"]
 
@@ -393,12 +392,11 @@ class TenantTable(Audited, ProtectedTable):
                 continue  # to what is all tenants': Piccolo's own constraint does
             required = required or not column._meta.null
             key = column._meta.db_column_name
-            to = column._foreign_key_meta.resolved_references._meta
             found.append(
                 References(
                     name=f"{name}_{key}_fkey",
                     columns=("tenant_id", key),
-                    to_table=full_name(to.schema, to.tablename),
+                    to_table=table_name(column._foreign_key_meta.resolved_references),
                     to_columns=("tenant_id", "id"),
                     on_delete=column._foreign_key_meta.on_delete.value.lower(),
                 )

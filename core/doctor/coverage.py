@@ -18,7 +18,7 @@ from core.doctor.check import Notes, check
 from core.doctor.identifiers import IDENTIFIERS, looks_like, shapes_in
 from core.doctor.live import LOG, Live
 from core.plural import plural
-from core.schema.quoting import quote_ident, split_table
+from core.schema.quoting import qualified, quote_ident
 
 __all__ = ["Classified", "classify"]
 
@@ -175,9 +175,7 @@ def _own(item: Classified) -> set[str]:
 
 
 async def _sample(live: Live, table: str, column: str) -> list[str]:
-    schema, name = split_table(table)
-    info = live.relations[table]
-    place = f"{quote_ident(schema)}.{quote_ident(name)}"
+    place, info = qualified(table), live.relations[table]
     # Of a big table some pages are enough, and all that time allows.
     some = f"tablesample system ({max(0.01, 100 * SAMPLE * 4 / info.estimate):.4f})" if info.estimate > 50_000 else ""
     what = quote_ident(column)

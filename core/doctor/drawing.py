@@ -12,7 +12,8 @@ from piccolo.table import Table
 
 from core.columns import BlindIndex, CreatedAt, Encrypted, RowId, TenantForeignKey, TenantId
 from core.schema import References
-from core.schema.declarations import full_name, objects_of
+from core.schema.declarations import objects_of
+from core.schema.quoting import table_name
 
 __all__ = ["Activity", "Diagram", "activity", "diagram"]
 
@@ -62,7 +63,7 @@ class Diagram:
 
 def diagram(tables: Sequence[type[Table]]) -> Diagram:
     """The tables in ranks from left to right: what is referenced stands left of what refers to it."""
-    ours = {full_name(t._meta.schema, t._meta.tablename): t for t in tables if t._meta.schema in (None, "public")}
+    ours = {table_name(t): t for t in tables if t._meta.schema in (None, "public")}
     needs = {name: references(table, ours) for name, table in ours.items()}
     ranks: dict[str, int] = {}
 
@@ -96,8 +97,8 @@ def references(table: type[Table], ours: Mapping[str, Any]) -> list[tuple[str, s
     found = {(item.to_table, item.columns[-1]): False for item in objects_of(table) if isinstance(item, References)}
     for column in table._meta.columns:
         if isinstance(column, ForeignKey):
-            target = column._foreign_key_meta.resolved_references._meta
-            found.setdefault((full_name(target.schema, target.tablename), column._meta.db_column_name), True)
+            target = table_name(column._foreign_key_meta.resolved_references)
+            found.setdefault((target, column._meta.db_column_name), True)
     return [(target, column, soft) for (target, column), soft in found.items() if target in ours]
 
 

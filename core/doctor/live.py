@@ -19,8 +19,7 @@ from core.errors import ConfigurationError
 from core.plural import plural
 from core.schema import RowSecurity, application_login
 from core.schema.catalog import Catalog, snapshot
-from core.schema.declarations import full_name
-from core.schema.quoting import split_table
+from core.schema.quoting import catalog_name
 from core.settings import Settings, settings
 
 __all__ = ["LOG", "PATIENCE", "Live", "TableInfo", "TenantInfo", "here"]
@@ -146,9 +145,7 @@ class Live:
 
     def declared(self) -> dict[str, type[Table]]:
         """The registered tables by the name that the catalog gives them."""
-        return {
-            ".".join(split_table(full_name(table._meta.schema, table._meta.tablename))): table for table in self.tables
-        }
+        return {catalog_name(table): table for table in self.tables}
 
     def schemas(self) -> list[str]:
         """Where the declarations make what is ours; ``drift`` compares all that is in them."""

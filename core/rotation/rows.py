@@ -24,7 +24,7 @@ from core.crypto.keyring import TenantKeys
 from core.errors import ChartholdError
 from core.permissions import roles_for
 from core.registered import tenant_tables
-from core.schema.quoting import quote_ident
+from core.schema.quoting import name_of, quote_ident
 from core.tables import TenantTable
 
 __all__ = ["SealedTable", "check_actor", "check_declared", "sealed_tables"]
@@ -147,7 +147,7 @@ class SealedTable:
 
     @property
     def _place(self) -> str:
-        return str(self.table._meta.get_formatted_tablename())
+        return name_of(self.table)
 
     @forgetful
     def _resealed(

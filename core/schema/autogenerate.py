@@ -31,7 +31,6 @@ from piccolo.table import Table
 from core.errors import MigrationError
 from core.schema.declarations import (
     constraint_of,
-    full_name,
     in_dependency_order,
     objects_of,
     shared_objects,
@@ -42,6 +41,7 @@ from core.schema.migration import MigrationManager
 from core.schema.object import SchemaObject
 from core.schema.operation import Add, Drop, Operation, Rename, Replace
 from core.schema.partition import Partitions
+from core.schema.quoting import full_name
 from core.schema.replay import SchemaSnapshot, named_once
 from core.schema.sealed import alike, refuse_change, refuse_column_rename, refuse_table_rename
 from core.schema.statement import Statement

@@ -15,14 +15,13 @@ from core.schema.constraint import Check, Constraint, PrimaryKey, References, Un
 from core.schema.grant import Grant
 from core.schema.index import Index
 from core.schema.object import SchemaObject
-from core.schema.quoting import split_table
+from core.schema.quoting import split_table, table_name
 from core.schema.role import Role
 from core.settings import settings
 
 __all__ = [
     "constraint_of",
     "declared_roles",
-    "full_name",
     "in_dependency_order",
     "objects_of",
     "register_shared",
@@ -53,11 +52,6 @@ def declared_roles() -> list[str]:
     """The roles that the apps declare, as this cluster knows them."""
     names = {item.name for objects in _shared.values() for item in objects if isinstance(item, Role)}
     return sorted(settings().role_prefix + name for name in names)
-
-
-def full_name(schema: str | None, tablename: str) -> str:
-    """The name under which objects are bound to a table."""
-    return tablename if schema in {None, "public"} else f"{schema}.{tablename}"
 
 
 def constraint_of(constraint: piccolo_constraints.Constraint) -> Constraint | None:
@@ -130,14 +124,13 @@ def verify(objects: Iterable[SchemaObject]) -> None:
 
 def in_dependency_order(tables: Sequence[type[Table]]) -> list[type[Table]]:
     """Referenced tables first, by ForeignKey columns and ``References``, then by name: the same on every run."""
-    by_name = {full_name(t._meta.schema, t._meta.tablename): t for t in tables}
+    by_name = {table_name(table): table for table in tables}
     needs: dict[str, set[str]] = {}
     for name, table in sorted(by_name.items()):
         targets = {item.to_table for item in objects_of(table) if isinstance(item, References)}
         for column in table._meta.columns:
             if isinstance(column, ForeignKey):
-                target = column._foreign_key_meta.resolved_references._meta
-                targets.add(full_name(target.schema, target.tablename))
+                targets.add(table_name(column._foreign_key_meta.resolved_references))
         needs[name] = {target for target in targets if target in by_name and target != name}
     return [by_name[name] for name in topological(needs)]
 

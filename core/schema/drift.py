@@ -19,14 +19,14 @@ from piccolo.table import Table
 
 from core.errors import ConfigurationError, MigrationError
 from core.schema.catalog import Catalog, snapshot
-from core.schema.declarations import full_name, in_dependency_order, objects_of, sort_objects, verify
+from core.schema.declarations import in_dependency_order, objects_of, sort_objects, verify
 from core.schema.lock import STEP_LOCK
 from core.schema.mend import mend
 from core.schema.migration import create_table
 from core.schema.namespace import Namespace
 from core.schema.object import Kind, SchemaObject
 from core.schema.partition import Partitions
-from core.schema.quoting import quote_ident, split_table
+from core.schema.quoting import catalog_name, quote_ident, split_table, table_name
 from core.schema.role import Role, application_login
 from core.schema.run import BUSY, failed, preamble
 from core.settings import settings
@@ -62,7 +62,7 @@ async def drift(
     schemas = sorted(
         {"public"}
         | {item.name for item in shared if isinstance(item, Namespace)}
-        | {split_table(full_name(t._meta.schema, t._meta.tablename))[0] for t in tables}
+        | {split_table(table_name(table))[0] for table in tables}
     )
     found = await snapshot(connection, schemas, roles=[])
     expected = await declared_catalog(connection, tables, shared, schemas)
@@ -96,8 +96,7 @@ def declared_statements(tables: Sequence[type[Table]], shared: Iterable[SchemaOb
     # Who belongs to a role is looked at by itself, and takes a DATABASE_URL that can be read.
     statements = [sql for item in early for sql in ((item.alone(),) if isinstance(item, Role) else item.create())]
     for table in ordered:
-        name = full_name(table._meta.schema, table._meta.tablename)
-        statements += create_table(table, partitions.get(name), declared=True)
+        statements += create_table(table, partitions.get(table_name(table)), declared=True)
     late = [item for item in objects if item.place > Kind.TABLES and not isinstance(item, Partitions)]
     return statements + [sql for item in late for sql in item.create()]
 
@@ -109,8 +108,7 @@ def statements_by_table(tables: Sequence[type[Table]]) -> dict[str, list[str]]:
         objects = objects_of(table)
         by = next((item for item in objects if isinstance(item, Partitions)), None)
         late = [item for item in objects if item.place > Kind.TABLES and not isinstance(item, Partitions)]
-        name = ".".join(split_table(full_name(table._meta.schema, table._meta.tablename)))
-        made[name] = [
+        made[catalog_name(table)] = [
             *create_table(table, by, declared=True),
             *(sql for item in late for sql in item.create()),
         ]

@@ -13,13 +13,12 @@ from typing import Any
 import asyncpg
 
 from core.errors import MigrationError
-from core.schema.declarations import full_name
 from core.schema.domain import Domain
 from core.schema.function import Function
 from core.schema.live import LiveTable, live_tables
 from core.schema.migration import MigrationManager
 from core.schema.operation import Add
-from core.schema.quoting import qualified
+from core.schema.quoting import full_name, qualified
 from core.settings import settings
 
 __all__ = ["DROP", "agree_to_loss", "refuse_dependents", "tables_that_go"]

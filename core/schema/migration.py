@@ -22,7 +22,7 @@ from piccolo.table import Table, create_table_class
 from core import schema
 from core.errors import MigrationError
 from core.schema.constraint import Constraint, References
-from core.schema.declarations import constraint_of, full_name, topological
+from core.schema.declarations import constraint_of, topological
 from core.schema.index import Index
 from core.schema.live import LiveTable, live_tables
 from core.schema.lock import migrating
@@ -30,7 +30,7 @@ from core.schema.object import Kind, SchemaObject
 from core.schema.operation import Add, Drop, Operation, Rename, Replace
 from core.schema.partition import Partitions
 from core.schema.plans import forgetting
-from core.schema.quoting import name_of, qualified, quote_ident
+from core.schema.quoting import full_name, name_of, qualified, quote_ident, table_name
 from core.schema.run import print_step, run_step
 from core.schema.statement import Statement
 from core.schema.step import Raw, Step
@@ -197,7 +197,7 @@ class MigrationManager(PiccoloMigrationManager):
         self._collected += [Raw(function) for function in functions]
 
     async def _run_add_tables(self, backwards: bool = False) -> None:
-        tables = {full_name(t._meta.schema, t._meta.tablename): t for t in map(self._new_table, self.add_tables)}
+        tables = {table_name(table): table for table in map(self._new_table, self.add_tables)}
         ordered = [
             tables[name] for name in topological({n: references(t) & set(tables) - {n} for n, t in tables.items()})
         ]
@@ -243,8 +243,7 @@ class MigrationManager(PiccoloMigrationManager):
                 self._collected.append(f"drop table {qualified(full_name(table.schema, table.tablename))}")
 
     def _create_table(self, table: type[Table]) -> list[str]:
-        name = full_name(table._meta.schema, table._meta.tablename)
-        return create_table(table, next((p for p in self._partitions() if p.table == name), None))
+        return create_table(table, next((p for p in self._partitions() if p.table == table_name(table)), None))
 
     def _partitions(self) -> Iterator[Partitions]:
         for operation in self.operations:
@@ -290,8 +289,8 @@ def create_table(table: type[Table], partitions: Partitions | None, *, declared:
 
 def references(table: type[Table]) -> set[str]:
     """The tables that the table's ForeignKey columns refer to."""
-    targets = [c._foreign_key_meta.resolved_references._meta for c in table._meta.columns if isinstance(c, ForeignKey)]
-    return {full_name(target.schema, target.tablename) for target in targets}
+    keys = [column for column in table._meta.columns if isinstance(column, ForeignKey)]
+    return {table_name(key._foreign_key_meta.resolved_references) for key in keys}
 
 
 def own_changes(change: Any) -> Any:

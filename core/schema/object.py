@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
 from core.errors import MigrationError
-from core.schema.quoting import qualified, tidy
+from core.schema.quoting import full_name, qualified, tidy
 
 __all__ = ["Key", "Kind", "Named", "SchemaObject", "literal", "sql_text"]
 
@@ -106,7 +106,7 @@ class SchemaObject(ABC):
         """A copy that belongs to a table; shared objects stay as they are."""
         if not self.of_table:
             return self
-        return dataclasses.replace(self, table=tablename if schema in {None, "public"} else f"{schema}.{tablename}")
+        return dataclasses.replace(self, table=full_name(schema, tablename))
 
     def moved(self, tables: Mapping[str, str]) -> Self:
         """A copy for tables that were renamed: old name -> new name."""

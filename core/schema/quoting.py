@@ -1,4 +1,8 @@
-"""The one place where names and values become SQL text."""
+"""The one place where names and values become SQL text.
+
+A table has one name in three forms: ``facility`` or ``charthold.token_key`` in declarations and steps, always with its
+schema in the catalog (``public.facility``), and quoted in SQL (``"public"."facility"``).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,19 @@ from piccolo.table import Table
 
 from core.settings import settings
 
-__all__ = ["columns_list", "name_of", "qualified", "quote_ident", "quote_literal", "role", "split_table", "tidy"]
+__all__ = [
+    "catalog_name",
+    "columns_list",
+    "full_name",
+    "name_of",
+    "qualified",
+    "quote_ident",
+    "quote_literal",
+    "role",
+    "split_table",
+    "table_name",
+    "tidy",
+]
 
 # Role keywords of GRANT and CREATE POLICY; every other name is a role of ours.
 KEYWORDS = frozenset({"public", "current_user", "session_user"})
@@ -27,6 +43,16 @@ def quote_literal(value: str) -> str:
     return f" E{quoted}".replace("\\", "\\\\").lstrip() if "\\" in value else quoted
 
 
+def full_name(schema: str | None, tablename: str) -> str:
+    """The name in declarations: ``facility``, or ``charthold.token_key`` outside of ``public``."""
+    return tablename if schema in {None, "public"} else f"{schema}.{tablename}"
+
+
+def table_name(table: type[Table]) -> str:
+    """``full_name`` of a declared table."""
+    return full_name(table._meta.schema, table._meta.tablename)
+
+
 def split_table(table: str) -> tuple[str, str]:
     """``facility`` -> ``("public", "facility")``; ``charthold.token_key`` -> ``("charthold", "token_key")``."""
     schema, dot, name = table.partition(".")
@@ -39,8 +65,13 @@ def qualified(name: str) -> str:
 
 
 def name_of(table: type[Table]) -> str:
-    """A declared table's name, quoted, with its schema."""
-    return f"{quote_ident(table._meta.schema or 'public')}.{quote_ident(table._meta.tablename)}"
+    """A declared table's name in SQL."""
+    return qualified(table_name(table))
+
+
+def catalog_name(table: type[Table]) -> str:
+    """A declared table's name in the catalog."""
+    return ".".join(split_table(table_name(table)))
 
 
 def columns_list(columns: tuple[str, ...]) -> str:

@@ -23,8 +23,9 @@ from piccolo.table import Table
 from core.errors import ChartholdError, MigrationError
 from core.schema.autogenerate import JINJA_ENV, AutoMigrationManager
 from core.schema.constraint import References
-from core.schema.declarations import full_name, in_dependency_order, objects_of, shared_objects
+from core.schema.declarations import in_dependency_order, objects_of, shared_objects
 from core.schema.object import Kind, SchemaObject
+from core.schema.quoting import table_name
 
 __all__ = ["regenerate"]
 
@@ -64,7 +65,7 @@ async def regenerate(app_name: str) -> list[Path]:
 
 def postponed(tables: list[type[Table]], some: list[type[Table]]) -> set[str]:
     """The tables that are still to come: a ring of references is closed by the last of them."""
-    return {full_name(t._meta.schema, t._meta.tablename) for t in tables if t not in some}
+    return {table_name(table) for table in tables if table not in some}
 
 
 def clear(folder: Path, app_name: str) -> None:

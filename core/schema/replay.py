@@ -9,10 +9,11 @@ from piccolo.apps.migrations.auto import DiffableTable
 from piccolo.apps.migrations.auto import SchemaSnapshot as PiccoloSchemaSnapshot
 from piccolo.columns import Column
 
-from core.schema.declarations import constraint_of, full_name
+from core.schema.declarations import constraint_of
 from core.schema.migration import MigrationManager
 from core.schema.object import Key, SchemaObject
 from core.schema.operation import Drop
+from core.schema.quoting import full_name
 
 __all__ = ["SchemaSnapshot", "named_once"]
 

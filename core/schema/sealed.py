@@ -14,7 +14,7 @@ from piccolo.columns import Column
 
 from core.columns import BlindIndex, Encrypted
 from core.errors import MigrationError
-from core.schema.declarations import full_name
+from core.schema.quoting import full_name
 
 __all__ = ["alike", "bound", "refuse_change", "refuse_column_rename", "refuse_table_rename", "reindexed"]
 

@@ -11,7 +11,7 @@ from pglast import ast
 from pglast.enums import AlterTableType, ConstrType, ObjectType, ReindexObjectType
 from pglast.visitors import Visitor
 
-from core.schema.declarations import full_name
+from core.schema.quoting import full_name
 
 __all__ = ["Names", "Suspect", "suspicions"]
 
