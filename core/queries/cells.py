@@ -177,13 +177,9 @@ def index_argument(index: BlindIndex, values: Values) -> Any:
 
 
 @functools.cache
-def _indexes_of(table: type[Table], names: tuple[str, ...]) -> tuple[BlindIndex, ...]:
+def indexes_of(table: type[Table], *names: str) -> tuple[BlindIndex, ...]:
+    """The blind indexes that hash any of the columns of these names."""
     return tuple(c for c in table._meta.columns if isinstance(c, BlindIndex) and set(names) & set(c.of))
-
-
-def indexes_of(table: type[Table], columns: Sequence[Column]) -> tuple[BlindIndex, ...]:
-    """The blind indexes that hash any of the columns."""
-    return _indexes_of(table, tuple(column._meta.name for column in columns))
 
 
 def placeholder(column: Column) -> str:

@@ -129,7 +129,7 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
                         f"{column._meta.name} is sealed for the id of the new row, so on_conflict cannot write it into "
                         "another row. Conflict on the id, or find the row and save it."
                     )
-                chosen += indexes_of(self.table, [column])
+                chosen += indexes_of(column._meta.table, column._meta.name)
             chosen.append(value)
         return chosen
 
@@ -175,7 +175,8 @@ def unique_by_hash(table: type[Table]) -> tuple[str, ...]:
 
 def _unique(column: Encrypted[Any]) -> Column:
     """What a unique index of the encrypted column holds."""
-    exact_ones = [i for i in indexes_of(column._meta.table, [column]) if i.spec.kind in ("exact", "folded")]
+    table: type[Table] = column._meta.table
+    exact_ones = [i for i in indexes_of(table, column._meta.name) if i.spec.kind in ("exact", "folded")]
     return exact_ones[0] if exact_ones else column.refuse("find a conflict on it")
 
 

@@ -58,7 +58,7 @@ def written_of(table: type[Table], names: tuple[str, ...]) -> Written:
         if type(column) is not CreatedAt or len(columns) == 1:
             refuse_fixed(column)
     sealed = tuple(column for column in columns if isinstance(column, Encrypted))
-    indexes = indexes_of(table, sealed) if sealed else ()
+    indexes = indexes_of(table, *(column._meta.name for column in sealed))
     parts = {name for index in indexes for name in index.of} - {column._meta.name for column in sealed}
     missing: Any = tuple(table._meta.get_column_by_name(name) for name in sorted(parts))
     kinds = {column._meta.db_column_name: column.kind for column in sealed}

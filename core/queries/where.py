@@ -34,6 +34,7 @@ from core.crypto.derive import forgetful
 from core.crypto.keyring import TenantKeys
 from core.errors import ProtectedQueryError
 from core.plan import Plan
+from core.queries.cells import indexes_of
 from core.queries.shape import is_computed
 
 __all__ = [
@@ -357,15 +358,10 @@ def _letters(value: Any, operator: type[ComparisonOperator]) -> int:
 def _indexes(column: Column) -> Sequence[BlindIndex]:
     """The blind indexes of the column's table, reached by the same joins."""
     meta = column._meta
-    found = _indexes_of(meta.table, meta.name)
+    found = indexes_of(meta.table, meta.name)
     if meta.call_chain:
         return [getattr(meta.call_chain[-1], index._meta.name) for index in found]
     return found
-
-
-@functools.cache
-def _indexes_of(table: type[Table], name: str) -> tuple[BlindIndex, ...]:
-    return tuple(c for c in table._meta.columns if isinstance(c, BlindIndex) and name in c.of)
 
 
 def _ask(index: BlindIndex, values: list[Any], operator: type[ComparisonOperator]) -> Where:
