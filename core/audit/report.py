@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import UUID
 
+from core.plural import plural
+
 __all__ = ["Finding", "Kind", "Report"]
 
 Kind = Literal["changed", "reordered", "missing", "added", "unnamed", "head", "heads_missing", "list", "rewritten"]
@@ -16,11 +18,6 @@ SENTENCES: dict[Kind, str] = {
     "missing": "Record {record} (leaf {leaf}) was sealed and is gone.",
     "added": "Record {record} was added among records that were sealed before.",
 }
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 head``, ``2 heads``."""
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,13 @@ class Report:
 
     def summary(self) -> str:
         """One line."""
-        said = f"{counted(self.tree_size, 'record')} under {counted(self.heads, 'head')}"
+        said = f"{plural(self.tree_size, 'record')} under {plural(self.heads, 'head')}"
         if self.archived:
             said += f", {self.archived} of them archived"
         if self.exported_heads:
-            said += f", {counted(self.exported_heads, 'exported head')}"
+            said += f", {plural(self.exported_heads, 'exported head')}"
         said += f", {self.unsealed} not sealed yet"
-        return f"{said}: {'as they were sealed' if self.good else counted(len(self.findings), 'finding')}."
+        return f"{said}: {'as they were sealed' if self.good else plural(len(self.findings), 'finding')}."
 
     def to_json(self) -> dict[str, Any]:
         return {

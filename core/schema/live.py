@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
+from core.plural import plural
 from core.schema.quoting import split_table
 
 __all__ = ["LiveTable", "live_tables"]
@@ -25,7 +26,7 @@ class LiveTable(NamedTuple):
         """How many rows it holds, as far as PostgreSQL knows without looking."""
         if self.estimate <= 0:
             return "rows that PostgreSQL has not counted"
-        return f"about {self.estimate:,} row{'' if self.estimate == 1 else 's'}"
+        return f"about {plural(self.estimate, 'row')}"
 
 
 async def live_tables(connection: asyncpg.Connection[Any], tables: Iterable[str]) -> dict[str, LiveTable]:

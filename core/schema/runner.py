@@ -25,6 +25,7 @@ from piccolo.apps.migrations.tables import Migration
 from piccolo.conf.apps import AppConfig
 
 from core.errors import ChartholdError, MigrationError
+from core.plural import plural
 from core.schema import autogenerate
 from core.schema.branches import refuse_branches
 from core.schema.defaults import quote_defaults
@@ -224,14 +225,14 @@ async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connec
     ran = [manager for name in already_ran if (manager := managers.get(name)) is not None]
     refuse_branches(app_config.app_name, ran, [manager for name in waiting if (manager := managers[name]) is not None])
     problem = await finish(self, connection, ran, [managers[name] for name in waiting])
-    say(self, f"👍 {len(already_ran)} migration{'s' if len(already_ran) != 1 else ''} already complete")
+    say(self, f"👍 {plural(len(already_ran), 'migration')} already complete")
     if not waiting and problem:
         raise problem
     if not waiting:
         message = "🏁 No migrations need to be run"
         say(self, message)
         return MigrationResult(success=True, message=message)
-    say(self, f"⏩ {len(waiting)} migration{'s' if len(waiting) != 1 else ''} not yet run")
+    say(self, f"⏩ {plural(len(waiting), 'migration')} not yet run")
 
     if self.migration_id == "all":
         subset = waiting
@@ -251,7 +252,7 @@ async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connec
     ):
         return MigrationResult(success=False, message="Migration stopped")
 
-    say(self, f"🚀 Running {len(subset)} migration{'s' if len(subset) != 1 else ''}:")
+    say(self, f"🚀 Running {plural(len(subset), 'migration')}:")
     for name in subset:
         manager = managers[name] or MigrationManager(migration_id=name, app_name=app_config.app_name)
         manager.migration_id, manager.app_name, manager.preview = name, app_config.app_name, self.preview
@@ -291,7 +292,7 @@ async def finish(
     left = await unfinished(connection, [item for item in objects if item.key not in changed])
     if not left:
         return None
-    say(self, f"Finishing {len(left)} statement(s) that an earlier run left behind")
+    say(self, f"Finishing {plural(len(left), 'statement')} that an earlier run left behind")
     if self.preview:
         print("\n".join(terminated(statement) for statement in left))
         return None
@@ -334,7 +335,7 @@ async def _backwards(self: Any, app_config: AppConfig, connection: asyncpg.Conne
         )
         print(message, file=sys.stderr)
         return MigrationResult(success=False, message=message)
-    if not (self.preview or self.auto_agree or agreed(f"Reverse {len(subset)} migration(s)?")):
+    if not (self.preview or self.auto_agree or agreed(f"Reverse {plural(len(subset), 'migration')}?")):
         print("Not proceeding.", file=sys.stderr)
         return MigrationResult(success=False, message="Not proceeding.")
     managers = {name: await load(modules[name]) for name in subset}
