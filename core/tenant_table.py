@@ -6,36 +6,19 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, Self
 
-from piccolo.columns import (
-    BigInt,
-    Boolean,
-    Column,
-    Date,
-    ForeignKey,
-    Integer,
-    SmallInt,
-    Timestamp,
-    Timestamptz,
-)  # fmt: skip
+from piccolo.columns import Column, ForeignKey
 from piccolo.columns.m2m import M2M
 from piccolo.table import Table
 
-from core.audit.capture import capture_function, capture_triggers
 from core.audit.mixin import Audited
-from core.class_rules import (
-    refuse_columns,
-    refuse_for_ever,
-    refuse_misspelt,
-    refuse_namesake,
-    refuse_reference,
-)
-from core.columns import BlindIndex, CreatedAt, RowId, TenantForeignKey, TenantId, UpdatedAt
+from core.class_rules import refuse_columns, refuse_for_ever, refuse_misspelt, refuse_namesake
+from core.columns import BlindIndex, CreatedAt, RowId, TenantId, UpdatedAt
 from core.crypto.derive import forgetful
 from core.errors import ChartholdError, ProtectedQueryError
-from core.facilities import narrowing, within
+from core.facilities import narrowing
 from core.layout import Layout
-from core.permissions import COMMANDS, Command, roles_for
-from core.policies import policies
+from core.permissions import Command
+from core.protections import protections, unsampled
 from core.queries import (
     TenantCount,
     TenantDelete,
@@ -49,29 +32,9 @@ from core.queries import (
     TenantUpdateSelf,
 )
 from core.queries.quiet import AddRelated
-from core.schema import (
-    Grant,
-    Index,
-    PrimaryKey,
-    References,
-    RowSecurity,
-    SchemaObject,
-    Statement,
-    StorageParameters,
-    Trigger,
-)
-from core.schema.quoting import name_of, quote_ident, table_name
+from core.schema import SchemaObject
 
 __all__ = ["ProtectedTable", "TenantTable"]
-
-# What the planner may keep a sample of: values that are nobody's.
-SAMPLED_TYPES = (BigInt, Boolean, Integer, SmallInt)
-SAMPLED = ("action_type", "kind", "role", "status", "table_name")
-# Of these types what is equal is the same; of 1.0 and 1.00, a month and 30 days, 0 and -0 it is not.
-EXACT_TYPES = (
-    "BIGINT", "BOOLEAN", "BYTEA", "CHARTHOLD.ENVELOPE", "DATE", "INTEGER", "SMALLINT", "TEXT", "TIME", "TIMESTAMP",
-    "TIMESTAMPTZ", "UUID", "VARCHAR",
-)  # fmt: skip
 
 
 class ProtectedTable(Table):
@@ -281,30 +244,8 @@ class ProtectedTable(Table):
 
     @classmethod
     def implied_objects(cls) -> tuple[SchemaObject, ...]:
-        """What the class implies; ``TenantTable`` says what."""
-        return (cls._unsampled(),)
-
-    @classmethod
-    def _unsampled(cls) -> Statement:
-        """Keeps identifying values out of the planner's statistics.
-
-        Threat: EXPLAIN shows estimates that were made from a sample of all tenants' rows, whatever the policies say:
-        how many rows a tenant has and, asked often enough, the very e-mail addresses. No sample, no estimate to ask.
-        """
-        columns = [
-            c._meta.db_column_name
-            for c in cls._meta.columns
-            if not isinstance(c, SAMPLED_TYPES) and c._meta.name not in SAMPLED
-        ]
-        name = cls._meta.tablename
-        table = f"alter table {name_of(cls)}\n    "
-
-        def each(target: int) -> str:
-            return table + ",\n    ".join(f"alter column {quote_ident(c)} set statistics {target}" for c in columns)
-
-        return Statement(
-            name=f"planner_does_not_sample_{name}", forwards=each(0), backwards=each(-1), after_tables=True
-        )
+        """What the class implies; a ``TenantTable`` implies more."""
+        return (unsampled(cls),)
 
     @classmethod
     def schema_objects(cls) -> tuple[SchemaObject, ...]:
@@ -348,109 +289,9 @@ class TenantTable(Audited, ProtectedTable):
 
     @classmethod
     def implied_objects(cls) -> tuple[SchemaObject, ...]:
-        name, granted = cls._meta.tablename, cls.privileges
-        if granted is None:
-            granted = tuple(command for command in COMMANDS if roles_for(name, command, cls.permissions))
-        return (
-            PrimaryKey(name=f"{name}_pkey", columns=("tenant_id", "id")),
-            # HOT updates need room on the page.
-            StorageParameters(parameters=(("fillfactor", "80"),)),
-            *cls._references(),
-            *cls._indexes(),
-            RowSecurity(),
-            *policies(
-                name,
-                "tenant_id",
-                permissions=cls.permissions,
-                within=within(cls),
-                whole_tenant=cls.whole_tenant,
-            ),
-            *([Grant(privileges=granted, to="app_runtime")] if granted else ()),
-            Trigger(
-                name="keep_identity",
-                timing="before",
-                events=("update",),
-                level="row",
-                function="charthold.touch_tenant_row",
-            ),
-            *(cls._capture() if cls.audited else ()),
-            cls._unsampled(),
-        )
+        return protections(cls)
 
     @classmethod
     def narrowed_by(cls) -> list[str]:
         """The columns by which users bound to facilities are narrowed; see ``core/facilities.py``."""
         return [column._meta.db_column_name for column in narrowing(cls)]
-
-    @classmethod
-    def _references(cls) -> list[SchemaObject]:
-        found: list[SchemaObject] = []
-        name, required = cls._meta.tablename, False
-        for column in cls._meta.foreign_key_columns:
-            refuse_reference(cls, column)
-            if not isinstance(column, TenantForeignKey):
-                continue  # to what is all tenants': Piccolo's own constraint does
-            required = required or not column._meta.null
-            key = column._meta.db_column_name
-            found.append(
-                References(
-                    name=f"{name}_{key}_fkey",
-                    columns=("tenant_id", key),
-                    to_table=table_name(column._foreign_key_meta.resolved_references),
-                    to_columns=("tenant_id", "id"),
-                    on_delete=column._foreign_key_meta.on_delete.value.lower(),
-                )
-            )
-        if not required:
-            # RESTRICT: a tenant with rows is closed or shredded, never deleted. A table with a required reference to
-            # another tenant's table needs no second check: that row's own reference holds the tenant.
-            found.append(
-                References(
-                    name=f"{name}_tenant_id_fkey",
-                    columns=("tenant_id",),
-                    to_table="tenant",
-                    to_columns=("id",),
-                    on_delete="restrict",
-                )
-            )
-        return found
-
-    @classmethod
-    def _indexes(cls) -> list[Index]:
-        """An index for each foreign key (the other side's delete looks for us) and each blind index."""
-        name = cls._meta.tablename
-        declared = {o.columns[:2] for o in cls.declares if isinstance(o, Index) and o.where is None}
-        columns = {
-            c._meta.db_column_name: c._meta.unique
-            for c in cls._meta.columns
-            if isinstance(c, (TenantForeignKey, BlindIndex))
-        }
-        return [
-            Index(name=f"{name}_by_{column}", columns=("tenant_id", column), unique=unique)
-            for column, unique in columns.items()
-            if unique or ("tenant_id", column) not in declared
-        ]
-
-    @classmethod
-    def _capture(cls) -> tuple[SchemaObject, ...]:
-        name = cls._meta.tablename
-        recorded = [c._meta.db_column_name for c in cls._layout.recorded if c._meta.name not in cls.unrecorded]
-        loose = [c._meta.db_column_name for c in cls._meta.columns if _loose(c)]
-        indexes = {
-            c._meta.db_column_name: [cls._meta.get_column_by_name(of)._meta.db_column_name for of in c.of]
-            for c in cls._meta.columns
-            if isinstance(c, BlindIndex)
-        }
-        lengths = {c._meta.db_column_name: c.spec.bits >> 3 for c in cls._meta.columns if isinstance(c, BlindIndex)}
-        times = {
-            c._meta.db_column_name: c.column_type.lower()
-            for c in cls._meta.columns
-            if isinstance(c, (Date, Timestamp, Timestamptz))
-        }
-        capture = capture_function(name, recorded, loose=loose, indexes=indexes, lengths=lengths, times=times)
-        return (capture, *capture_triggers(name))
-
-
-def _loose(column: Column) -> bool:
-    """Whether the database calls values of the column equal that are not the same."""
-    return column.column_type.upper().replace("[]", "").partition("(")[0] not in EXACT_TYPES
