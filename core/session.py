@@ -100,38 +100,15 @@ async def begin_session(
     mark = secrets.token_hex(8)
     patience = {"lock_timeout": lock_timeout} if lock_timeout else {}
     begins = OWNER_SESSION if role is None else {**SESSION, **patience, "role": role}
-    kind = asyncpg.Connection if role is None else Connection
     connection: asyncpg.Connection[Any]
     try:
         connection = await asyncpg.connect(
-            **arguments, server_settings={**begins, pooler.MARK: mark}, connection_class=kind
+            **arguments,
+            server_settings={**begins, pooler.MARK: mark},
+            connection_class=asyncpg.Connection if role is None else Connection,
         )
-    except ValueError:
-        # It quotes parts of the URL, such as a piece of the password.
-        raise ConfigurationError(
-            f"{named_by} cannot be read. Write it as postgres://login:password@host:5432/database, and in the password "
-            "%23 for #, %2F for /, %3F for ?, %40 for @, %5B for [."
-        ) from None
-    except asyncpg.InvalidParameterValueError:
-        raise ConfigurationError(
-            f"The role {role} does not exist yet. Run: piccolo migrations forwards core; after a "
-            "restore, piccolo core doctor shows how to make it."
-        ) from None
-    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-        check = f"Check {named_by}." if named_by else "Is CHARTHOLD_HOME of another installation?"
-        raise ConfigurationError(f"PostgreSQL refused the connection: {error}. {check}") from None
-    except asyncpg.InsufficientPrivilegeError as error:
-        if role is None:
-            raise ConfigurationError(f"The login of {named_by or 'the embedded server'}: {error}.") from None
-        raise ConfigurationError(
-            f"The login of {named_by or 'the embedded server'} may not act as {role}. "
-            f"As the owner run: grant {role} to <login>"
-        ) from None
-    except asyncpg.ProtocolViolationError as error:
-        raise ConfigurationError(pooler.refused(named_by, str(error), owner=role is None)) from None
-    except OSError as error:
-        server = f"the server that {named_by} names" if named_by else "the embedded server"
-        raise ConfigurationError(f"No connection to {server}: {error.strerror or error}. Is it running?") from None
+    except (ValueError, OSError, asyncpg.PostgresError) as error:
+        raise _explained(error, role, named_by) from None
     try:
         await _examine(connection, role, mark, begins, named_by=named_by, bound=bound)
     except asyncpg.InternalClientError:
@@ -145,6 +122,35 @@ async def begin_session(
         connection.terminate()  # refused, or cancelled half-way: nobody else would close it
         raise
     return connection
+
+
+def _explained(error: Exception, role: str | None, named_by: str | None) -> Exception:
+    """What kept a session from beginning, with what to do about it; the error itself when we know nothing better."""
+    login = f"The login of {named_by or 'the embedded server'}"
+    if isinstance(error, ValueError):
+        # It quotes parts of the URL, such as a piece of the password.
+        return ConfigurationError(
+            f"{named_by} cannot be read. Write it as postgres://login:password@host:5432/database, and in the password "
+            "%23 for #, %2F for /, %3F for ?, %40 for @, %5B for [."
+        )
+    if isinstance(error, asyncpg.InvalidParameterValueError):
+        return ConfigurationError(
+            f"The role {role} does not exist yet. Run: piccolo migrations forwards core; after a "
+            "restore, piccolo core doctor shows how to make it."
+        )
+    if isinstance(error, (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)):
+        check = f"Check {named_by}." if named_by else "Is CHARTHOLD_HOME of another installation?"
+        return ConfigurationError(f"PostgreSQL refused the connection: {error}. {check}")
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        if role is None:
+            return ConfigurationError(f"{login}: {error}.")
+        return ConfigurationError(f"{login} may not act as {role}. As the owner run: grant {role} to <login>")
+    if isinstance(error, asyncpg.ProtocolViolationError):
+        return ConfigurationError(pooler.refused(named_by, str(error), owner=role is None))
+    if isinstance(error, OSError):
+        server = f"the server that {named_by} names" if named_by else "the embedded server"
+        return ConfigurationError(f"No connection to {server}: {error.strerror or error}. Is it running?")
+    return error
 
 
 async def _examine(
