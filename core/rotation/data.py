@@ -18,41 +18,41 @@ import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import asyncpg
 
-from core.crypto.keyring import WrappedKey
 from core.engine import engine
-from core.errors import ChartholdError, SealedValueError
+from core.errors import ChartholdError
 from core.ids import uuid7
-from core.rotation.owner import Progress, Target, acting, key_lock, noting, owner_connection, record, silent
+from core.rotation.owner import (
+    Progress,
+    Target,
+    acting,
+    key_lock,
+    noting,
+    open_keys,
+    owner_connection,
+    record,
+    silent,
+    stored_keys,
+)
 from core.rotation.rows import SealedTable, check_actor, check_declared, sealed_tables
+from core.rotation.work import AGAIN, Work, Written, check_batch
 
 __all__ = ["Outcome", "Rotation", "rotate", "shortest_wait"]
 
 TOGETHER = 100  # tenants that wait for the caches at the same time
-AGAIN = 0.2  # seconds between two looks at what others hold
-REASON = "key rotation"
 
 
 @dataclass
-class Outcome:
-    """What became of one tenant's rotation.
+class Outcome(Written):
+    """What became of one tenant's rotation."""
 
-    ``twins`` are rows that a unique index does not let be indexed anew; ``altered`` those that no key opens.
-    """
-
-    slug: str
     version: int = 0
     retired: list[int] = field(default_factory=list)
     resumed: bool = False
-    rows: dict[str, int] = field(default_factory=dict)
-    twins: list[str] = field(default_factory=list)
-    altered: list[str] = field(default_factory=list)
-    shredded: bool = False
-    problem: str = ""
 
 
 def shortest_wait() -> float:
@@ -61,8 +61,11 @@ def shortest_wait() -> float:
     return configured.key_cache_seconds + configured.pool_seconds
 
 
-class Rotation:
+class Rotation(Work):
     """One tenant's rotation, in steps, so that many can wait together."""
+
+    reason: ClassVar[str] = "key rotation"
+    outcome: Outcome
 
     def __init__(
         self,
@@ -74,34 +77,29 @@ class Rotation:
         batch: int,
         progress: Progress,
     ) -> None:
-        self._connection = connection
-        self._target = target
-        self._tables = tables
-        self._wait = wait
-        self._size = batch
-        self._progress = progress
-        self._switched = False
+        super().__init__(connection, target, tables, batch=batch, progress=progress)
         self.outcome = Outcome(target.slug)
+        self._wait = wait
+        self._switched = False
 
     async def begin(self) -> float:
         """Make the next version, or find the one that was made; returns how long to wait from now on."""
-        tenant = self._target.tenant
-        async with acting(self._connection, self._target, REASON):
-            await check_actor(self._connection, self._tables)
-            rows = await self._keys()
+        tenant = self.target.tenant
+        async with acting(self.connection, self.target, self.reason):
+            await check_actor(self.connection, self.tables)
+            rows = await stored_keys(self.connection, self.target)
             by_status = {row["status"]: row for row in rows}
             if "next" in by_status or "previous" in by_status:
                 self._switched = "next" not in by_status
                 row = by_status["current" if self._switched else "next"]
                 self.outcome.version, self.outcome.resumed = row["version"], True
                 return 0.0 if self._switched else self._rest(row)
-            if "current" not in by_status:
-                self.outcome.shredded = True
-                raise ChartholdError(f"{self._target.slug} has no key in use: its keys were destroyed.")
-            await self._check_master_key(by_status["current"])
+            self.refuse_shredded(rows)
+            # Threat: a key wrapped under a wrong master key, which no process can unwrap, would lock the tenant out.
+            await open_keys(self.target, [by_status["current"]])
             version = self.outcome.version = rows[-1]["version"] + 1
             key = await engine().keyring.make_key(tenant, version, "next")
-            await self._connection.execute(
+            await self.connection.execute(
                 "insert into public.tenant_key (id, tenant_id, version, wrapped, kek, status)"
                 " values ($1, $2, $3, $4, $5, 'next')",
                 uuid7(),
@@ -110,38 +108,35 @@ class Rotation:
                 key.wrapped,
                 key.kek,
             )
-            await record(self._connection, "key_rotation", {"step": "next", "version": version})
+            await record(self.connection, "key_rotation", {"step": "next", "version": version})
         engine().keyring.forget(tenant)
         return self._wait
 
     async def switch(self) -> float:
         """Write under the next version from now on; returns how long to wait."""
-        tenant = self._target.tenant
-        async with acting(self._connection, self._target, REASON):
+        tenant = self.target.tenant
+        async with acting(self.connection, self.target, self.reason):
             if not self._switched:
                 # In this order: there is at most one current key at any time.
                 for now, then in (("current", "previous"), ("next", "current")):
-                    await self._connection.execute(
+                    await self.connection.execute(
                         "update public.tenant_key set status = $3 where tenant_id = $1 and status = $2",
                         tenant,
                         now,
                         then,
                     )
-                await record(self._connection, "key_rotation", {"step": "current", "version": self.outcome.version})
-            current = next(row for row in await self._keys() if row["status"] == "current")
+                await record(self.connection, "key_rotation", {"step": "current", "version": self.outcome.version})
+            rows = await stored_keys(self.connection, self.target)
+            current = next(row for row in rows if row["status"] == "current")
         engine().keyring.forget(tenant)
         return self._rest(current)
 
     async def reseal(self) -> None:
         """Bring every row to the current key."""
-        async with acting(self._connection, self._target, REASON):
-            stored = [
-                WrappedKey(row["version"], row["wrapped"], row["status"], row["kek"])
-                for row in await self._keys()
-                if row["wrapped"] is not None
-            ]
-            self._total, self._done = sum([await self._older(t) for t in self._tables]), 0
-        self._keys_open = await engine().keyring.open_keys(self._target.tenant, stored)
+        async with acting(self.connection, self.target, self.reason):
+            stored = await stored_keys(self.connection, self.target)
+            self._total, self._done = sum([await self._older(t) for t in self.tables]), 0
+        self._keys = await open_keys(self.target, stored)
         await self._pass()
         # A statement from before could still stand in an open transaction, its row seen by nobody.
         await self._old_transactions_end()
@@ -154,85 +149,51 @@ class Rotation:
         """Retire what came before, unless rows are left that need it."""
         if self.outcome.twins:
             return
-        async with acting(self._connection, self._target, REASON):
-            rows = await self._connection.fetch(
+        async with acting(self.connection, self.target, self.reason):
+            rows = await self.connection.fetch(
                 "update public.tenant_key set status = 'retired' where tenant_id = $1 and status = 'previous'"
                 " returning version",
-                self._target.tenant,
+                self.target.tenant,
             )
             self.outcome.retired = sorted(row["version"] for row in rows)
             said = {"step": "retired", "version": self.outcome.version, "retired": self.outcome.retired}
-            await record(self._connection, "key_rotation", said | {"rows": self.outcome.rows})
-        engine().keyring.forget(self._target.tenant)
-
-    async def _check_master_key(self, current: asyncpg.Record) -> None:
-        # Threat: a key wrapped under a wrong master key, which no process can unwrap, would lock the tenant out.
-        key = WrappedKey(current["version"], current["wrapped"], current["status"], current["kek"])
-        await engine().keyring.open_keys(self._target.tenant, [key])
-
-    async def _keys(self) -> list[asyncpg.Record]:
-        return await self._connection.fetch(
-            "select version, wrapped, kek, status, extract(epoch from clock_timestamp() - updated_at)::float8 as age"
-            " from public.tenant_key where tenant_id = $1 order by version for no key update",
-            self._target.tenant,
-        )
+            await record(self.connection, "key_rotation", said | {"rows": self.outcome.rows})
+        engine().keyring.forget(self.target.tenant)
 
     def _rest(self, row: asyncpg.Record) -> float:
         """How much of the wait is left for a step that was made, perhaps by a run before this one."""
         return max(0.0, self._wait - float(row["age"]) + 0.1)
 
     async def _older(self, table: SealedTable) -> int:
-        return await table.count(self._connection, self._target.tenant, self.outcome.version)
+        return await table.count(self.connection, self.target.tenant, self.outcome.version)
 
     async def _pass(self) -> int:
         """Take every table's older rows once; returns how many are left, because others held them."""
         self.outcome.twins, self.outcome.altered = [], []
         left = 0
-        for table in self._tables:
-            await self._pass_table(table)
-            async with acting(self._connection, self._target, REASON):
+        for table in self.tables:
+            async for ids in self.pages(table, older_than=self.outcome.version):
+                await self.write_each(table, ids)  # what others held is for the next pass
+            async with acting(self.connection, self.target, self.reason):
                 left += await self._older(table)
         return left
 
-    async def _pass_table(self, table: SealedTable) -> None:
-        after, alone = UUID(int=0), 0
-        while True:
-            rows: list[asyncpg.Record] = []
-            try:
-                async with acting(self._connection, self._target, REASON):
-                    most = 1 if alone else self._size
-                    rows = await table.lock(self._connection, self._target.tenant, after, self.outcome.version, most)
-                    if not rows:
-                        return
-                    await table.reseal(self._connection, rows, self._keys_open)
-            except asyncpg.UniqueViolationError:
-                # The same value was written under both keys, which no index could see. One by one, to find the row.
-                if not alone:
-                    alone = self._size
-                    continue
-                self.outcome.twins.append(f"{table.name} {rows[0]['id']}")
-            except SealedValueError:
-                # Threat: who may write a row writes what no key opens, and the old key could never be retired.
-                if not alone:
-                    alone = self._size
-                    continue
-                self.outcome.altered.append(f"{table.name} {rows[0]['id']}")
-            except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-                if not rows:  # the table itself is locked: somebody migrates
-                    await asyncio.sleep(AGAIN)
-                    continue
-            else:
-                self.outcome.rows[table.name] = self.outcome.rows.get(table.name, 0) + len(rows)
-                self._done += len(rows)
-                self._progress(f"{self._target.slug}: {table.name}", self._done, max(self._total, self._done))
-            after, alone = rows[-1]["id"], max(0, alone - 1)
+    async def write(self, table: SealedTable, ids: Sequence[UUID]) -> set[UUID]:
+        """Seal and index these rows under the current key."""
+        rows = await table.some(self.connection, self.target.tenant, ids, locked=True)
+        if rows:
+            await table.reseal(self.connection, rows, self._keys)
+            self.outcome.count(table, len(rows))
+            self._done += len(rows)
+            self.progress(f"{self.target.slug}: {table.name}", self._done, max(self._total, self._done))
+        return set(ids) - {row["id"] for row in rows}
 
     async def _old_transactions_end(self) -> None:
-        horizon = await self._connection.fetchval("select pg_snapshot_xmax(pg_current_snapshot())::text")
-        while not await self._connection.fetchval(
+        horizon = await self.connection.fetchval("select pg_snapshot_xmax(pg_current_snapshot())::text")
+        while not await self.connection.fetchval(
             "select pg_snapshot_xmin(pg_current_snapshot())::text::numeric >= $1::text::numeric", horizon
         ):
-            self._progress(f"{self._target.slug}: older transactions end", self._done, max(self._total, 1))
+            self.progress(f"{self.target.slug}: older transactions end", self._done, max(self._total, 1))
             await asyncio.sleep(AGAIN)
 
 
@@ -251,8 +212,7 @@ async def rotate(
     seconds = shortest_wait() if wait is None else wait
     if seconds < least:
         raise ChartholdError(f"Waiting for less than {least:g} seconds would leave processes that know no new key.")
-    if batch < 1:
-        raise ChartholdError("A batch has at least one row. Give --batch a number of rows, 1 or more.")
+    check_batch(batch)
     outcomes = []
     async with owner_connection() as connection:
         tables = sealed_tables()
@@ -271,7 +231,7 @@ async def _together(connection: asyncpg.Connection[Any], group: list[Rotation], 
     async with contextlib.AsyncExitStack() as locks:
         for rotation in group:
             with noting(rotation.outcome):
-                await locks.enter_async_context(key_lock(connection, rotation._target))
+                await locks.enter_async_context(key_lock(connection, rotation.target))
         for step in (Rotation.begin, Rotation.switch):
             longest = 0.0
             for rotation in _sound(group):

@@ -10,18 +10,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
 import asyncpg
 
+from core.crypto.keyring import TenantKeys, WrappedKey
 from core.engine import engine
 from core.errors import ChartholdError
 from core.explain import explain
 
-__all__ = ["Progress", "Target", "acting", "key_lock", "noting", "owner_connection", "record", "silent", "sweep"]
+__all__ = [
+    "Progress",
+    "Target",
+    "acting",
+    "key_lock",
+    "noting",
+    "open_keys",
+    "owner_connection",
+    "record",
+    "silent",
+    "stored_keys",
+    "sweep",
+]
 
 LOCK = "pg_catalog.hashtextextended('charthold keys of ' || $1::text, 0)"
 PATIENCE, POLL = 3.0, 0.1  # seconds: the session of a killed process ends a moment after it
@@ -78,6 +91,25 @@ async def acting(connection: asyncpg.Connection[Any], target: Target, reason: st
                 target.tenant,
                 target.actor,
             )
+
+
+async def stored_keys(connection: asyncpg.Connection[Any], target: Target) -> list[asyncpg.Record]:
+    """Every version of the tenant's key, the oldest first, locked; ``age``: seconds since it was last changed."""
+    return await connection.fetch(
+        "select version, wrapped, kek, status, extract(epoch from clock_timestamp() - updated_at)::float8 as age"
+        " from public.tenant_key where tenant_id = $1 order by version for no key update",
+        target.tenant,
+    )
+
+
+async def open_keys(target: Target, keys: Iterable[asyncpg.Record]) -> TenantKeys:
+    """Those of the stored keys that were not destroyed, unwrapped."""
+    stored = [
+        WrappedKey(key["version"], key["wrapped"], key["status"], key["kek"])
+        for key in keys
+        if key["wrapped"] is not None
+    ]
+    return await engine().keyring.open_keys(target.tenant, stored)
 
 
 async def record(connection: asyncpg.Connection[Any], action: str, said: Mapping[str, Any]) -> None:

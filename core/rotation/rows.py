@@ -72,25 +72,19 @@ class SealedTable:
         )
         return found
 
-    async def lock(
-        self, connection: asyncpg.Connection[Any], tenant: UUID, after: UUID, version: int, most: int
-    ) -> list[asyncpg.Record]:
-        """The next older rows, by id, locked; those that somebody else holds are passed over."""
-        columns = ", ".join(quote_ident(c._meta.db_column_name) for c in self.sealed)
-        return await connection.fetch(
-            f"select id, {columns} from {self._place}"
-            f" where tenant_id = $1 and id > $2 and ({self.holds('<>', 3)})"
-            " order by id limit $4 for no key update skip locked",
+    async def page(
+        self, connection: asyncpg.Connection[Any], tenant: UUID, after: UUID, most: int, older_than: int | None
+    ) -> list[UUID]:
+        """The ids of the next rows; only of those that hold an envelope under another version, if one is given."""
+        condition, arguments = "", [] if older_than is None else [envelope_header(older_than)]
+        if arguments:
+            condition = f" and ({self.holds('<>', 4)})"
+        rows = await connection.fetch(
+            f"select id from {self._place} where tenant_id = $1 and id > $2{condition} order by id limit $3",
             tenant,
             after,
-            envelope_header(version),
             most,
-        )
-
-    async def page(self, connection: asyncpg.Connection[Any], tenant: UUID, after: UUID, most: int) -> list[UUID]:
-        """The ids of the next rows, whatever their key."""
-        rows = await connection.fetch(
-            f"select id from {self._place} where tenant_id = $1 and id > $2 order by id limit $3", tenant, after, most
+            *arguments,
         )
         return [row["id"] for row in rows]
 
