@@ -234,13 +234,8 @@ async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connec
         return MigrationResult(success=True, message=message)
     say(self, f"⏩ {plural(len(waiting), 'migration')} not yet run")
 
-    if self.migration_id == "all":
-        subset = waiting
-    elif self.migration_id == "1":
-        subset = waiting[:1]
-    elif self.migration_id in waiting:
-        subset = waiting[: waiting.index(self.migration_id) + 1]
-    else:
+    subset = chosen(self.migration_id, waiting)
+    if subset is None:
         message = f"{self.migration_id} is unrecognised. Name a step that waits, 1 or all: {', '.join(waiting)}"
         print(message, file=sys.stderr)
         return MigrationResult(success=False, message=message)
@@ -254,27 +249,42 @@ async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connec
 
     say(self, f"🚀 Running {plural(len(subset), 'migration')}:")
     for name in subset:
-        manager = managers[name] or MigrationManager(migration_id=name, app_name=app_config.app_name)
-        manager.migration_id, manager.app_name, manager.preview = name, app_config.app_name, self.preview
-        if self.fake or manager.fake:
-            bookkeeping = Step(migration_id=name, app_name=app_config.app_name).bookkeeping
-            if self.preview:
-                print(terminated(bookkeeping))
-            else:
-                await connection.execute(bookkeeping)
-            say(self, f"  - {name}: faked! ⏭️")
-            continue
-        await manager.run()
-        say(self, f"  - {name} ok! ✔️")
-        tables = await live_tables(connection, reindexed(manager))
-        for table in (table for table, live in sorted(tables.items()) if live.populated):
-            say(self, f"    Searches miss older rows of {table} until you run: piccolo core reindex")
+        await _run_one(self, connection, managers[name] or MigrationManager(), name, app_config.app_name)
     if problem:
         # The steps may have mended what stood in the way.
         now = [managers[name] for name in (*already_ran, *subset) if name in managers]
         if problem := await finish(self, connection, now, [managers[name] for name in waiting if name not in subset]):
             raise problem
     return MigrationResult(success=True, message="Migration succeeded")
+
+
+def chosen(step: str, waiting: Sequence[str]) -> Sequence[str] | None:
+    """The steps to run: all, the next one, or those up to the one that is named; None when none of them is."""
+    if step == "all":
+        return waiting
+    if step == "1":
+        return waiting[:1]
+    return waiting[: waiting.index(step) + 1] if step in waiting else None
+
+
+async def _run_one(
+    self: Any, connection: asyncpg.Connection[Any], manager: MigrationManager, name: str, app_name: str
+) -> None:
+    """Run one step, or only record it with ``--fake``."""
+    manager.migration_id, manager.app_name, manager.preview = name, app_name, self.preview
+    if self.fake or manager.fake:
+        bookkeeping = Step(migration_id=name, app_name=app_name).bookkeeping
+        if self.preview:
+            print(terminated(bookkeeping))
+        else:
+            await connection.execute(bookkeeping)
+        say(self, f"  - {name}: faked! ⏭️")
+        return
+    await manager.run()
+    say(self, f"  - {name} ok! ✔️")
+    tables = await live_tables(connection, reindexed(manager))
+    for table in (table for table, live in sorted(tables.items()) if live.populated):
+        say(self, f"    Searches miss older rows of {table} until you run: piccolo core reindex")
 
 
 async def finish(
