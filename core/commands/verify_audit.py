@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -68,46 +69,59 @@ async def verify_audit(
         await _print_growth(tenants[tenant], actor, exported, growth)
         return 0
 
-    key = SealKey(master_key(settings()))
-    reports: dict[str, Report] = {}
-    skipped: dict[str, str] = {}
-    uncompared: list[str] = []
+    found = await _verify_all(tenants, exported, actor, stop_at_error=tenant != ALL, json=json, quiet=quiet)
+    uncompared = [slug for slug, report in found.reports.items() if heads and not report.exported_heads]
+    for slug in uncompared:
+        # Threat: who empties the file of heads makes every past a good one.
+        errors().print(f"{slug}: {heads} has no head of it, so nothing shows whether its past was signed anew.")
+    if not tenants and not (quiet or json):
+        console().print("There is no tenant yet.")
+    gone = sorted({head.tenant_id for head in exported} - set(tenants.values())) if tenant == ALL else []
+    for tenant_id in gone:
+        errors().print(f"The tenant {tenant_id} has exported heads and is gone.")
+    if json:
+        keys = {key: public.hex() for key, public in public_keys(settings()).items()}
+        told = {slug: report.to_json() for slug, report in found.reports.items()}
+        said = {"tenants": told, "gone": [str(tenant_id) for tenant_id in gone]}
+        left_out = {"not_verified": found.skipped, "not_compared": uncompared}
+        print(jsonlib.dumps({"public_keys": keys, **said, **left_out}, indent=2))
+    if gone or not all(report.good for report in found.reports.values()):
+        return FOUND
+    return SKIPPED if found.skipped or uncompared or unread else 0
+
+
+@dataclass
+class _Verified:
+    """The reports, and why other tenants' logs were not verified; both by slug."""
+
+    reports: dict[str, Report] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+async def _verify_all(
+    tenants: dict[str, UUID], exported: list[TreeHead], actor: str, *, stop_at_error: bool, json: bool, quiet: bool
+) -> _Verified:
+    key, found = SealKey(master_key(settings())), _Verified()
     with bar("verifying", show=not quiet) as progress:
         for number, (slug, tenant_id) in enumerate(tenants.items()):
             progress(f"verifying {slug}", number, len(tenants) if len(tenants) > 1 else None)
             try:
                 who = await resolve_actor(tenant_id, actor)
                 async with scope(tenant=tenant_id, actor=who, reason=reason_for("verify the audit log", actor)):
-                    reports[slug] = await verify(exported)
+                    report = await verify(exported)
                     # Who looked, and what was seen, for the report; the evidence itself is the verification.
-                    seen = Attestation(tenant_id, reports[slug].good, reports[slug].tree_size, datetime.now(UTC))
+                    seen = Attestation(tenant_id, report.good, report.tree_size, datetime.now(UTC))
                     await record_action("audit_read", new={"verified": seen.signed(key)})
             except Exception as error:  # whatever it is, it says nothing about the other tenants' logs
-                if tenant != ALL or lost(error):
+                if stop_at_error or lost(error):
                     raise
-                skipped[slug] = sentence(error)
-                errors().print(f"{slug}: not verified. {sentence(error)}")
+                found.skipped[slug] = sentence(error)
+                errors().print(f"{slug}: not verified. {found.skipped[slug]}")
                 continue
-            if heads and not reports[slug].exported_heads:
-                # Threat: who empties the file of heads makes every past a good one.
-                uncompared.append(slug)
-                errors().print(f"{slug}: {heads} has no head of it, so nothing shows whether its past was signed anew.")
+            found.reports[slug] = report
             if not json:
-                _print_report(slug, reports[slug], quiet=quiet)
-    if not tenants and not (quiet or json):
-        console().print("There is no tenant yet.")
-    gone = {head.tenant_id for head in exported} - set(tenants.values()) if tenant == ALL else set()
-    for tenant_id in sorted(gone):
-        errors().print(f"The tenant {tenant_id} has exported heads and is gone.")
-    if json:
-        keys = {key: public.hex() for key, public in public_keys(settings()).items()}
-        found = {slug: report.to_json() for slug, report in reports.items()}
-        said = {"tenants": found, "gone": [str(t) for t in sorted(gone)]}
-        left_out = {"not_verified": skipped, "not_compared": uncompared}
-        print(jsonlib.dumps({"public_keys": keys, **said, **left_out}, indent=2))
-    if gone or not all(report.good for report in reports.values()):
-        return FOUND
-    return SKIPPED if skipped or uncompared or unread else 0
+                _print_report(slug, report, quiet=quiet)
+    return found
 
 
 def read_heads(path: Path) -> tuple[list[TreeHead], list[int]]:
