@@ -110,14 +110,13 @@ async def roles(live: Live, notes: Notes) -> None:
         value = live.catalog["role"].get(name)
         if value is None:
             notes.fail(f"The role {name} is missing.", subject=f"role {name}")
-    for row in await live.connection.fetch(ADMINS, [live.runtime, live.auditor], live.owner):
-        # From PostgreSQL 16 on whoever made a role may do so, and that was an administrator.
-        tell = notes.fail if row["member"] == login else notes.warn
-        tell(
-            f"{row['member']} may make others members of {row['role']}.",
-            subject=f"admin option of {row['member']} in {row['role']}",
-            sql=f"revoke admin option for {quote_ident(row['role'])} from {quote_ident(row['member'])};",
-        )
+    await _who_makes_members(live, notes)
+    live.shown["bypass"] = [
+        {"role": row["name"], "why": why}
+        for row in found.values()
+        if (why := _why(row, live.owner)) and (row["login"] or row["name"] == live.owner)
+    ]
+    _of_the_owner(live, found[live.owner], notes)
     others = [
         row["name"]
         for row in found.values()
@@ -125,35 +124,46 @@ async def roles(live: Live, notes: Notes) -> None:
         and row["name"] not in {*ours, live.owner}
         and (row["superuser"] or row["bypasses"] or row["owner"])
     ]
-    live.shown["bypass"] = [
-        {"role": row["name"], "why": why}
-        for row in found.values()
-        if (why := _why(row, live.owner)) and (row["login"] or row["name"] == live.owner)
-    ]
-    if not live.settings.embedded and login == live.owner:
-        notes.warn(
-            "The application and the migrations share one login, which owns the tables. The pool does SET ROLE, and "
-            "whoever injects SQL can undo that.",
-            mend="Set DATABASE_OWNER_URL to the owner, and DATABASE_URL to a login that is in app_runtime only.",
-        )
-    if found[live.owner]["superuser"]:
-        notes.warn(
-            f"{live.owner}, which owns the tables, is a superuser, so FORCE does not bind it"
-            + (" (so it is on the embedded server)." if live.settings.embedded else "."),
-            mend="In production let an ordinary role own the tables; migrations need no superuser.",
-        )
-    elif found[live.owner]["bypasses"]:
-        notes.warn(
-            f"{live.owner}, which owns the tables, has BYPASSRLS, so FORCE does not bind it.",
-            mend="Let another login, which nobody uses for anything else, make dumps.",
-            sql=f"alter role {quote_ident(live.owner)} nobypassrls;",
-        )
     if others:
         notes.warn(
             f"Beside the owner, {plural(len(others), 'login')} could read past the policies: {', '.join(others)}.",
             mend="Keep such logins for administrators, one person each, and audit them on the server.",
         )
     notes.seen(f"{live.runtime} and {live.auditor} bypass nothing and are members of nothing that does.")
+
+
+async def _who_makes_members(live: Live, notes: Notes) -> None:
+    """Threat: whoever may make others members of our roles makes them the application."""
+    for row in await live.connection.fetch(ADMINS, [live.runtime, live.auditor], live.owner):
+        # From PostgreSQL 16 on whoever made a role may do so, and that was an administrator.
+        tell = notes.fail if row["member"] == live.login else notes.warn
+        tell(
+            f"{row['member']} may make others members of {row['role']}.",
+            subject=f"admin option of {row['member']} in {row['role']}",
+            sql=f"revoke admin option for {quote_ident(row['role'])} from {quote_ident(row['member'])};",
+        )
+
+
+def _of_the_owner(live: Live, owner: Any, notes: Notes) -> None:
+    """An owner whom FORCE does not bind, or as whom the application logs in."""
+    if not live.settings.embedded and live.login == live.owner:
+        notes.warn(
+            "The application and the migrations share one login, which owns the tables. The pool does SET ROLE, and "
+            "whoever injects SQL can undo that.",
+            mend="Set DATABASE_OWNER_URL to the owner, and DATABASE_URL to a login that is in app_runtime only.",
+        )
+    if owner["superuser"]:
+        notes.warn(
+            f"{live.owner}, which owns the tables, is a superuser, so FORCE does not bind it"
+            + (" (so it is on the embedded server)." if live.settings.embedded else "."),
+            mend="In production let an ordinary role own the tables; migrations need no superuser.",
+        )
+    elif owner["bypasses"]:
+        notes.warn(
+            f"{live.owner}, which owns the tables, has BYPASSRLS, so FORCE does not bind it.",
+            mend="Let another login, which nobody uses for anything else, make dumps.",
+            sql=f"alter role {quote_ident(live.owner)} nobypassrls;",
+        )
 
 
 def _why(row: Any, owner: str) -> str:
