@@ -46,7 +46,7 @@ LATE = (_Tenant, Deferred)
 def bind(arguments: Sequence[Any], tenant: UUID, keys: TenantKeys | None) -> list[Any]:
     """The arguments as they go on the wire; ``keys`` where any is made with them."""
     return [
-        tenant if a is TENANT else a.make(keys) if isinstance(a, Deferred) else a  # type: ignore[arg-type]
+        tenant if a is TENANT else a.make(keys) if isinstance(a, Deferred) else a  # type: ignore[arg-type]  # who needs keys has them
         for a in arguments
     ]
 

@@ -252,10 +252,10 @@ class Encrypted(Column, Generic[T]):
 
         def __set__(self, obj: Table, value: T | None) -> None: ...
 
-    def __eq__(self, value: object) -> Where:  # type: ignore[override]
+    def __eq__(self, value: object) -> Where:  # type: ignore[override]  # a condition, as Piccolo has it
         return _sought(super().__eq__(value))
 
-    def __ne__(self, value: object) -> Where:  # type: ignore[override]
+    def __ne__(self, value: object) -> Where:  # type: ignore[override]  # likewise
         return _sought(super().__ne__(value))
 
     def __hash__(self) -> int:

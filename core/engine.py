@@ -429,7 +429,9 @@ class ChartholdEngine(PostgresEngine):
             link.dirty |= not leaves_nothing(sql)
             return await _fetched(link, sql, arguments)
 
-    async def batch(self, query: Query[Any, Any], batch_size: int = 100, node: str | None = None) -> Batch:  # type: ignore[override]
+    async def batch(  # type: ignore[override]  # Piccolo's engine makes batches of its own
+        self, query: Query[Any, Any], batch_size: int = 100, node: str | None = None
+    ) -> Batch:
         """Rows in batches; see ``core.batch``."""
         return Batch(self, query, batch_size)
 

@@ -231,7 +231,7 @@ class ProtectedTable(Table):
         values = {**(values or {}), **kwargs}
         if use_auto_update and cls._meta.auto_update_columns:
             values.update(cls._meta.get_auto_update_values())
-        return TenantUpdate(table=cls, force=force).values(values)  # type: ignore[return-value]
+        return TenantUpdate(table=cls, force=force).values(values)  # type: ignore[return-value]  # it returns itself
 
     @classmethod
     def delete(cls, force: bool = False) -> TenantDelete:
@@ -239,7 +239,7 @@ class ProtectedTable(Table):
 
     @classmethod
     def raw(cls, sql: str, *args: Any) -> TenantRaw:
-        query = Table.raw.__func__(cls, sql, *args)  # type: ignore[attr-defined]
+        query = super().raw(sql, *args)
         return TenantRaw(table=cls, querystring=query.querystring)
 
     @classmethod

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 from cryptography.hazmat.primitives import hashes
@@ -37,6 +38,8 @@ class TokenKey:
     id: str
     inner_pad: bytes = field(repr=False)
     outer_pad: bytes = field(repr=False)
+    _inner: Any = field(init=False, repr=False, compare=False)
+    _outer: Any = field(init=False, repr=False, compare=False)
 
     @classmethod
     def derive(cls, master_key: bytes, generation: int = 1) -> TokenKey:
@@ -71,8 +74,8 @@ class TokenKey:
         said = f"{request_id}{SEPARATOR}{source_ip}{SEPARATOR}{reason}"
         who = f"{actor}{said}" if emergency is None else f"emer{emergency.hex}{said}{SEPARATOR}{actor}"
         payload = f"{self.id}{expires:010d}{backend:010d}{tenant}{who}"
-        inner = self._inner.copy()  # type: ignore[attr-defined]
+        inner = self._inner.copy()
         inner.update(payload.encode())
-        outer = self._outer.copy()  # type: ignore[attr-defined]
+        outer = self._outer.copy()
         outer.update(inner.digest())
         return str(outer.hexdigest()) + payload

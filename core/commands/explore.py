@@ -123,7 +123,7 @@ def explore(*, tenant: str = "", actor: str = "", quiet: bool = False) -> int:
                     failures += not result.success
 
                 shell.events.register("post_run_cell", count)
-                shell.mainloop()  # type: ignore[no-untyped-call]
+                shell.mainloop()  # type: ignore[no-untyped-call]  # IPython's
                 # Who types sees that a line failed; a script that pipes them in does not.
                 return TROUBLE if failures and not sys.stdin.isatty() else 0
         finally:
@@ -229,16 +229,17 @@ def _shell(runner: asyncio.Runner, keep_open: Callable[[], None], folder: str) -
         return runner.run(coroutine, context=contextvars.copy_context())
 
     shell.loop_runner = run
-    shell.set_custom_exc((ChartholdError, asyncpg.PostgresError, asyncio.CancelledError), _explain)  # type: ignore[no-untyped-call]
+    explained = (ChartholdError, asyncpg.PostgresError, asyncio.CancelledError)
+    shell.set_custom_exc(explained, _explain)  # type: ignore[no-untyped-call]  # IPython's
     return shell
 
 
 def _explain(
-    shell: TerminalInteractiveShell,  # noqa: ARG001
+    shell: TerminalInteractiveShell,  # noqa: ARG001  # IPython passes it
     kind: type[BaseException],
     error: BaseException,
-    trace: TracebackType,  # noqa: ARG001
-    tb_offset: int | None = None,  # noqa: ARG001
+    trace: TracebackType,  # noqa: ARG001  # likewise
+    tb_offset: int | None = None,  # noqa: ARG001  # likewise
 ) -> None:
     """An error of ours, or of the database, says what is wrong; where in our code it was raised helps nobody."""
     errors().print("Stopped." if kind is asyncio.CancelledError else f"{kind.__name__}: {error}")

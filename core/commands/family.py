@@ -113,7 +113,7 @@ def command(*, stopped: str = "Stopped.") -> Callable[[Callable[..., Any]], Call
         # The command line (targ) answers what does not fit with its own help and status. So nothing misfits: as many
         # arguments as anybody types have a place, none has a type, and what they should be is looked at above.
         # It counts places in the signature of ``run``, and takes the help's from what that is a wrapper of.
-        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # inspect looks there
             [inspect.Parameter(place, inspect.Parameter.POSITIONAL_OR_KEYWORD) for place in PLACES]
         )
         wrapper = functools.update_wrapper(functools.partial(run), function)

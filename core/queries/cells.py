@@ -81,14 +81,14 @@ class Cells:
             return done[0][1]
 
         return [
-            None if value is None else Deferred(lambda keys, at=at: hashes(keys)[at])  # type: ignore[misc]
+            None if value is None else Deferred(lambda keys, at=at: hashes(keys)[at])  # type: ignore[misc]  # at is an int
             for at, (_, _, value) in enumerate(wanted)
         ]
 
     def _sealed_cells(self, values: Values) -> list[Any]:
         together = self._seal_together((values,))
         return [
-            None if values[name] is None else Deferred(lambda keys, at=at: together(keys)[at][0])  # type: ignore[misc]
+            None if values[name] is None else Deferred(lambda keys, at=at: together(keys)[at][0])  # type: ignore[misc]  # at is an int
             for at, name in enumerate(self._sealed_names)
         ]
 

@@ -35,7 +35,7 @@ CHUNK = 100  # rows: enough to make a statement cheap, few enough to go into a s
 _cells: dict[type[Table], Cells] = {}
 
 
-class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
+class TenantInsert(Kept, Insert[Any]):
     """``Table.insert`` of a tenant's table: all rows or none.
 
     Several rows are a transaction of as many statements as they need: while one is on the wire, the next is sealed.
@@ -50,10 +50,11 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
     def default_querystrings(self) -> Sequence[QueryString]:
         if not self.add_delegate._add:
             raise ProtectedQueryError("There is nothing to insert. Give insert() at least one row.")
-        for row in self.add_delegate._add:
+        added: list[Any] = self.add_delegate._add
+        for row in added:
             check_identity(row)
         # What is written is what the rows hold now, whatever is set while it is on its way.
-        rows = self._values = [row._held() for row in self.add_delegate._add]  # type: ignore[attr-defined]
+        rows = self._values = [row._held() for row in added]
         returning, conflict = self.returning_delegate._returning, self._conflict()
         key, cells = self.table._meta.primary_key, cells_of(self.table)
         returns_ids = returning is not None and len(returning.columns) == 1 and returning.columns[0] is key
@@ -141,19 +142,20 @@ class TenantInsert(Kept, Insert):  # type: ignore[type-arg]
         tenant = open_scope().tenant
         table: Any = self.table
         made: Values = table._layout.made
-        for at, (row, values) in enumerate(zip(self.add_delegate._add, self._values, strict=True)):
+        added: list[Any] = self.add_delegate._add
+        for at, (row, values) in enumerate(zip(added, self._values, strict=True)):
             if not items or values["id"] in returned:
                 # What was given for them was not written, and what was made instead, a refresh() tells.
                 row.__dict__.update(made)
-                row.remember(values | made)  # type: ignore[attr-defined]
+                row.remember(values | made)
             elif updated and returned[at]:
                 # It is the row that was there, of which the instance may hold other values.
-                row.id = returned[at]  # type: ignore[attr-defined]
-                row._stored = {}  # type: ignore[attr-defined]
+                row.id = returned[at]
+                row._stored = {}
             else:
                 continue
             row._exists_in_db = True
-            row.tenant_id = tenant  # type: ignore[attr-defined]
+            row.tenant_id = tenant
 
 
 def check_identity(row: Table) -> None:

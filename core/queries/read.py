@@ -49,7 +49,7 @@ from core.shown import Look, Opened, row_alias
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
 
 
-class TenantSelect(Kept, Select):  # type: ignore[type-arg]
+class TenantSelect(Kept, Select[Any]):
     """``Table.select`` of a tenant's table."""
 
     def output(self, **kwargs: bool) -> Any:
@@ -109,7 +109,8 @@ class TenantSelect(Kept, Select):  # type: ignore[type-arg]
         if lock := self.lock_rows_delegate._lock_rows:
             how = Lock(lock.lock_strength, lock.nowait, lock.skip_locked, lock.of)
             planned.lock_rows_delegate = LockRowsDelegate(how)
-        statement = Select.default_querystrings.fget(planned)[0]  # type: ignore[attr-defined]
+        theirs: Any = Select.default_querystrings
+        statement = theirs.fget(planned)[0]
         keep = _judge(found, len(selected)) if found else None
         look = None
         if getattr(self.table, "reading_is_recorded", False):
@@ -272,7 +273,7 @@ class TenantCount(Kept, Count):
         return super().default_querystrings
 
 
-class TenantExists(Kept, Exists):  # type: ignore[type-arg]
+class TenantExists(Kept, Exists[Any]):
     """``Table.exists`` of a tenant's table."""
 
     @property

@@ -65,7 +65,7 @@ def written_of(table: type[Table], names: tuple[str, ...]) -> Written:
     return Written(sealed, kinds, indexes, missing, _assignments([*columns, *indexes]))
 
 
-class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
+class TenantUpdate(Kept, Update[Any]):
     """``Table.update`` of a tenant's table.
 
     A sealed value belongs to one row. When the condition does not name the row by its id, the ids are read and locked
@@ -215,13 +215,15 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
                 return []
             ids = [row["id"] for row in rows]
             # Names of ours: the table's own would be ambiguous in RETURNING.
-            assignments, arguments, arrays = [], [], [ids]
+            assignments: list[str] = []
+            arguments: list[Any] = []
+            arrays: list[Any] = [ids]
             casts = ["uuid[]"]
             for column, value in values.items():
                 name = column._meta.db_column_name
                 if isinstance(column, Encrypted) and value is not None:
                     assignments.append(f'"{name}" = charthold_written.value_{len(casts)}')
-                    arrays.append(self._sealed_for(column, ids, value))  # type: ignore[arg-type]
+                    arrays.append(self._sealed_for(column, ids, value))
                     casts.append("bytea[]")
                 else:
                     assignments.append(f'"{name}" = {placeholder(column)}')
@@ -230,7 +232,7 @@ class TenantUpdate(Kept, Update):  # type: ignore[type-arg]
             for index in written.indexes:
                 name = index._meta.db_column_name
                 assignments.append(f'"{name}" = charthold_written.value_{len(casts)}')
-                arrays.append(self._hashes_for(index, [{**row, **given} for row in rows]))  # type: ignore[arg-type]
+                arrays.append(self._hashes_for(index, [{**row, **given} for row in rows]))
                 casts.append("bytea[]")
             unnested = ", ".join(f"{{}}::{cast}" for cast in casts)
             aliases = ", ".join(f"value_{n}" for n in range(len(casts)))

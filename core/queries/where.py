@@ -100,7 +100,8 @@ class Approximate(Where):
 
     def refuse(self, what: str) -> NoReturn:
         """Say that this cannot be exact."""
-        meta, spec = self.column._meta, self.column.spec  # type: ignore[attr-defined]
+        index: Any = self.column
+        meta, spec = index._meta, index.spec
         raise ProtectedQueryError(
             f"{meta.table.__name__}.{meta.name} keeps {spec.bits} bits, so the database finds other values too. "
             f"They are left out after they are opened, and {what} cannot wait for that. Select the rows and go on from "
@@ -289,11 +290,11 @@ def _conjunction(where: And) -> Combinable:
 def _compounded(equal: dict[str, Where], leaves: list[Combinable]) -> list[Combinable]:
     """The conditions, of which those on a compound index's columns have become one."""
     for index in _indexes(next(iter(equal.values())).column):
-        parts = [equal.get(name) for name in index.of]
+        parts: list[Any] = [equal.get(name) for name in index.of]
         if index.spec.kind == "compound" and all(parts):
             for part in parts:
-                part.column.check_sought(part.value)  # type: ignore[union-attr]
-            values = tuple(part.value for part in parts if part is not None)
+                part.column.check_sought(part.value)
+            values = tuple(part.value for part in parts)
             return [*(leaf for leaf in leaves if leaf not in parts), _ask(index, [values], AnyOf)]
     return leaves
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from piccolo.apps.migrations.auto import DiffableTable
@@ -89,9 +88,9 @@ class SchemaDiffer(PiccoloSchemaDiffer):
 
     # -- Piccolo's part, one table at a time -----------------------------------------------------------------------
 
-    def _one_by_one(
-        self, part: Callable[[Any], AlterStatements], tables: Iterable[DiffableTable], *, before: bool = False
-    ) -> AlterStatements:
+    def _one_by_one(self, part: str, tables: Iterable[DiffableTable], *, before: bool = False) -> AlterStatements:
+        """What Piccolo's property of that name says of each of the tables; ``before``: of tables of the snapshot."""
+        statements_of = getattr(PiccoloSchemaDiffer, part).fget
         found = AlterStatements()
         for table in tables:
             view = copy.copy(self)
@@ -103,7 +102,7 @@ class SchemaDiffer(PiccoloSchemaDiffer):
             view.rename_columns_collection = RenameColumnCollection(
                 self.rename_columns_collection.for_table_class_name(table.class_name)
             )
-            found.extend(part(view))
+            found.extend(statements_of(view))
         return found
 
     @property
@@ -114,31 +113,28 @@ class SchemaDiffer(PiccoloSchemaDiffer):
 
     @property
     def create_tables(self) -> AlterStatements:
-        return self._one_by_one(PiccoloSchemaDiffer.create_tables.fget, self._new_tables)  # type: ignore[attr-defined]
+        return self._one_by_one("create_tables", self._new_tables)
 
     @property
     def drop_tables(self) -> AlterStatements:
-        return self._one_by_one(
-            PiccoloSchemaDiffer.drop_tables.fget,  # type: ignore[attr-defined]
-            [t for t in reversed(self.schema_snapshot) if t not in self.schema],
-            before=True,
-        )
+        gone = [t for t in reversed(self.schema_snapshot) if t not in self.schema]
+        return self._one_by_one("drop_tables", gone, before=True)
 
     @property
     def new_table_columns(self) -> AlterStatements:
-        return self._one_by_one(PiccoloSchemaDiffer.new_table_columns.fget, self._new_tables)  # type: ignore[attr-defined]
+        return self._one_by_one("new_table_columns", self._new_tables)
 
     @property
     def new_table_constraints(self) -> AlterStatements:
-        return self._one_by_one(PiccoloSchemaDiffer.new_table_constraints.fget, self._new_tables)  # type: ignore[attr-defined]
+        return self._one_by_one("new_table_constraints", self._new_tables)
 
     @property
     def add_columns(self) -> AlterStatements:
-        return self._one_by_one(PiccoloSchemaDiffer.add_columns.fget, self.schema)  # type: ignore[attr-defined]
+        return self._one_by_one("add_columns", self.schema)
 
     @property
     def drop_columns(self) -> AlterStatements:
-        return self._one_by_one(PiccoloSchemaDiffer.drop_columns.fget, self.schema)  # type: ignore[attr-defined]
+        return self._one_by_one("drop_columns", self.schema)
 
     @property
     def alter_columns(self) -> AlterStatements:
@@ -275,9 +271,9 @@ def object_changes(
     operations: list[Operation] = []
     for key, item in new.items():
         if key in old and (was := old[key].moved(moves)) != item:
-            if isinstance(item, Partitions):
+            if isinstance(item, Partitions) and isinstance(was, Partitions):
                 raise MigrationError(
-                    f"{item.table} is partitioned by {was.by}, and PostgreSQL cannot change that to {item.by}. "  # type: ignore[attr-defined]
+                    f"{item.table} is partitioned by {was.by}, and PostgreSQL cannot change that to {item.by}. "
                     "Make a new table and copy the rows."
                 )
             if was.replace(item) is not None and item.replace(was) is not None:

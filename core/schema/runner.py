@@ -71,7 +71,7 @@ def install() -> None:
     clean.run = run_clean
     # A heading is a comment, so that --preview of all apps is still SQL.
     for module in (piccolo_forwards, piccolo_backwards):
-        module.print_heading = heading  # type: ignore[attr-defined]
+        module.print_heading = heading  # type: ignore[attr-defined]  # each imports it by name
 
 
 def one_sentence(create: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

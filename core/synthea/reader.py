@@ -105,7 +105,7 @@ class CsvFile:
     @property
     def position(self) -> int:
         """How many bytes have been read, for a progress bar."""
-        return self._file.buffer.tell() if not self._file.closed else self.size  # type: ignore[attr-defined]
+        return self._file.buffer.tell() if not self._file.closed else self.size  # type: ignore[attr-defined]  # as open() makes it
 
     def _header(self) -> tuple[str, ...]:
         try:
