@@ -18,7 +18,7 @@ from core.errors import ScopeError
 from core.settings import settings
 from core.token import ANY_BACKEND, TokenKey
 
-__all__ = ["Scope", "current_scope", "scope"]
+__all__ = ["Scope", "current_scope", "one_line", "open_scope", "scope"]
 
 LONGEST_REASON = 500  # characters; it stands in each audit record
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from core.audit.canonical import ID, TRANSACTION_ID
 from core.audit.merkle import HASH_BYTES, leaf_hash
 
-__all__ = ["Comparison", "Entry", "Log"]
+__all__ = ["Comparison", "Log"]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from core.crypto.kms import master_key
 from core.errors import ChartholdError
 from core.settings import Settings
 
-__all__ = ["HEAD_COLUMNS", "NO_HEAD", "SealKey", "TreeHead", "key_id_of", "leaf_list_hash", "public_keys"]
+__all__ = ["HEAD_COLUMNS", "NO_HEAD", "SealKey", "TreeHead", "leaf_list_hash", "public_keys"]
 
 HEAD_LABEL = b"charthold.v1.tree-head"
 KEY_LABEL = b"charthold/v1/seal"

@@ -30,7 +30,7 @@ from core.ids import uuid7
 from core.scope import current_scope
 from core.settings import settings
 
-__all__ = ["Sealed", "seal"]
+__all__ = ["MOST", "Sealed", "seal"]
 
 LEAVES = 65_536  # of one head: its lists of ids and hashes are 3 MB
 MOST = 1_000_000  # records of one transaction, or somewhat more: a transaction's records are sealed together

@@ -18,7 +18,7 @@ from core.errors import ScopeError
 from core.permissions import roles_for
 from core.scope import current_scope
 
-__all__ = ["BATCH", "NOT_A_READER", "READS_THE_LOG", "Connection", "in_scope", "records"]
+__all__ = ["NOT_A_READER", "READS_THE_LOG", "Connection", "in_scope", "records"]
 
 BATCH = 4096  # records; a few megabytes
 

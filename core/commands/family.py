@@ -30,7 +30,19 @@ from core.commands.streams import nobody_reads
 from core.engine import engine
 from core.errors import ChartholdError
 
-__all__ = ["MIGRATE", "OPTIONS", "STATUSES", "Failure", "command", "console", "errors", "lost", "sentence"]
+__all__ = [
+    "FOUND",
+    "OPTIONS",
+    "SKIPPED",
+    "STATUSES",
+    "TROUBLE",
+    "Failure",
+    "command",
+    "console",
+    "errors",
+    "lost",
+    "sentence",
+]
 
 FOUND, TROUBLE, SKIPPED, STOPPED, UNREAD = 1, 2, 3, 130, 141
 STATUSES = (

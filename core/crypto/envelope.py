@@ -22,9 +22,10 @@ from core.crypto.derive import Secret, length_prefixed
 from core.errors import SealedValueError
 
 __all__ = [
+    "BODY",
     "ENVELOPE_CHECK_SQL",
     "ENVELOPE_VERSION",
-    "MAX_KEY_VERSION",
+    "HEADER_BYTES",
     "NONCE_BYTES",
     "OVERHEAD",
     "MissingKeyError",

@@ -21,11 +21,11 @@ from core.crypto.datakey import DataKey, new_data_key
 from core.crypto.derive import Secret
 from core.crypto.envelope import MissingKeyError
 from core.crypto.kms import KeyProvider
-from core.crypto.sealer import RowSealer, Sealer
+from core.crypto.sealer import RowSealer
 from core.crypto.tenantkeys import KeyStatus, TenantKeys, WrappedKey
 from core.errors import KeyProviderError, ScopeError
 
-__all__ = ["Keyring", "MissingKeyError", "RowSealer", "Sealer", "TenantKeys", "WrappedKey", "new_data_key"]
+__all__ = ["Keyring", "MissingKeyError", "RowSealer", "TenantKeys", "WrappedKey", "new_data_key"]
 
 RETRY_SECONDS = 1.0  # how soon the same absent version is looked for again
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["IDENTIFIERS", "SHAPES", "Identifier", "looks_like", "shapes_in"]
+__all__ = ["IDENTIFIERS", "Identifier", "looks_like", "shapes_in"]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from core.columns import ActorId, BlindIndex, CreatedAt, Encrypted, TenantId
 from core.crypto.keyring import TenantKeys
 from core.queries.shape import is_computed
 
-__all__ = ["PLAIN", "Cells", "Values", "index_argument", "indexes_of", "placeholder", "source"]
+__all__ = ["PLAIN", "Cells", "Values", "index_argument", "indexes_of", "placeholder", "plain", "source"]
 
 # Types that go on the wire as they are; Piccolo converts the others.
 PLAIN = frozenset({type(None), str, int, bool, float, bytes, UUID, date, datetime, Decimal})

@@ -18,7 +18,7 @@ from piccolo.querystring import QueryString
 from core.columns import TenantForeignKey
 from core.plan import Plan, Statement
 
-__all__ = ["SHAPES", "NoShapeError", "Shapes", "column_shape", "columns_shape", "is_computed", "where_shape"]
+__all__ = ["SHAPES", "NoShapeError", "Shapes", "columns_shape", "is_computed", "where_shape"]
 
 MOST = 4_096
 OURS = ("piccolo.columns.column_types", "core.columns")  # whose columns are their names, but for an array's element

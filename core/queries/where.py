@@ -47,6 +47,7 @@ __all__ = [
     "pinned_id",
     "protect",
     "refuse_computed",
+    "refuse_encrypted",
     "searched",
 ]
 

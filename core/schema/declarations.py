@@ -27,6 +27,7 @@ __all__ = [
     "register_shared",
     "shared_objects",
     "sort_objects",
+    "topological",
     "verify",
 ]
 

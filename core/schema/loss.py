@@ -21,7 +21,7 @@ from core.schema.operation import Add
 from core.schema.quoting import full_name, qualified
 from core.settings import settings
 
-__all__ = ["DROP", "agree_to_loss", "refuse_dependents", "tables_that_go"]
+__all__ = ["agree_to_loss", "refuse_dependents", "tables_that_go"]
 
 DROP = "drop_populated"
 

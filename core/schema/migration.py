@@ -36,7 +36,7 @@ from core.schema.statement import Statement
 from core.schema.step import Raw, Step
 from core.schema.unsafe import findings, refuse_unsafe
 
-__all__ = ["KINDS", "MigrationManager"]
+__all__ = ["KINDS", "MigrationManager", "create_table"]
 
 KINDS: dict[str, type[SchemaObject]] = {
     cls.kind: cls
