@@ -19,7 +19,8 @@ from core.columns import EncryptedText, TenantForeignKey
 from core.engine import engine
 from core.errors import ProtectedQueryError
 from core.schema import Check, Index, SchemaObject
-from core.tables import Client, one_of
+from core.schema.constraint import one_of
+from core.tables import Client
 from core.tenant_table import TenantTable
 
 __all__ = ["BASES", "YEARS", "Disclosure", "accounting_of_disclosures"]

@@ -11,7 +11,8 @@ from piccolo.columns.base import OnDelete
 from core.columns import ActorId, TenantForeignKey
 from core.emergencies import EmergencyAccess
 from core.schema import Check, Index, Policy, SchemaObject
-from core.tables import TenantTable, one_of
+from core.schema.constraint import one_of
+from core.tables import TenantTable
 
 __all__ = ["FINDINGS", "ActivityReview"]
 

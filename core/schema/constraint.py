@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -12,7 +12,7 @@ from core.errors import MigrationError
 from core.schema.object import Kind, Named, sql_text
 from core.schema.quoting import columns_list, qualified, quote_ident
 
-__all__ = ["Check", "Constraint", "PrimaryKey", "References", "Unique", "past_policies"]
+__all__ = ["Check", "Constraint", "PrimaryKey", "References", "Unique", "json_object", "one_of", "past_policies"]
 
 
 def past_policies(on: str, to: str, statement: str) -> tuple[str, ...]:
@@ -158,3 +158,13 @@ class References(Constraint):
     def moved(self, tables: Mapping[str, str]) -> Self:
         moved = super().moved(tables)
         return dataclasses.replace(moved, to_table=tables.get(self.to_table, self.to_table))
+
+
+def one_of(name: str, column: str, values: Sequence[str]) -> Check:
+    """A CHECK for an enumerated column. Text and a CHECK rather than an enum type: values come and go by migration."""
+    return Check(name=name, condition=f"{column} in ({', '.join(repr(v) for v in values)})")
+
+
+def json_object(name: str, column: str) -> Check:
+    """A CHECK that a document is an object, so that a key can always be asked of it."""
+    return Check(name=name, condition=f"jsonb_typeof({column}) = 'object'")
