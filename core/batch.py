@@ -13,6 +13,7 @@ from piccolo.query.base import Query
 from core.arguments import bind, needs_keys
 from core.crypto.keyring import MissingKeyError
 from core.explain import explain
+from core.late import record_after
 from core.plan import Plan, RawPlan, open_rows
 from core.scope import Scope, current_scope
 from core.shown import Record
@@ -134,14 +135,14 @@ class Batch(BaseBatch):
         try:
             await self._transaction.commit()
         except BaseException:
-            await to_the_end(self._engine.record_after(link, self._scope, self._shown))
+            await to_the_end(record_after(self._engine, link, self._scope, self._shown))
             raise
 
     async def _undo(self, link: Link) -> None:
         try:
             await self._transaction.rollback()
         finally:
-            await self._engine.record_after(link, self._scope, self._shown)
+            await record_after(self._engine, link, self._scope, self._shown)
 
     async def _end(self, *, failed: bool) -> None:
         link, self._link = self._link, None

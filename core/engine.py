@@ -34,7 +34,7 @@ from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
 from core.explain import explain
 from core.group_commit import RetryError, is_small
 from core.plan import Plan, RawPlan, Statement, open_rows
-from core.pool import Link
+from core.pool import Lease, Link
 from core.residue import ends_a_transaction, leaves_nothing
 from core.scope import Scope, current_scope
 from core.session import begin_session
@@ -166,6 +166,11 @@ class ChartholdEngine(PostgresEngine):
         else:
             await link.pool.release(link)
 
+    def spare(self) -> Lease:
+        """A connection of the application's role for what somebody who holds one waits for."""
+        pool = self._here().pool
+        return pool.lease(pool.spare)
+
     async def close_connection_pool(self) -> None:
         """Close this event loop's connections."""
         if (found := self._connections.pop(asyncio.get_running_loop(), None)) is not None:
@@ -197,8 +202,7 @@ class ChartholdEngine(PostgresEngine):
 
     async def _load_keys(self, tenant: UUID) -> Sequence[WrappedKey]:
         """A tenant's wrapped data keys, read in the scope of whoever asks: no scope, no keys."""
-        pool = self._here().pool
-        async with pool.lease(pool.spare) as link:
+        async with self.spare() as link:
             rows = await self._send(
                 link,
                 _asker.get(),
@@ -344,37 +348,6 @@ class ChartholdEngine(PostgresEngine):
     async def set_scope(self, link: Link, scope: Scope) -> None:
         """Set the context for the rest of the link's transaction."""
         await link.carry(self._token(scope, link))
-
-    @forgetful_later
-    async def record_again(self, link: Link, scope: Scope, shown: Sequence[Record]) -> None:
-        """Record again, in the link's transaction, what was shown before a rollback took its records away."""
-        token = scope.last_token(self.token_key, link.backend)
-        try:
-            for record in shown:
-                await record.write_late(link, token)
-        except asyncpg.PostgresError as error:
-            raise explain(error) from None
-
-    async def record_late(self, scope: Scope, records: Sequence[Record]) -> None:
-        """Record, outside of every transaction, in the name of a user who may be locked."""
-        async with self.outside() as link, link.connection.transaction():
-            await self.record_again(link, scope, records)
-
-    async def record_after(self, link: Link, scope: Scope | None, shown: Sequence[Record]) -> None:
-        """The same when that transaction is over.
-
-        Threat: SQL that a person wrote in it took the names that the driver gives its statements, or broke the
-        connection. Then it is recorded on another.
-        """
-        if not shown or scope is None:
-            return
-        if link.dirty or link.connection.is_closed():
-            pool = self._here().pool
-            async with pool.lease(pool.spare) as other, other.connection.transaction():
-                await self.record_again(other, scope, shown)
-        else:
-            async with link.connection.transaction():
-                await self.record_again(link, scope, shown)
 
     async def _send(
         self, link: Link, scope: Scope, sql: str, arguments: Sequence[Any], *, counted: bool = False

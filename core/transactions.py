@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 from piccolo.engine.postgres import PostgresTransaction, Savepoint
 
 from core.errors import ScopeError
+from core.late import record_after, record_again
 from core.pool import Link
 from core.scope import Scope
 from core.shown import Record
@@ -175,7 +176,7 @@ class Transaction(PostgresTransaction):
         """A savepoint's rollback took the records away with the writes. What was seen stays seen: record it again."""
         self._forget(moment)
         if (shown := self.shown[moment.shown :]) and self._scope is not None and self._link is not None:
-            await self.engine_.record_again(self._link, self._scope, shown)
+            await record_again(self.engine_, self._link, self._scope, shown)
 
     def _forget(self, moment: Moment) -> None:
         """Let the instances that were written since take for stored what is: their next ``save()`` writes it again."""
@@ -230,4 +231,4 @@ class Transaction(PostgresTransaction):
     async def _undone(self, link: Link) -> None:
         """What was shown stays recorded, and what was written is not taken for stored."""
         self._forget(Moment())
-        await self.engine_.record_after(link, self._scope, self.shown)
+        await record_after(self.engine_, link, self._scope, self.shown)

@@ -10,6 +10,7 @@ from uuid import UUID
 from piccolo.table import Table
 
 from core.engine import engine
+from core.late import record_late
 from core.plan import Plan
 from core.scope import scope
 from core.shown import Record
@@ -58,4 +59,4 @@ async def record_failed_login(
     Raises ``ScopeError`` when the tenant has no such user, or inside a transaction.
     """
     failed = scope(tenant=tenant, actor=user, reason=reason, request_id=request_id, source_ip=source_ip)
-    await engine().record_late(failed, [Record.of_action("login_failed", None, None, None)])
+    await record_late(engine(), failed, [Record.of_action("login_failed", None, None, None)])
