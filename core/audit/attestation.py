@@ -1,7 +1,7 @@
 """What a verification found, signed, so that the doctor can believe the record of it.
 
-Threat: whoever may write a record of the log's being read declares that it was verified, and was good. So only what the
-seal's key signed counts, and the moment that counts is the signed one: what is genuine can be repeated, not renewed.
+Threat: whoever may write such a record claims that the log was verified, and was good. So only what the seal's key
+signed counts, with the moment that was signed: a genuine one can be repeated, but not made younger.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LABEL = b"charthold.v1.attestation"
 
 
 class Attestation(NamedTuple):
-    """That a tenant's log, so many records long, was or was not as it was sealed, at that moment."""
+    """Whether a tenant's log, of so many records, was as it was sealed, at that moment."""
 
     tenant: UUID
     good: bool

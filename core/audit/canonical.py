@@ -4,9 +4,9 @@ Threat: two records with the same bytes could be exchanged unseen. So each field
 is not an empty text, and the order is fixed.
 
 The form is the one that PostgreSQL itself gives a row in its binary protocol (``record_send``): to let the server write
-it is ten times faster than to write it here, column by column, and it has stood still since version 9.4. It need not:
-what follows defines the form without PostgreSQL, the sealer and the verifier compare one record before they begin
-(``PROBE``), and a server that writes anything else is asked for the columns instead.
+it is ten times faster than to write it here, column by column, and it has not changed since version 9.4. It may change:
+this module defines the form without PostgreSQL, and the sealer and the verifier first compare one record (``PROBE``); a
+server that writes anything else is asked for the columns instead.
 """
 
 from __future__ import annotations

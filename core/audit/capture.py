@@ -6,7 +6,8 @@ are compared together, and one by one only when any of them changed, which is ma
 JSON documents. PHI is recorded as the envelope that it is.
 
 Threat: the scope of another tenant is set between a policy and the trigger, and the record names a stranger. So a
-change of another tenant's row than the scope's is refused. Tenants themselves are made by their owner, several perhaps.
+change of a row of another tenant than the scope's is refused. The table of tenants is not asked: its rows are made by
+the schema's owner, perhaps several at once.
 """
 
 from __future__ import annotations
@@ -51,10 +52,11 @@ def capture_function(
 ) -> Function:
     """The function ``charthold.capture_<table>``; ``columns`` are those whose values are recorded.
 
-    ``loose``: which of them call more equal than is the same, as JSON does 1 and 1.0, and an interval a month and
-    30 days.
-    ``indexes``: the blind indexes, and what each is made of. They are not recorded, so none changes by itself, and an
-    update names those that changed. ``lengths``: the bytes of each. ``times``: which columns are dates or timestamps.
+    ``loose``: those of them whose types call values equal that are not the same, as JSON does 1 and 1.0, and an
+    interval a month and 30 days.
+    ``indexes``: the blind indexes, and what each is made of. Their hashes are not recorded, so none may change by
+    itself, and the record of an update names those that changed. ``lengths``: how many bytes each has. ``times``: the
+    columns that are dates or timestamps, with their types.
     """
     name, written = f"charthold.capture_{table}", f"charthold.{quote_ident(f'capture_{table}')}"
     if re.fullmatch(r"[a-z_][a-z0-9_]*", table):
@@ -161,7 +163,7 @@ def _guarded(indexes: Mapping[str, Sequence[str]], lengths: Mapping[str, int], t
 
 
 def _unreadable(row: str, lengths: Mapping[str, int], times: Mapping[str, str]) -> str:
-    """The condition that a row holds a time that Python has not, or a blind index that is none."""
+    """The condition that a row holds a time beyond Python's, or a hash that has not its index's length."""
     clock = {"date": ("", ""), "timestamp": (" 00:00:00", " 23:59:59.999999")}
     clock["timestamptz"] = " 00:00:00+00", " 23:59:59.999999+00"
     found = [

@@ -1,6 +1,6 @@
 """The log against the list of what was sealed: which records were changed, moved, taken out or put in.
 
-Both pass by once. While they agree, whole slices are compared; where they do not, records are found again by their ids.
+Each is read once. Where they agree, whole slices are compared; where they differ, records are found again by their ids.
 Memory grows with what was tampered with, not with the log.
 """
 

@@ -1,4 +1,4 @@
-"""What the log recorded, as Python values: envelopes opened, and what JSON had to write as text as what it was."""
+"""What the log recorded, as Python values: envelopes opened, and the types back that JSON does not have."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _version(document: Mapping[str, Any], name: str) -> int:
 
 
 class Opener:
-    """Recorded documents as Python values: what JSON had to write as text comes back as what it was."""
+    """Makes Python values of recorded documents, each of the type that its column has."""
 
     def __init__(self, table: type[TenantTable], scope: Scope, keys: TenantKeys | None) -> None:
         self._table = table
@@ -120,8 +120,8 @@ class Opener:
                 return DESTROYED
             raise
         except SealedValueError:
-            # Threat: who may write the row writes an envelope that does not open, and with it closes the row's past,
-            # which cannot be mended.
+            # Threat: whoever may write the row writes an envelope that does not open, and nobody could read the row's
+            # past any more.
             return ALTERED
 
 
@@ -129,7 +129,7 @@ def _plain(column: Column, value: Any) -> Any:
     """One value out of ``to_jsonb``: uuid, timestamp, date, number and bytes were written as text or as a number."""
     if isinstance(column, Array):
         return [None if item is None else _plain(column.base_column, item) for item in value]
-    # As the row itself has it, which is text: of any depth, with each digit.
+    # As text, as the row itself has it: of any depth, with every digit.
     if isinstance(column, JSON) or isinstance(value, dict | list):
         return write_jsonb(value)
     if isinstance(column, ForeignKey) or column.value_type is UUID:

@@ -10,6 +10,6 @@ LEAST_YEARS = 6  # whatever the tenant's row says
 
 
 def kept_since(years: int) -> datetime:
-    """What is younger than this must be there, of a tenant that keeps its records for so many years."""
+    """Since when every record must still be there, for a tenant that keeps its records for so many years."""
     now = datetime.now(UTC)
     return now.replace(year=now.year - max(LEAST_YEARS, years), day=min(now.day, 28))

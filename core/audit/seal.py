@@ -44,7 +44,8 @@ from pg_current_snapshot() as s, pg_control_system() as c"""
 LAST = f"select {HEAD_COLUMNS}, frontier from public.audit_seal where tenant_id = $1 order by tree_size desc limit 1"
 
 UNSEALED = "tenant_id = $1 and transaction_id >= $2 and transaction_id < $3"
-# In a later era a low id may be of an earlier one. At its beginning an id from the future surely is, and is sealed too.
+# In a later era a low transaction id may be of an earlier one, so records are told apart by their own ids. At the era's
+# beginning, a transaction id that the server has not reached yet surely is of an earlier one, and is sealed too.
 UNSEALED_LATER = """tenant_id = $1 and (transaction_id >= $2 and transaction_id < $3 or transaction_id >= $4)
     and not exists (
         select from (select unnest(record_ids) as id from public.audit_seal where tenant_id = $1) as sealed

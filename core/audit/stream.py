@@ -33,7 +33,7 @@ READS_THE_LOG = (
 )
 NOT_A_READER = f"The log is for users with one of the roles {', '.join(READERS)} who are bound to no facility."
 
-# What a long statement of ours wants: plans that know its arguments, and sorting in more than a web request's memory.
+# For our long statements: plans that know their arguments, and more memory to sort in than a web request gets.
 SETTINGS = "set local plan_cache_mode = force_custom_plan; set local work_mem = '64MB'"
 
 

@@ -141,7 +141,7 @@ class _Verification:
                 await comparison.leaves(start, ids, hashes, archivable=False)
                 self._grow(leaves)
             return
-        # Threat: an id can be made that looks old. When a record was sealed is signed, and then it was there.
+        # Threat: an id can be made to look old. When a record was sealed is signed.
         archivable = self.kept_since is not None and head.sealed_at < self.kept_since
         if self.tree and start > self.tree.size:
             self._grow(await comparison.unlisted(start - self.tree.size, {i.bytes for i in ids}))

@@ -26,8 +26,9 @@ PLAIN = frozenset({type(None), str, int, bool, float, bytes, UUID, date, datetim
 
 # What a row holds, by the names of its columns.
 Values = dict[str, Any]
-# Types that without a length have length one.
+# Types that have length one when no length is given, and what each is without a limit.
 UNBOUNDED = {"char": "bpchar", "character": "bpchar", "bit": "varbit"}
+# Types whose text PostgreSQL reads as the driver would write them.
 TEXT_FORM = (str, int, float, bool, bytes, UUID, date, datetime, Decimal)
 Cell = Callable[[Values], Any]
 

@@ -72,7 +72,7 @@ class TenantInsert(Kept, Insert[Any]):
             columns = unique_by_hash(table)
             look = Look("search", self.table._meta.tablename, columns) if columns else None
             return [returning_plan(statement, returning, look=look)]
-        # We made the ids. To have them returned would be to read, and the policies would ask for that too.
+        # We made the ids. To have them returned is to read, and the policies would be asked about that too.
         if not returns_ids:
             return [self._plan(rows, returning)]
         size = 1 if not together else len(rows) if cells.refers_to_itself else CHUNK
@@ -138,18 +138,18 @@ class TenantInsert(Kept, Insert[Any]):
         items = self.on_conflict_delegate._on_conflict.on_conflict_items
         returned = [row.get("id") for row in results] if items else []
         updated = bool(items) and items[0].action is OnConflictAction.do_update and len(returned) == len(self._values)
-        # It is done, so the scope that it was done in is not asked whether it has expired since.
+        # The rows are inserted, whether the scope has expired since or not.
         tenant = open_scope().tenant
         table: Any = self.table
         made: Values = table._layout.made
         added: list[Any] = self.add_delegate._add
         for at, (row, values) in enumerate(zip(added, self._values, strict=True)):
             if not items or values["id"] in returned:
-                # What was given for them was not written, and what was made instead, a refresh() tells.
+                # What was given for these columns was not written; refresh() fetches what was made instead.
                 row.__dict__.update(made)
                 row.remember(values | made)
             elif updated and returned[at]:
-                # It is the row that was there, of which the instance may hold other values.
+                # The row that was there was updated, and the instance may hold other values.
                 row.id = returned[at]
                 row._stored = {}
             else:

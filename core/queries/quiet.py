@@ -1,4 +1,4 @@
-"""Piccolo's steps around a query. Their frames hold plaintext, and an exception that passes leaves them behind."""
+"""Piccolo's steps around a query. Their frames hold plaintext, so no exception carries them away with it."""
 
 from __future__ import annotations
 

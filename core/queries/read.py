@@ -120,9 +120,9 @@ class TenantSelect(Kept, Select[Any]):
         return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep, look=look)
 
     def _ordered_by_tenant(self) -> OrderByDelegate:
-        """The order, behind the tenant, who is one: so an index that begins with the tenant is read in its order.
+        """The order, with the tenant put before it, so that an index which begins with the tenant is read in its order.
 
-        Which way the tenant is ordered says which way the index is read.
+        There is only one tenant; its direction says in which direction the index is read.
         """
         items = self.order_by_delegate._order_by.order_by_items
         distinct, grouped = self.distinct_delegate._distinct, self.group_by_delegate._group_by
@@ -181,7 +181,7 @@ class TenantSelect(Kept, Select[Any]):
 
 
 class Lock(LockRows):
-    """Names tables as they are known within the statement, which is without their schema; Piccolo puts it before."""
+    """Names tables without their schema, as they are known within the statement; Piccolo's own would name it."""
 
     __slots__ = ()
 
@@ -211,7 +211,7 @@ class TenantObjects(Kept, Objects[TableInstance]):
             with _no_deeper():
                 found: Any = await super()._process_results(results)
             for row in found if isinstance(found, list) else ():
-                # Piccolo made them as if a person had.
+                # Piccolo made the instances as a caller does, so they do not know yet what is stored.
                 for each in (row, *row._brought_along()):
                     each._stored = each._held()
             return found
@@ -296,7 +296,7 @@ class TenantRaw(Kept, Raw):
 
 @contextlib.contextmanager
 def _no_deeper() -> Iterator[None]:
-    """Around what loads JSON. PostgreSQL keeps documents deeper than Python's parsers go, who call themselves."""
+    """Around what loads JSON: PostgreSQL keeps documents that are deeper than Python's recursive parsers go."""
     too_deep = False
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a statement that writes has beside its own: RETURNING, what it looks for, and what it may not touch."""
+"""What all statements that write share: RETURNING, the record of a search, and the columns that nobody sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["look_of", "refuse_fixed", "returning_plan", "returning_shape"]
 
 
 def refuse_fixed(column: Column) -> None:
-    """Refuse to write what a row is."""
+    """Refuse to write a column that Charthold keeps."""
     if isinstance(column, FIXED):
         raise ProtectedQueryError(
             f"{column._meta.name} is kept by Charthold and cannot be set. Leave it out of the update."
@@ -31,7 +31,7 @@ def refuse_fixed(column: Column) -> None:
 
 
 def look_of(table: type[Table], where: Combinable) -> Look | None:
-    """That a write looks for a value, and by what it changes or returns tells whether it is there."""
+    """The search that a write makes: what it changes or returns tells whether the value is there."""
     columns = searched(where)
     return Look("search", table._meta.tablename, columns) if columns else None
 

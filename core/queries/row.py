@@ -1,4 +1,4 @@
-"""Queries about one row that change the instance: what they bring is what the database holds."""
+"""Queries about one row that change the instance, which then knows what the database holds."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def written_of(table: type[Table], names: tuple[str, ...]) -> Written:
     """Raises ``ProtectedQueryError`` for a column that is kept by Charthold."""
     columns = [table._meta.get_column_by_name(name) for name in names]
     for column in columns:
-        # The database compares created_at, and refuses another.
+        # Beside other columns created_at is let through: the database refuses one that differs.
         if type(column) is not CreatedAt or len(columns) == 1:
             refuse_fixed(column)
     sealed = tuple(column for column in columns if isinstance(column, Encrypted))
@@ -136,7 +136,7 @@ class TenantUpdate(Kept, Update[Any]):
             *arguments,
             where.querystring_for_update_and_delete,
         )
-        look = None if source else look_of(self.table, where)  # who read the ids first has said so
+        look = None if source else look_of(self.table, where)  # reading the ids has recorded it
         return returning_plan(statement, self.returning_delegate._returning, joined=joined, look=look)
 
     def _meaning(self, values: dict[Column, Any]) -> Written:

@@ -151,7 +151,7 @@ def approximate(where: Combinable | None) -> list[Approximate]:
 
 
 def exact(where: Combinable, what: str) -> Combinable:
-    """The protected condition, if the database alone can judge it; ``what`` asks."""
+    """The protected condition, if the database alone can judge it; ``what`` names who asks, for the error."""
     for found in approximate(where):
         found.refuse(what)
     return where
@@ -271,7 +271,7 @@ def _leaves(where: Combinable) -> Iterator[Combinable]:
 def _conjunction(where: And) -> Combinable:
     """An AND-chain, in which equalities on all columns of a compound index become one."""
     leaves = list(_leaves(where))
-    # What one row is asked for: a row that is reached by another join is another row.
+    # The equalities by row: a row that is reached by another join is another row.
     of_rows: dict[Any, dict[str, Where]] = {}
     for leaf in leaves:
         if isinstance(leaf, Where) and leaf.operator is Equal and isinstance(leaf.column, Encrypted):
@@ -289,7 +289,7 @@ def _conjunction(where: And) -> Combinable:
 
 
 def _compounded(equal: dict[str, Where], leaves: list[Combinable]) -> list[Combinable]:
-    """The conditions, of which those on a compound index's columns have become one."""
+    """The conditions, in which those on all columns of a compound index have become one."""
     for index in _indexes(next(iter(equal.values())).column):
         parts: list[Any] = [equal.get(name) for name in index.of]
         if index.spec.kind == "compound" and all(parts):
@@ -370,7 +370,7 @@ def _ask(index: BlindIndex, values: list[Any], operator: type[ComparisonOperator
     label, spec = index.label, index.spec
 
     def hashes(keys: TenantKeys) -> list[bytes | None]:
-        # NULL stays NULL: of what is not in a list that holds it, SQL is never sure.
+        # NULL stays NULL: in SQL nothing is surely not in a list that holds one.
         return [d for value in values for d in ([None] if value is None else keys.blind_all(label, spec, value))]
 
     if spec.bits >= EXACT_BITS:
