@@ -42,7 +42,7 @@ class Batch(BaseBatch):
         self._cursor: Any = None
         self._scope: Scope | None = None
         self._keys: TenantKeys | None = None
-        # What recorded that rows were shown, should the server take it back.
+        # The records of rows that were shown, to be written again should the server take them back.
         self._shown: list[Record] = []
         self._broken = False
 
@@ -51,7 +51,7 @@ class Batch(BaseBatch):
         plan = self._query.querystrings[0]
         sql, arguments = plan.compile_string()
         self._plan = plan if isinstance(plan, Plan) else None
-        # A table that belongs to no tenant is read as ever: nobody has to say who asks.
+        # A table that belongs to no tenant is read without a scope.
         self._scope = scope = current_scope() if isinstance(plan, (Plan, RawPlan)) else None
         if scope is not None:
             opens = self._plan is not None and self._plan.opened
@@ -59,7 +59,7 @@ class Batch(BaseBatch):
             arguments = bind(arguments, scope.tenant, self._keys)
         link = self._link = await self._engine.acquire()
         try:
-            # A cursor's text is not ours to wrap, and raw SQL may leave anything behind.
+            # SQL that a person wrote may leave anything behind in the session.
             link.dirty = self._plan is None or not self._plan.compiled()[0].trusted
             self._transaction = link.connection.transaction()
             await self._transaction.start()
@@ -81,7 +81,7 @@ class Batch(BaseBatch):
 
     async def __anext__(self) -> Any:
         while not (shown := await self._next()):
-            pass  # a search by few bits found other values only
+            pass  # a search by few bits found only rows of other values
         return await self._query._process_results(shown)
 
     async def _next(self) -> Any:
@@ -99,7 +99,7 @@ class Batch(BaseBatch):
             if self._plan is not None:
                 # No record, no rows: the record is written in the cursor's transaction, before anything is opened.
                 if not self._plan.opened:
-                    # The cursor asked when it was opened. Who was locked since is told now.
+                    # The policies were asked when the cursor was opened. A user who was locked since is refused here.
                     await self._link.connection.fetchval("select charthold.tenant_id()")
                 await self._record(self._link, [opened.record(rows) for opened in self._plan.opened])
                 try:
@@ -113,7 +113,7 @@ class Batch(BaseBatch):
             self._broken = True
             raise explain(error) from None
         except asyncio.CancelledError:
-            self._broken = True  # what was sent was cancelled, and PostgreSQL took that for an error
+            self._broken = True  # the statement was cancelled, which PostgreSQL takes for an error
             raise
         return shown
 
@@ -150,8 +150,8 @@ class Batch(BaseBatch):
             return
         try:
             if self._transaction is not None:
-                # What was shown stays shown when the caller fails, so its records are committed; SQL that a person
-                # wrote may have changed something, and is not.
+                # What was shown stays shown when the caller fails, so its records are committed. SQL that a person
+                # wrote may have changed something, so it is rolled back.
                 if self._broken or (failed and self._plan is None):
                     await to_the_end(self._undo(link))
                 else:

@@ -1,4 +1,4 @@
-"""What the class of a table may not say, found out when it is written and not when a migration is run."""
+"""Mistakes in the class of a table, refused when the class is made rather than when a migration runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["refuse_columns", "refuse_for_ever", "refuse_misspelt", "refuse_namesake", "refuse_reference"]
 
-# Bytes of a table's name: "capture_" and the name are the name of a function, and PostgreSQL knows 63.
+# Bytes of a table's name: a function is called "capture_" and the name, and PostgreSQL cuts names at 63 bytes.
 LONGEST = 55
-# Whose attributes mean something.
+# The modules of classes whose attributes no column may replace.
 OURS = ("core.tenant_table", "core.audit.mixin")
 
 
@@ -99,7 +99,7 @@ def _refuse_sealed_elements(cls: type[ProtectedTable], column: Array) -> None:
 
 
 def _refuse_what_is_not_digested(cls: type[ProtectedTable], index: BlindIndex) -> None:
-    """A kind that does not fit would fail with each write; a name that is none, in the first migration."""
+    """A kind that does not fit its column would fail at each write; an unknown name, in the first migration."""
     sealed = {c._meta.name: c for c in cls._meta.columns if isinstance(c, Encrypted)}
     said, compound = f"{cls.__name__}.{index._meta.name}", index.spec.kind == "compound"
     kinds = [part.kind for part in index.spec.parts] if compound else [index.spec.kind]
@@ -110,7 +110,7 @@ def _refuse_what_is_not_digested(cls: type[ProtectedTable], index: BlindIndex) -
                 f"{', '.join(sealed)}."
             )
         column = sealed[name]
-        # All of a compound index is asked for equality.
+        # A compound index is searched for equality of all its parts.
         known = [k for k in DIGESTED[column.kind] if not compound or k in ("exact", "folded")]
         if not known:
             raise ConfigurationError(
@@ -125,7 +125,7 @@ def _refuse_what_is_not_digested(cls: type[ProtectedTable], index: BlindIndex) -
 
 
 def refuse_reference(cls: type[TenantTable], column: ForeignKey[Any]) -> None:
-    """Raise ``ConfigurationError`` for a reference of the wrong kind; known when all tables are."""
+    """Raise ``ConfigurationError`` for a reference of the wrong kind. Called when all tables are known."""
     from core.tenant_table import ProtectedTable, TenantTable  # late: it imports this
 
     said, meta = f"{cls.__name__}.{column._meta.name}", column._foreign_key_meta
@@ -176,9 +176,9 @@ def refuse_for_ever(cls: type[TenantTable]) -> None:
 
 
 def refuse_misspelt(cls: type[TenantTable]) -> None:
-    """Raise ``ConfigurationError`` for a name that is none, in what the class says about itself.
+    """Raise ``ConfigurationError`` for an unknown name in what the class says about itself.
 
-    Threat: a misspelt name protects nothing and says nothing; the value that it was to keep out is in the log.
+    Threat: a misspelt name protects nothing, silently: the value that it should keep out of the log is in it.
     """
     permissions, facility = cls.permissions or {}, [cls.facility_column] if cls.facility_column else []
     for said, names, known in (

@@ -15,8 +15,9 @@ from core.scope import Scope
 
 __all__ = ["Connections"]
 
-# Whether a trigger of somebody's runs where a group has the scope of another member: it waits for the commit, or it
-# comes before a whole statement (1: for each row, 2: before, 28: insert, delete or update), and so before its gate.
+# Whether the database has a trigger that would run under another member's scope in a group: one that waits for the
+# commit, or that fires before a whole statement (in tgtype 1: for each row, 2: before, 28: insert, delete or update),
+# and so before the statement's gate.
 MISPLACED = """select exists (select from pg_catalog.pg_trigger
 where not tgisinternal and (tginitdeferred or tgtype & 1 = 0 and tgtype & 2 > 0 and tgtype & 28 > 0))"""
 

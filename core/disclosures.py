@@ -1,7 +1,8 @@
 """The register of disclosures to others, and the accounting of them that an individual may ask for, 45 CFR 164.528.
 
-Entered is what was not for treatment, payment or operations, nor to the individual, nor authorised by them; the rest
-that need not be is in 164.528(a)(1). The audit log says who in the organisation saw what; this, who outside was told.
+A disclosure is entered unless it was for treatment, payment or operations, to the individual, or authorised by them;
+164.528(a)(1) has the other exceptions. The audit log says who inside the organisation saw what; this register says who
+outside was told.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Disclosure(TenantTable, tablename="disclosure"):
     ``withheld_until`` is the last day on which the accounting leaves it out, because an agency or an official asked.
     """
 
-    # RESTRICT: a client who is deleted would take along what must be accounted for, for six years.
+    # RESTRICT: what must be accounted for, for six years, would be deleted with the client.
     client_id = TenantForeignKey(Client, on_delete=OnDelete.restrict, required=True)
     disclosed_on = Date(default=None, required=True)
     recipient = Text(default=None, required=True)
@@ -66,7 +67,7 @@ class Disclosure(TenantTable, tablename="disclosure"):
 
     declares: ClassVar[Sequence[SchemaObject]] = (
         Check(name="disclosure_recipient_given", condition="btrim(recipient) <> ''"),
-        # By the day of the entry, where days begin first. Not by now(): a check must say the same when it is restored.
+        # Compared with the day of the entry, where days begin first. Not with now(): a restored row must pass, too.
         Check(
             name="disclosure_not_in_the_future",
             condition="disclosed_on <= (created_at at time zone 'UTC' + interval '14 hours')::date",
@@ -83,14 +84,14 @@ class Disclosure(TenantTable, tablename="disclosure"):
 async def accounting_of_disclosures(
     client_id: UUID, *, since: date | None = None, until: date | None = None
 ) -> list[Disclosure]:
-    """What is to be told to the individual, oldest first, without what is withheld now.
+    """The disclosures to tell the individual, oldest first, without those that are withheld now.
 
     ``since``: six years ago, unless it is given; both days count. Each disclosure is recorded as read, and the
     accounting as an ``export`` about the client, 164.528(d). Raises ``ProtectedQueryError`` for a client whom the scope
     does not see.
     """
     today = _today()
-    # In no leap year is the year six years before one too.
+    # Six years before a leap year there is no 29 February.
     leap = (today.month, today.day) == (2, 29)
     since = since or today.replace(year=today.year - YEARS, day=28 if leap else today.day)
     if until is not None and until < since:
@@ -115,5 +116,5 @@ async def accounting_of_disclosures(
 
 
 def _today() -> date:
-    """Today where it begins last: a day on which something is withheld ends where the tenant is, too."""
+    """The date where days begin last: a day that is over there is over for the tenant, too."""
     return (datetime.now(UTC) - timedelta(hours=12)).date()

@@ -47,7 +47,7 @@ class EmergencyAccess(TenantTable, tablename="emergency_access"):
 
     # RESTRICT: who did it can be found.
     user_id = TenantForeignKey(User, on_delete=OnDelete.restrict, required=True)
-    # CASCADE: a record is deleted when it need not be kept any more; that it was opened, the log keeps by itself.
+    # CASCADE: a client is deleted when nothing need be kept any more; the log still says that the chart was opened.
     client_id = TenantForeignKey(Client, on_delete=OnDelete.cascade, required=True)
     reason = Text(default=None, required=True)
     until = Timestamptz(default=None, required=True)
@@ -61,10 +61,10 @@ class EmergencyAccess(TenantTable, tablename="emergency_access"):
     in_record_set = False
 
     whole_tenant = ("select",)
-    # It is made by who does not see the client.
+    # Its user does not see the client.
     facility_from = ()
 
-    # Threat: an emergency that lasts for ever, or in the name of somebody else.
+    # Threat: a user makes an emergency that lasts for ever, or that is somebody else's.
     privileges = ("select",)
 
     declares: ClassVar[Sequence[SchemaObject]] = (
@@ -76,7 +76,7 @@ class EmergencyAccess(TenantTable, tablename="emergency_access"):
 
 @dataclass(frozen=True)
 class Emergency:
-    """A client's chart that a user may read until then."""
+    """Leave for one user to read one client's chart, until a time."""
 
     id: UUID
     tenant: UUID
@@ -103,8 +103,8 @@ async def break_glass(client: UUID | Combinable, *, reason: str, minutes: int = 
     ``client`` is an id, or what the client is known by: ``(Client.last_name == "Li") & (Client.date_of_birth == ...)``,
     which must fit one client only. Such a search is recorded, whatever it finds. ``reason`` (1 to 500 characters, never
     PHI) stands in each record of what is read. Keep the emergency's ``id`` for the next request:
-    ``scope(tenant=..., actor=..., reason=..., emergency=id)``. Raises ``ScopeError`` for who is no clinician or admin,
-    ``ChartholdError`` for who sees the whole tenant anyway, and where there is no such client, or several.
+    ``scope(tenant=..., actor=..., reason=..., emergency=id)``. Raises ``ScopeError`` for a user who is no clinician or
+    admin, and ``ChartholdError`` for one who sees the whole tenant anyway, or when no client fits, or several do.
     """
     if type(minutes) is not int or not 0 < minutes <= LONGEST:
         raise ChartholdError(f"An emergency lasts 1 to {LONGEST} whole minutes.")
@@ -128,7 +128,7 @@ async def break_glass(client: UUID | Combinable, *, reason: str, minutes: int = 
     except asyncpg.ForeignKeyViolationError:
         raise ChartholdError("The tenant has no client with that id, so there is no glass to break.") from None
     if not isinstance(client, UUID):
-        # What a rollback takes back is recorded again: the answer was given.
+        # The answer was given, so the search is recorded again should a rollback take its record away.
         said = json.dumps({"emergency": True, "indexes": list(names), "rows": row["clients"]})
         engine().note(Record.of_action("search", "client", None, said))
         if row["clients"] != 1:

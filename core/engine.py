@@ -1,8 +1,8 @@
 """The engine: one path on which every statement runs.
 
 A planned statement (``core.plan``) runs in the open scope: the engine binds the tenant, the token and the ciphertext,
-sends one statement, and opens what comes back. What Piccolo compiled for tables that belong to no tenant runs beside
-it, without a scope. Migrations and key commands ask for ``owner_mode``.
+sends one statement, and opens what comes back. A statement about tables that belong to no tenant runs without a scope.
+Migrations and key commands ask for ``owner_mode``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = ["ChartholdEngine", "engine", "owner_mode"]
 # True while migrations and key commands run: their statements go to the owner's connection.
 owner_mode: ContextVar[bool] = ContextVar("charthold_owner_mode", default=False)
 
-# Whose scope reads a tenant's wrapped keys. A load is a task of its own, in a copy of the context of who began it.
+# The scope in which a tenant's wrapped keys are read. A load is a task, in a copy of the context of who began it.
 _asker: ContextVar[Scope] = ContextVar("charthold_asker")
 
 
@@ -141,7 +141,7 @@ class ChartholdEngine(PostgresEngine):
         return await self.connect(owner=owner_mode.get())
 
     def _here(self) -> Connections:
-        """Those of this event loop."""
+        """The connections of this event loop."""
         loop = asyncio.get_running_loop()
         found = self._connections.get(loop)
         if found is None:
@@ -249,7 +249,7 @@ class ChartholdEngine(PostgresEngine):
             transaction.keep_scope(scope)
             link = transaction.link
             try:
-                # The commit is not only the read's, so it waits for the disk.
+                # There may be writes beside a read, so the commit of a transaction always waits for the disk.
                 rows = await self._send(link, scope, statement.gated, bound, counted=statement.counted)
             finally:
                 if not statement.trusted:
@@ -284,7 +284,7 @@ class ChartholdEngine(PostgresEngine):
             with contextlib.suppress(RetryError):
                 rows = await here.lanes.run(alone, grouped, scope, bound, reads=statement.returns)
                 return len(rows) if statement.counted and isinstance(rows, list) else rows
-            # It may have waited for as long as a new key waits for the last writers under the old one.
+            # It may have waited so long that the tenant's key was rotated meanwhile.
             keys = await self.keys_of(scope) if needs_keys(arguments) else None
             bound = bind(arguments, scope.tenant, keys)
         async with here.pool.lease() as link:
@@ -352,7 +352,7 @@ class ChartholdEngine(PostgresEngine):
     async def _send(
         self, link: Link, scope: Scope, sql: str, arguments: Sequence[Any], *, counted: bool = False
     ) -> Any:
-        """The rows of a statement; of one that is counted, how many it wrote: its tag says "INSERT 0 1"."""
+        """The rows of a statement; for one that is counted, how many it wrote, as its tag says: "INSERT 0 1"."""
         token = self._token(scope, link)
         try:
             if counted:
@@ -434,7 +434,7 @@ def _all_of(plan: Plan, written: int) -> None:
 
 
 async def _fetched(link: Link, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
-    """The rows of a statement about tables that belong to no tenant. What it may not touch is said with a remedy."""
+    """The rows of a statement about tables that belong to no tenant. Where a right is missing the error says which."""
     try:
         return await link.connection.fetch(sql, *arguments)
     except asyncpg.InsufficientPrivilegeError as error:

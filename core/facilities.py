@@ -28,9 +28,9 @@ CLIENT = "client"  # the table of which an emergency opens one row
 def narrowing(table: type[TenantTable]) -> list[Column]:
     """The columns by which the table is narrowed; none: the whole tenant sees its rows.
 
-    Unless ``facility_from`` names others: the references to facilities, or else the one reference that is the nearest
-    to any, for each costs the planner the policies of its table. Raises ``ConfigurationError`` for one that is named
-    and leads to none.
+    These are the references that ``facility_from`` names; or else those to facilities; or else the one reference that
+    is nearest to a facility, because each costs the planner the policies of its table. Raises ``ConfigurationError``
+    for a reference that is named and leads to no facility.
     """
     if table.facility_column is not None:
         return [column for column in table._meta.columns if column._meta.db_column_name == table.facility_column]
@@ -65,7 +65,7 @@ def within(table: type[TenantTable]) -> str | None:
         # What is narrowed by its client alone asks the client's own policies, which know of emergencies.
         return usual
     if client_columns(table) != list(opened):
-        # Else who is bound would see by another way what their facilities do not show.
+        # Or a bound user without an emergency would see, by another reference, what their facilities do not show.
         shown = f"(select charthold.emergency_client()) is not null and ({shown})"
     return f"{usual} or {shown}"
 
@@ -92,8 +92,8 @@ def opened_by(table: type[Table], below: frozenset[type[Table]] = frozenset()) -
 def decisive(table: type[TenantTable], ways: Mapping[Column, int]) -> list[Column]:
     """Of the references that lead to a client, each in so many steps, those that say whose a row is.
 
-    They are those by which the table is narrowed; else the one of the fewest steps, if it is one: of a payer and a
-    patient who knows whose row it is?
+    They are those by which the table is narrowed; where none of these leads to a client, the one of the fewest steps.
+    Where there are several such, as to a patient and to a payer, nobody knows whose row it is, and none is taken.
     """
     if leading := [column for column in narrowing(table) if column in ways]:
         return leading
@@ -126,14 +126,14 @@ def referred(table: type[TenantTable], column: Column) -> type[Table]:
 
 
 def seen_by(table: type[TenantTable], column: Column) -> str:
-    """That the user sees what the column refers to."""
+    """The condition that the user sees what the column refers to."""
     name, to = column._meta.db_column_name, referred(table, column)
     direct = not isinstance(column, ForeignKey) or is_facility(to)
     return in_facility(name) if direct else with_row_of(to, table, name)
 
 
 def shown_by(table: type[TenantTable], column: Column) -> str:
-    """That an emergency shows what the column refers to."""
+    """The condition that an emergency shows what the column refers to."""
     name, to = column._meta.db_column_name, referred(table, column)
     return of_emergency(name) if is_ours(to, CLIENT) else with_row_of(to, table, name)
 
@@ -141,7 +141,7 @@ def shown_by(table: type[TenantTable], column: Column) -> str:
 def way_from(table: type[Table], below: frozenset[type[Table]]) -> int | None:
     """How many references lie between a table and the facilities; None when none leads there.
 
-    ``below``: the tables from which references led here: a way that leads back to one of them is none.
+    ``below``: the tables from which references led here; a way back to one of them does not count.
     """
     if is_facility(table):
         return 0
@@ -179,17 +179,17 @@ def of_tenants(table: type[Table]) -> TypeGuard[type[TenantTable]]:
 
 
 def in_facility(column: str) -> str:
-    """That the row is of one of the user's facilities."""
+    """The condition that the row is of one of the user's facilities."""
     return f"tenant_id::text || {quote_ident(column)}::text = any ((select charthold.actor_places())::text[])"
 
 
 def of_emergency(column: str) -> str:
-    """That the row is of the client whose chart the user opened in an emergency."""
+    """The condition that the row is of the client whose chart the user opened in an emergency."""
     return f"tenant_id::text || {quote_ident(column)}::text = (select charthold.emergency_client())"
 
 
 def with_row_of(parent: type[Table], table: type[Table], column: str) -> str:
-    """That the user sees the row of ``parent`` which the column refers to: its own policies are asked.
+    """The condition that the user sees the row of ``parent`` which the column refers to: its own policies are asked.
 
     The tenant stands in a CASE: the id finds the row, and the planner would take any index of the tenant for as good.
     """
@@ -199,7 +199,7 @@ def with_row_of(parent: type[Table], table: type[Table], column: str) -> str:
 
 
 def all_of(conditions: Mapping[str, str]) -> str | None:
-    """That each condition holds whose column says something, and that one does: column -> condition."""
+    """The condition that a column is not null, and that what is asked of each such column holds: column -> asked."""
     if len(conditions) < 2:
         return next(iter(conditions.values()), None)
     each = [f"({quote_ident(column)} is null or {condition})" for column, condition in conditions.items()]

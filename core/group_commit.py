@@ -6,7 +6,7 @@ served, those that wait with the same statement go as one message and one transa
 and answer. Nobody waits for company: a statement that finds a lane free is sent at once, by itself.
 
 Only for small statements that find one row by its id, or insert one: nobody waits for another's long search, large
-document or cascade. Who has waited for a moment all the same goes by itself as soon as an ordinary connection is free.
+document or cascade. One that has waited a moment all the same is sent by itself when an ordinary connection is free.
 
 Threat: what happens to one request happens to another. PostgreSQL rolls a group back as a whole, and nobody was
 answered before it committed. So when one fails, be it a duplicate or a user who was locked a moment ago, each is run
@@ -90,7 +90,7 @@ class Member:
 class GroupCommit:
     """The lanes of one event loop: as many as ``pool`` has connections. ``token`` makes a scope's token for one.
 
-    ``ordinary`` is the pool to which those go who are to be run by themselves.
+    ``ordinary`` is the pool of the connections on which statements run by themselves.
     """
 
     def __init__(self, pool: Pool, ordinary: Pool, token: Callable[[Scope, Link], str]) -> None:
@@ -114,7 +114,7 @@ class GroupCommit:
         *,
         reads: bool,
     ) -> Any:
-        """What ``alone`` answers, which sends the statement by itself, or the rows of its text in a group.
+        """What ``alone`` answers, which sends the statement by itself; or the rows of ``grouped``, sent with others.
 
         Raises ``RetryError`` when it is to be run elsewhere, and ``PoolExhaustedError`` when it was not sent in time.
         """
@@ -144,7 +144,7 @@ class GroupCommit:
         return self._rests_until > 0 and asyncio.get_running_loop().time() < self._rests_until
 
     async def _lane(self) -> Link:
-        """A lane. Raises ``RetryError`` when none can be opened: an ordinary one may be, or says what is the matter."""
+        """A lane. Raises ``RetryError`` when none can be opened; an ordinary connection will, or tell what is wrong."""
         if not self._resting:
             try:
                 link = await self._pool.acquire()
@@ -163,7 +163,7 @@ class GroupCommit:
         return sum(map(len, self._queue.values()))
 
     def _share(self, answered: int = 0) -> int:
-        """How many a lane takes: while all are in one, the other has nothing to do."""
+        """How many statements a lane takes: if one took all, the other would have nothing to do."""
         return min(MOST, -(-(self._in_flight + self._queued + answered) // self._pool.size))
 
     def _leave(self) -> None:
@@ -184,7 +184,7 @@ class GroupCommit:
             statement, members = self._next()
             await self._send(statement, members)
             if self._queued < self._share(len(members)):
-                # Who was answered may have something to ask at once: together again.
+                # Those who were answered may ask again at once; then they go together again.
                 await asyncio.sleep(0)
 
     def _next(self) -> tuple[tuple[str, bool], list[Member]]:
@@ -219,7 +219,7 @@ class GroupCommit:
             self._check_queue_in(PATIENCE / 2)
 
     def _check_queue_in(self, seconds: float) -> None:
-        # In a context of its own, as the tasks.
+        # In a context of its own, as the tasks are.
         loop = asyncio.get_running_loop()
         self._clock = loop.call_later(seconds, self._check_queue, context=contextvars.Context())
 

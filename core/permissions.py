@@ -14,7 +14,7 @@ __all__ = ["COMMANDS", "DEFAULT", "EMERGENCY", "PERMISSIONS", "ROLES", "Command"
 Command = Literal["select", "insert", "update", "delete"]
 
 ROLES = ("admin", "clinician", "billing", "auditor", "system")
-# What a user becomes who breaks the glass (core/emergencies.py): reads what a clinician reads, and changes nothing.
+# The role of a user who broke the glass (core/emergencies.py): it reads what a clinician reads, and changes nothing.
 EMERGENCY = "emergency"
 COMMANDS: tuple[Command, ...] = ("select", "insert", "update", "delete")
 
@@ -43,7 +43,7 @@ PERMISSIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "user_action_audit_log": {"select": ("admin", "auditor", "system"), "insert": (*EVERYBODY, EMERGENCY)},
     # Whoever may read PHI needs the wrapped keys, which are worthless without the key-encrypting key.
     "tenant_key": {"select": EVERYBODY, "insert": ADMINS, "update": ADMINS},
-    # Read by who reviews them. What a clinician may insert, charthold.break_glass() alone does.
+    # Read by those who review them. Only charthold.break_glass() inserts what a clinician may.
     "emergency_access": {"select": ("admin", "auditor", "system"), "insert": ("admin", "clinician")},
     "activity_review": {"select": ("admin", "auditor", "system"), "insert": ("admin", "auditor")},
     "audit_seal": {"select": ("admin", "auditor", "system"), "insert": ("admin", "auditor", "system")},

@@ -79,21 +79,21 @@ class Plan(QueryString):
         look: Look | None = None,
     ) -> None:
         super().__init__(template, *args)
-        # When to ask is an action of its own to be recorded: of the log, or for a value that is not shown.
+        # What is recorded when asking is itself an action: reading the log, or searching for a value that is not shown.
         self.look = look or _look_of(self)
         # Which rows are shown, judged by their opened values; None: all.
         self.keep = keep
         self.opened = tuple(opened)
         self.outputs = outputs
         self.returns = returns
-        # By which word the gate is joined to a statement without rows, whose tag then says how many it wrote: "where"
-        # for an INSERT .. SELECT, which has no condition yet. Empty: it stands around it.
+        # The word that joins the gate to a statement without rows, whose tag then says how many it wrote: "where" for
+        # an INSERT .. SELECT, which has no condition yet. Empty: the gate stands around the statement.
         self.joined = joined
         # How many rows it must write, and what to say when it does not.
         self.expected: tuple[int, str] | None = None
         # What a statement without rows answers.
         self.answer: list[dict[str, Any]] = []
-        # What belongs to it and is made when it is its turn: all of it is run, or none.
+        # The plans that follow it, each made when it is its turn; all of them are run, or none.
         self.more: Callable[[], Iterable[Plan]] | None = None
         self._statement: Statement | None = None
 
@@ -164,13 +164,13 @@ class Plan(QueryString):
 
         What is shown is recorded by the same statement: when the record fails, nothing is shown.
 
-        ``member``: what each row of a group says about whose it is. A group's next statement forgets what was found out
-        about the last one's scope.
+        ``member``: the column that says whose a row of a group is. Each statement of a group first forgets what was
+        found out about the scope of the one before.
         """
         forget = " || pg_catalog.set_config('charthold.granted', '', true)" if member else ""
         gate = f"(select pg_catalog.set_config('charthold.scope', ${arguments + 1}, true){forget}) is not null"
         if not self.returns:
-            # What a write asks of the log it may write down.
+            # A write that searches for a value records the search, and how many rows it found.
             if self.look is not None:
                 looked = f"{self.look.call} is not null"
                 return f"with r as ({sql}\n returning 1) select count(*) from r where {gate} having {looked}"
@@ -178,8 +178,8 @@ class Plan(QueryString):
                 # Policies look at the rows that an INSERT's select made, or that were found for an update or delete,
                 # which is when the context is set: a filter that no row can change is asked first.
                 return f"{sql}\n {self.joined} {gate}" + (f" returning {member}" if member else "")
-            # Nobody refers to r, so it runs behind the outer statement, when the context is set; it would run if the
-            # gate were shut too, but set_config() is never null.
+            # Nothing refers to r, so PostgreSQL runs it after the outer statement, when the context is set. It would
+            # run even if the gate were shut, but set_config() is never null.
             return f"with r as ({sql}\n) select {member or '1'} where {gate}"
         materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
         records = "".join(f" and {opened.call(single=single)} is not null" for opened in self.opened)

@@ -22,10 +22,10 @@ def policies(
 
     ``within``: the condition on rows for a user who is bound to facilities, if there is one.
 
-    Each function call stands in a sub-select, so that it runs once a statement and not once a row; but each place where
-    one stands asks for the scope once more: 5 us, though it was verified by then. PostgreSQL keeps one of two equal
-    conditions, so a restrictive policy for all commands is asked once of the rows found and once of the rows left. And
-    of the rows left no role is asked: it was, when they were found.
+    Each function call stands in a sub-select, so that it runs once a statement and not once a row. Each place where one
+    stands still asks for the scope, which costs 5 us even when it was verified before. PostgreSQL keeps one of two
+    equal conditions, so a restrictive policy for all commands is asked once for the rows that are found, and once for
+    the rows as they are written. The role is asked only for the rows that are found.
     """
     found = list(_isolation(tenant_column, within))
     for command in whole_tenant:
@@ -52,10 +52,11 @@ def policies(
 
 
 def _asked(command: Command, tenant_column: str, answer: str) -> str:
-    """That a function answers with the row's tenant.
+    """The condition that a function answers with the row's tenant.
 
-    In a CASE, because the planner would count a second equality on the tenant, and then take every index for as good as
-    any other. To read, it is asked before any row is: whoever may not read is not told how many rows are there to read.
+    It stands in a CASE, because the planner would count a second equality on the tenant, and then take every index for
+    as good as any other. For reading, the function is also asked before any row is: whoever may not read is not told
+    how many rows there are.
     """
     pinned = f"case when {tenant_column} = (select {answer}) then true end"
     return f"(select {answer}) is not null and {pinned}" if command == "select" else pinned

@@ -110,7 +110,7 @@ class Pool:
         return await self._new() if link is None or link.connection.is_closed() else link
 
     def lease(self, acquire: Callable[[], Awaitable[Link]] | None = None) -> Lease:
-        """``acquire``, or one of the caller's, and ``release`` around one statement."""
+        """A connection for one statement: ``acquire``, or the caller's own way to get one, and then ``release``."""
         return Lease(self, acquire or self.acquire)
 
     async def spare(self) -> Link:
@@ -185,7 +185,7 @@ class Pool:
             raise
 
     def _give(self, link: Link | None) -> bool:
-        """Hand a connection, or its place, to whoever waits longest: were it laid down, others would be faster."""
+        """Hand a connection, or its place, to whoever waits longest: put back, it could go to a newcomer."""
         while self._waiting:
             ready = self._waiting.popleft()
             if not ready.done():

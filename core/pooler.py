@@ -1,7 +1,7 @@
 """A transaction pooler between us and the server: what it is to be told, and how we notice that it was not.
 
-A pooler connects for us, and each transaction may meet another of its sessions. It drops what a session of ours begins
-with, so it has to see to that itself.
+A pooler connects for us, and each transaction may meet another of its sessions. It drops the settings that we connect
+with, so it has to set them itself.
 
 Threat: whoever runs SQL leaves something in a session, a setting, a prepared statement, a temporary table, and the next
 tenant's transaction meets it there. We close a connection on which somebody's SQL ran, but the pooler keeps the session

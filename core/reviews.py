@@ -1,4 +1,4 @@
-"""That somebody looked: a reviewer's sign-off, 164.308(a)(1)(ii)(D), of what was done in a time or in one emergency."""
+"""Sign-offs, 164.308(a)(1)(ii)(D): that a reviewer looked at what was done in a time, or in one emergency."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ActivityReview(TenantTable, tablename="activity_review"):
     """
 
     reviewed_by = ActorId()
-    # CASCADE: as the emergency goes with its client.
+    # CASCADE: the emergency is deleted with its client, too.
     emergency_id = TenantForeignKey(EmergencyAccess, on_delete=OnDelete.cascade, null=True)
     since = Timestamptz(default=None, null=True)
     until = Timestamptz(default=None, null=True)
@@ -39,7 +39,7 @@ class ActivityReview(TenantTable, tablename="activity_review"):
         "note": "what the reviewer says of it; a text about a patient does not belong there",
     }
 
-    # Who does not see everything has not reviewed it.
+    # A user who does not see the whole tenant cannot have reviewed it.
     whole_tenant = ("select", "insert")
     facility_from = ()
 
@@ -50,7 +50,7 @@ class ActivityReview(TenantTable, tablename="activity_review"):
             condition="num_nulls(since, until) = case when emergency_id is null then 0 else 2 end",
         ),
         Check(name="activity_review_note_length", condition="length(note) <= 2000"),
-        # What has not happened yet nobody has seen.
+        # Nobody has reviewed what has not happened yet.
         Check(name="activity_review_of_the_past", condition="since < until and until <= created_at"),
         Policy(
             name="insert_as_oneself",
@@ -58,8 +58,8 @@ class ActivityReview(TenantTable, tablename="activity_review"):
             restrictive=True,
             check="reviewed_by = (select charthold.actor_id())",
         ),
-        # Threat: who broke the glass finds that it was in order; or what is not over is signed off, created_at being
-        # whatever raw SQL says.
+        # Threat: users sign off their own emergencies; or what is not over is signed off, with a created_at that raw
+        # SQL made up.
         Policy(
             name="insert_by_another",
             command="insert",

@@ -94,8 +94,8 @@ async def begin_session(
     Raises ``ConfigurationError`` when there is no connection, or it may not act as ``role``, or is bound by no policy;
     ``asyncpg.ConnectionDoesNotExistError`` when the server ends the session at once.
 
-    Threat: policies look on while a superuser, an owner or a BYPASSRLS role works, and triggers sleep in a session that
-    plays the replica. Such a connection is refused.
+    Threat: no policy binds a superuser, an owner or a BYPASSRLS role, and no trigger fires in a session that plays the
+    replica. Such a connection is refused.
     """
     mark = secrets.token_hex(8)
     patience = {"lock_timeout": lock_timeout} if lock_timeout else {}

@@ -18,7 +18,7 @@ __all__ = ["Look", "Opened", "Record", "row_alias"]
 
 
 class Record(NamedTuple):
-    """What was recorded when something was shown, so that it can be recorded by itself."""
+    """A record of what was shown or done, kept so that it can be written again."""
 
     action: str
     table: str | None
@@ -78,7 +78,7 @@ class Opened:
         return sorted({name for name, _ in self.columns})
 
     def call(self, *, single: bool) -> str:
-        """What records, in a statement over ``r``, that its rows are shown: all at once, or the one that there is."""
+        """The SQL that records, in a statement over ``r``, that its rows are shown; ``single``: it has one at most."""
         row = f'r."{row_alias(self.row)}"'
         ids = f"array[{row}]" if single else f"(select array_agg({row}) from r)"
         call = f"charthold.record_read('{self.table}', {ids}, '{{{','.join(self.names)}}}')"
@@ -91,10 +91,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """That somebody looked, which is recorded once and not for each row: at the log, or for values that stay closed.
+    """A look at the log, or a search for values that stay closed: recorded once, and not for each row.
 
-    Threat: who asks often enough whether a row has this value or that knows the value, and was never shown it: also who
-    asks for rows that are not there, and who changes what has the value and looks at what was changed.
+    Threat: whoever asks often enough whether a row has a value finds the value out without being shown it; also by
+    asking for rows that are not there, or by changing the rows that have it and counting them.
     """
 
     action: Literal["audit_read", "search"]
@@ -105,7 +105,7 @@ class Look:
 
     @property
     def call(self) -> str:
-        """What records it, in a statement over ``r``."""
+        """The SQL that records it, in a statement over ``r``."""
         columns = "".join(f", 'columns', '{json.dumps(self.columns)}'::jsonb" for _ in self.columns[:1])
         record = (
             f"charthold.record('{self.action}', '{self.table}', null, null,"

@@ -80,7 +80,7 @@ class ProtectedTable(Table):
         self.__dict__.update(values)
         self._exists_in_db = _exists_in_db
         self._was_created: bool | None = None
-        # What a person says exists, nobody has read: all of it is to be written.
+        # Nothing was read from the database, so save() writes all of it.
         self._stored: dict[str, Any] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -163,8 +163,8 @@ class ProtectedTable(Table):
     def remember(self, values: dict[str, Any] | None = None, *, read: bool = False) -> None:
         """Take these values, or all that it holds, for those in the database: ``save()`` writes what differs from them.
 
-        Without that each save would seal every field anew, and the log would call all of them changed. A transaction
-        that is rolled back takes it back; of what was ``read`` in it nobody knows then what the database holds.
+        Without that each save would seal every field anew, and the log would call all of them changed. A rollback takes
+        this back: what was ``read`` in the transaction is then not known to be in the database.
         """
         transaction = type(self)._meta.db.current_transaction.get()
         if transaction is not None:
@@ -257,8 +257,8 @@ class TenantTable(Audited, ProtectedTable):
     """A table whose rows each belong to one tenant.
 
     It implies: ``id`` (UUIDv7), ``tenant_id``, ``created_at``, ``updated_at``; the primary key ``(tenant_id, id)``;
-    composite foreign keys; a hash index a ``BlindIndex``; forced row-level security with one restrictive policy for the
-    tenant and permissive policies from ``permissions``; grants; ``updated_at`` moved by the database; every change
+    composite foreign keys; an index for each ``BlindIndex``; forced row-level security with one restrictive policy for
+    the tenant and permissive policies from ``permissions``; grants; ``updated_at`` moved by the database; every change
     recorded in the audit log.
     """
 
@@ -273,8 +273,8 @@ class TenantTable(Audited, ProtectedTable):
     privileges: ClassVar[tuple[Command, ...] | None] = None
     # The column by which users bound to facilities are narrowed, by its name in the database.
     facility_column: ClassVar[str | None] = None
-    # Else the references by which they are: to a facility, or to a row that they see. None: what narrowing() finds;
-    # (): none, so that the whole tenant sees the rows.
+    # Otherwise the references by which they are narrowed, to a facility or to a row that they see. None: those that
+    # narrowing() finds; (): none, so that the whole tenant sees the rows.
     facility_from: ClassVar[Sequence[str] | None] = None
     # Whether rows that are about a client belong to the copy that the client may have (core/record_sets.py).
     in_record_set: ClassVar[bool] = True

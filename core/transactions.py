@@ -1,4 +1,4 @@
-"""Statements that succeed together, and what was shown among them when they fail together."""
+"""Statements that succeed together, and the records of what was shown when they fail together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 10.0  # seconds for which a task that is cancelled waits for its roll
 
 
 class Mark(Savepoint):
-    """``await transaction.savepoint()``. To go back to it takes no record of what was shown away."""
+    """``await transaction.savepoint()``. Going back to it takes away no record of what was shown."""
 
     async def rollback_to(self) -> None:
         await to_the_end(self._roll_back())
@@ -38,7 +38,7 @@ class Mark(Savepoint):
 
 
 async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await work that must not stop half-way, and be cancelled only then.
+    """Await work that must not stop half-way; whoever is cancelled meanwhile ends when it is done.
 
     Threat: a deadline or a sibling's failure cancels a task while its transaction is rolled back, between what was
     shown and the record of it.
@@ -50,7 +50,7 @@ async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + PATIENCE
         while not task.done() and loop.time() < until:
-            with contextlib.suppress(asyncio.CancelledError):  # once more: it is known
+            with contextlib.suppress(asyncio.CancelledError):  # cancelled once more, which changes nothing
                 await asyncio.wait({task}, timeout=until - loop.time())
         task.cancel()  # the server does not answer
         await asyncio.wait({task})
@@ -100,7 +100,7 @@ class Transaction(PostgresTransaction):
         return self._link
 
     def _take_over(self) -> None:
-        """Make it this task's when the one that had it is done: set-up and tests run in turn, each in its own."""
+        """Let this task have it when the one that had it is done: a fixture and its test are tasks that run in turn."""
         if self._task is not None and not self._task.done():
             raise ScopeError(
                 "A transaction belongs to the task that opened it: one connection runs one statement at a time. "
@@ -165,7 +165,7 @@ class Transaction(PostgresTransaction):
         await self._gone_back(self._marks.get(mark, Moment()))
 
     def remembers(self, row: ProtectedTable, before: dict[str, Any]) -> None:
-        """Keep what the instance is to take for stored again, when what it takes for stored now is rolled back."""
+        """Note what the instance took for stored, to be put back when the transaction is rolled back."""
         self._written.append((row, before, row._exists_in_db))
 
     @property
@@ -179,7 +179,7 @@ class Transaction(PostgresTransaction):
             await record_again(self.engine_, self._link, self._scope, shown)
 
     def _forget(self, moment: Moment) -> None:
-        """Let the instances that were written since take for stored what is: their next ``save()`` writes it again."""
+        """Put back what the instances written since took for stored, so that their next ``save()`` writes again."""
         undone, self._written = self._written[moment.written :], self._written[: moment.written]
         for row, stored, exists in reversed(undone):
             row._stored, row._exists_in_db = stored, exists

@@ -14,7 +14,7 @@ from core.errors import ProtectedQueryError
 
 __all__ = ["DIGESTED", "BlindIndex"]
 
-# The kinds of index that digest a kind of value, the one to take first.
+# The kinds of index that can digest a kind of value, the usual one first.
 DIGESTED: dict[Kind, tuple[BlindKind, ...]] = {
     Kind.TEXT: ("folded", "exact", "prefix", "last"),
     Kind.DATE: ("exact", "year", "month"),
