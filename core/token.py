@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
 from uuid import UUID
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from core.crypto.derive import Hmac, hmac_pads
+
 __all__ = ["ANY_BACKEND", "TokenKey"]
 
 ANY_BACKEND = 0
 SEPARATOR = "\x1f"  # not printable, so in no field of a scope
-BLOCK = 64  # bytes; the block of SHA-256
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,17 @@ class TokenKey:
     id: str
     inner_pad: bytes = field(repr=False)
     outer_pad: bytes = field(repr=False)
-    _inner: Any = field(init=False, repr=False, compare=False)
-    _outer: Any = field(init=False, repr=False, compare=False)
+    _hmac: Hmac = field(init=False, repr=False, compare=False)
 
     @classmethod
     def derive(cls, master_key: bytes, generation: int = 1) -> TokenKey:
         """A master key's token key of that generation: HKDF-SHA-256 (RFC 5869). Nobody can tell one from another."""
         info = f"charthold/v1/token/{generation}".encode()
         key = HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(master_key)
-        block = key.ljust(BLOCK, b"\0")
-        return cls(
-            id=hashlib.sha256(b"charthold/v1/token-id" + key).hexdigest()[:8],
-            inner_pad=bytes(byte ^ 0x36 for byte in block),
-            outer_pad=bytes(byte ^ 0x5C for byte in block),
-        )
+        return cls(hashlib.sha256(b"charthold/v1/token-id" + key).hexdigest()[:8], *hmac_pads(key))
 
     def __post_init__(self) -> None:
-        # A prepared state saves hashing the pad for each token.
-        object.__setattr__(self, "_inner", hashlib.sha256(self.inner_pad))
-        object.__setattr__(self, "_outer", hashlib.sha256(self.outer_pad))
+        object.__setattr__(self, "_hmac", Hmac(self.inner_pad, self.outer_pad))
 
     def sign(
         self,
@@ -74,8 +66,4 @@ class TokenKey:
         said = f"{request_id}{SEPARATOR}{source_ip}{SEPARATOR}{reason}"
         who = f"{actor}{said}" if emergency is None else f"emer{emergency.hex}{said}{SEPARATOR}{actor}"
         payload = f"{self.id}{expires:010d}{backend:010d}{tenant}{who}"
-        inner = self._inner.copy()
-        inner.update(payload.encode())
-        outer = self._outer.copy()
-        outer.update(inner.digest())
-        return str(outer.hexdigest()) + payload
+        return self._hmac.mac(payload.encode()).hex() + payload

@@ -11,7 +11,6 @@ is, and the audit log records it.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import Literal, NoReturn
 
-from core.crypto.derive import Secret, forgetful, length_prefixed
+from core.crypto.derive import Hmac, forgetful, hmac_pads, length_prefixed
 from core.errors import ConfigurationError, ProtectedQueryError
 
 __all__ = ["NORMALISATION", "BlindKind", "BlindSpec", "IndexKey", "fold"]
@@ -66,23 +65,13 @@ def fold(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-class IndexKey(Secret):
-    """HMAC-SHA-256 under one index key: both padded-key blocks are hashed once and copied for each value."""
+class IndexKey(Hmac):
+    """The key of one blind index, of 32 bytes."""
 
-    __slots__ = ("_inner", "_outer")
+    __slots__ = ()
 
     def __init__(self, material: bytes) -> None:
-        block = material.ljust(64, b"\0")  # RFC 2104; the derived key is 32 bytes, less than a block
-        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
-        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
-
-    def mac(self, message: bytes) -> bytes:
-        """All 32 bytes of HMAC-SHA-256."""
-        inner = self._inner.copy()
-        inner.update(message)
-        outer = self._outer.copy()
-        outer.update(inner.digest())
-        return outer.digest()
+        super().__init__(*hmac_pads(material))
 
 
 @dataclass(frozen=True, slots=True)

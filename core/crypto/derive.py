@@ -8,15 +8,17 @@ cache or a queue.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-__all__ = ["KEY_BYTES", "Secret", "forgetful", "forgetful_later", "hkdf", "length_prefixed"]
+__all__ = ["KEY_BYTES", "Hmac", "Secret", "forgetful", "forgetful_later", "hkdf", "hmac_pads", "length_prefixed"]
 
 KEY_BYTES = 32
+BLOCK_BYTES = 64  # of SHA-256
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -80,6 +82,30 @@ def forgetful_later(
 def length_prefixed(*parts: bytes) -> bytes:
     """Each part after its length as uint32, big-endian, so that no two lists of parts give the same bytes."""
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def hmac_pads(key: bytes) -> tuple[bytes, bytes]:
+    """The two padded blocks of a key for HMAC-SHA-256 (RFC 2104), of at most 64 bytes."""
+    block = key.ljust(BLOCK_BYTES, b"\0")
+    return bytes(byte ^ 0x36 for byte in block), bytes(byte ^ 0x5C for byte in block)
+
+
+class Hmac(Secret):
+    """HMAC-SHA-256 under one key, given as its padded blocks: these are hashed once and copied for each message."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, inner_pad: bytes, outer_pad: bytes) -> None:
+        self._inner = hashlib.sha256(inner_pad)
+        self._outer = hashlib.sha256(outer_pad)
+
+    def mac(self, message: bytes) -> bytes:
+        """All 32 bytes of the code."""
+        inner = self._inner.copy()
+        inner.update(message)
+        outer = self._outer.copy()
+        outer.update(inner.digest())
+        return outer.digest()
 
 
 def hkdf(material: bytes, *info: bytes, length: int = KEY_BYTES) -> bytes:
