@@ -29,7 +29,7 @@ from core.batch import Batch
 from core.connections import Connections
 from core.crypto.derive import forgetful_later
 from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
-from core.crypto.kms import development_key, provider_from_settings
+from core.crypto.kms import master_key, provider_from_settings
 from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
 from core.explain import explain
 from core.group_commit import RetryError, is_small
@@ -196,8 +196,7 @@ class ChartholdEngine(PostgresEngine):
     def token_key(self) -> TokenKey:
         """The key that signs scopes; follows from the master key and the generation."""
         if self._token_key is None:
-            master = self.settings.master_key or development_key(self.settings.home)
-            self._token_key = TokenKey.derive(master, self.settings.token_generation)
+            self._token_key = TokenKey.derive(master_key(self.settings), self.settings.token_generation)
         return self._token_key
 
     async def _load_keys(self, tenant: UUID) -> Sequence[WrappedKey]:
