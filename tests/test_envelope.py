@@ -27,16 +27,14 @@ from core.crypto.envelope import (
     MissingKeyError,
     SealingKey,
     is_envelope,
-    open_,
     pad,
     padded_length,
-    seal,
     unpad,
 )
 from core.crypto.tenantkeys import TenantKeys, WrappedKey
-from core.crypto.values import Kind, decode, encode
+from core.crypto.values import Kind
 from core.errors import SealedValueError
-from tests.reference import key_version, seal_one
+from tests.reference import decode, encode, key_version, open_, seal, seal_one
 from tests.vectors import independent, make
 
 TESTS = str(Path(__file__).parent)

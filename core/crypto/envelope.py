@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from core.crypto.derive import Secret, length_prefixed
@@ -33,10 +32,8 @@ __all__ = [
     "aad_prefix",
     "envelope_header",
     "is_envelope",
-    "open_",
     "pad",
     "padded_length",
-    "seal",
     "unpad",
 ]
 
@@ -101,21 +98,6 @@ def aad_prefix(header: bytes, tenant_id: UUID, table: str, column: str) -> bytes
     """The associated data up to the row id; ``prefix + row_id.bytes`` completes it."""
     named = length_prefixed(AAD_LABEL, header, tenant_id.bytes, table.encode(), column.encode())
     return named + ROW_ID_LENGTH
-
-
-def seal(key: SealingKey, aad: bytes, plaintext: bytes, nonce: bytes) -> bytes:
-    """Seal a padded plaintext. The nonce is 12 fresh bytes of ``os.urandom``: never derived, never reused."""
-    return b"".join((key.header, nonce, key.encrypt(nonce, plaintext, aad)))
-
-
-def open_(key: SealingKey, aad: bytes, envelope: bytes) -> bytes:
-    """The padded plaintext; ``SealedValueError`` for what is not an envelope of this key and place."""
-    if is_envelope(envelope) and envelope[:HEADER_BYTES] == key.header:
-        try:
-            return key.decrypt(envelope[HEADER_BYTES:BODY], envelope[BODY:], aad)
-        except InvalidTag:
-            pass
-    raise SealedValueError("An envelope does not open: it was altered, moved, or sealed under another key.")
 
 
 def is_envelope(data: object) -> bool:

@@ -4,9 +4,9 @@ Threat: as in ``envelope.py``. Besides, an exception that passes through here wo
 are plaintext, and error reporters print locals: each public method is ``forgetful``. The message names the
 table and the column, never what was in it.
 
-Each method that touches bytes repeats the four lines of ``envelope.seal`` or ``envelope.open_``: a call a
-field would cost a fifth of the whole. A tuple (cipher, prefix) a column is ready; a row adds one ``urandom``
-and its id.
+Each method that touches bytes puts envelopes together or takes them apart by itself, in one line: a call for
+each field would cost a fifth of the whole. A column has its cipher and prefix ready; a row adds one
+``urandom`` and its id.
 """
 
 from __future__ import annotations

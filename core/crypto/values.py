@@ -16,11 +16,10 @@ from decimal import Decimal, InvalidOperation
 from enum import Enum, IntEnum
 from typing import Any, NoReturn
 
-from core.crypto.derive import forgetful
 from core.crypto.envelope import pad, unpad
 from core.errors import SealedValueError
 
-__all__ = ["Kind", "decode", "decoder", "encode", "encoder"]
+__all__ = ["Kind", "decoder", "encoder"]
 
 
 class Kind(IntEnum):
@@ -52,19 +51,13 @@ _dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, se
 _load = json.JSONDecoder(parse_constant=_no_constant).raw_decode
 
 
-@forgetful
-def encode(value: object, kind: Kind) -> bytes:
-    """The padded plaintext of a value. None is not a value: a NULL stays NULL."""
-    return _ENCODERS[kind](value)
-
-
 def encoder(kind: Kind) -> Callable[[Any], bytes]:
-    """What ``encode`` does for one kind, for callers that are ``forgetful`` themselves."""
+    """What makes the padded plaintext of a value of that kind, for callers that are ``forgetful``; not of None."""
     return _ENCODERS[kind]
 
 
 def decoder(kind: Kind) -> Callable[[bytes], Any]:
-    """What ``decode`` does for one kind, for callers that are ``forgetful`` themselves."""
+    """What makes the value of a padded plaintext again, or raises ``SealedValueError``; for ``forgetful`` callers."""
     tag, read = int(kind), _DECODERS[kind]
 
     def typed(plaintext: bytes) -> Any:
@@ -78,12 +71,6 @@ def decoder(kind: Kind) -> Callable[[bytes], Any]:
         return _decode(kind, plaintext)  # says what is wrong with it
 
     return typed
-
-
-@forgetful
-def decode(plaintext: bytes, kind: Kind) -> Any:
-    """The value of a padded plaintext; ``SealedValueError`` unless it is of this ``kind``."""
-    return _decode(kind, plaintext)
 
 
 def _decode(kind: Kind, plaintext: bytes) -> Any:
