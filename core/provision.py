@@ -16,6 +16,7 @@ from core.ids import uuid7
 from core.scope import scope
 
 __all__ = [
+    "OPEN",
     "FoundTenant",
     "ProvisionedTenant",
     "find_admin",
@@ -26,6 +27,8 @@ __all__ = [
 
 # In a command: every tenant.
 RESERVED = "all"
+# The statuses of a tenant in which its users can work, as charthold.principal has them, too.
+OPEN = ("trial", "active")
 TRIES = 5
 
 
@@ -43,6 +46,11 @@ class FoundTenant:
 
     tenant_id: UUID
     status: str
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its users can work in it."""
+        return self.status in OPEN
 
 
 async def provision_tenant(

@@ -144,7 +144,7 @@ async def _find(tenant: str, actor: str) -> Visitor | None:
             return None
         found = await find_tenant(slug)
         assert found is not None
-    if found.status not in {"trial", "active"}:
+    if not found.is_open:
         raise Failure(f"The tenant {slug} is {found.status}, so nobody works in it.")
     who = await resolve_actor(found.tenant_id, actor)
     return Visitor(found.tenant_id, who, reason_for(REASON, actor))

@@ -63,7 +63,7 @@ async def import_export(
             made = await provision_tenant(slug=slug, name=_title(slug), admin_email=f"admin@{slug}.example")
             tenant_id, actor_id = made.tenant_id, made.admin_id
         else:
-            if found.status not in {"trial", "active"}:
+            if not found.is_open:
                 raise Failure(f"The tenant {slug} is {found.status}. Open it first.")
             tenant_id, actor_id = found.tenant_id, await resolve_actor(found.tenant_id, actor)
         loaded = await _load(export, tenant_id, actor_id, show=not quiet, say=not json)

@@ -55,7 +55,7 @@ from charthold.token_key order by created_at"""
 async def admins(live: Live, notes: Notes) -> None:
     """A tenant without an admin is one whose keys, users and log nobody can look after."""
     for tenant in live.tenants:
-        if tenant.admin is None and tenant.status in ("trial", "active"):
+        if tenant.admin is None and tenant.is_open:
             notes.fail(
                 f"{tenant.slug} is open and has no active admin who sees all of it and is not locked.",
                 subject=f"tenant {tenant.slug}",
@@ -77,7 +77,7 @@ async def admins(live: Live, notes: Notes) -> None:
             subject="table charthold.tenant_directory",
             mend="Find out who wrote there: only triggers do. An update of the tenant's row by its admin writes it.",
         )
-    open_ = [tenant for tenant in live.tenants if tenant.status in ("trial", "active")]
+    open_ = [tenant for tenant in live.tenants if tenant.is_open]
     notes.end(
         f"{plural(len(open_), 'open tenant')}, each with an active admin; charthold.principal, which says who may act, "
         "agrees with app_user."

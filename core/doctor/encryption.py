@@ -125,7 +125,7 @@ async def keys(live: Live, notes: Notes) -> None:
     live.shown["keys"] = shown
     current = {row["tenant_id"] for row in rows if row["status"] == "current"}
     for tenant in live.seen():
-        if tenant.id not in current and tenant.status in ("trial", "active"):
+        if tenant.id not in current and tenant.is_open:
             notes.fail(
                 f"{tenant.slug} has no current data key: nothing can be sealed.",
                 subject=f"key {tenant.slug}",

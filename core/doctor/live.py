@@ -17,6 +17,7 @@ from piccolo.table import Table
 from core.doctor.check import Notes
 from core.errors import ConfigurationError
 from core.plural import plural
+from core.provision import OPEN
 from core.schema import RowSecurity, application_login
 from core.schema.catalog import Catalog, snapshot
 from core.schema.quoting import catalog_name
@@ -84,6 +85,10 @@ class TenantInfo:
     slug: str
     status: str
     admin: UUID | None
+
+    @property
+    def is_open(self) -> bool:
+        return self.status in OPEN
 
 
 @dataclass
