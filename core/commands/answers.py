@@ -14,7 +14,7 @@ from uuid import UUID
 from rich.table import Table as RichTable
 
 from core.commands.bar import bar
-from core.commands.family import Failure, console, errors
+from core.commands.family import Failure, console, errors, printable
 from core.commands.options import existing_tenant, reason_for, resolve_actor
 from core.scope import scope
 from core.tables import User
@@ -113,7 +113,7 @@ def _text(value: Any) -> str:
 
 def _shown(value: Any) -> str:
     """Text for a terminal. Threat: a name with line breaks and escape sequences in it looks like another record."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _text(value))
+    return printable(_text(value), lines=False)
 
 
 def _cell(value: Any) -> str:

@@ -41,6 +41,7 @@ __all__ = [
     "console",
     "errors",
     "lost",
+    "printable",
     "sentence",
 ]
 
@@ -78,11 +79,10 @@ class _Console(Console):
         raise BrokenPipeError  # rich would exit with 1
 
 
-def printable(text: str) -> str:
-    """The text with whatever a terminal would obey, or would not show, written out; lines stay lines."""
-    if text.replace("\n", "").isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str, *, lines: bool = True) -> str:
+    """The text with whatever a terminal would obey, or would not show, written out; ``lines``: these stay lines."""
+    kept = "\n" if lines else ""
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
 
 
 def console() -> Console:
