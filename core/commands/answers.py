@@ -83,18 +83,18 @@ def show(
         writer.writerow(columns)
         writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
     elif rows:
-        # Of two names for a user people read one: the address, or the id of somebody who is gone.
+        # People read one name for a user: the address, or the id of somebody who is gone.
         named = [{**row, "user": row.get("user") or row.get("user_id")} for row in rows]
         _print_text([{column: _shown(row.get(column)) for column in columns if column != "user_id"} for row in named])
     elif not quiet:
         console().print("Nothing found.")
     if more:
-        # Whoever takes this for all of it is told, quiet or not.
+        # Told even with --quiet: nobody shall take this for all there is.
         errors().print(f"These are the latest {limit}; there are more. Ask for them with a higher --limit.")
 
 
 def _print_text(rows: Sequence[dict[str, str]]) -> None:
-    """A table where it fits; else, and for a file, a paragraph a row: an id that is cut in pieces is no id."""
+    """A table where it fits; else, and in a file, a paragraph for each row, so that no id is cut in pieces."""
     out = console()
     table = RichTable(*rows[0], show_edge=False)
     for row in rows:

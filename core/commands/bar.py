@@ -1,4 +1,4 @@
-"""How far the work is, on a terminal: on standard error, when it takes longer than a moment, and gone at its end."""
+"""A bar that shows how far the work is: on a terminal, on standard error, when it takes longer than a moment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Report", "bar"]
 
 SOON = 1.0  # seconds: what is done by then needs no bar
 
-# Told what is done now, and how much of how much; of a total that nobody knows, None.
+# Told what is done now, how much of it is done, and of how much; None when nobody knows the total.
 Report: TypeAlias = Callable[[str, float, float | None], None]
 
 

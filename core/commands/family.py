@@ -61,7 +61,7 @@ OPTIONS = {
     "quiet": "Print no progress and no remarks: only problems, and what was asked for.",
 }
 
-# Stand-ins for what is typed without --: nobody can type more of it than this.
+# Names for the arguments that are typed without --; there are never more of them than words were typed.
 PLACES = tuple(f"argument_{place}" for place in range(len(sys.argv)))
 
 
@@ -122,9 +122,9 @@ def command(*, stopped: str = "Stopped.") -> Callable[[Callable[..., Any]], Call
             if status:
                 sys.exit(status)
 
-        # The command line (targ) answers what does not fit with its own help and status. So nothing misfits: as many
-        # arguments as anybody types have a place, none has a type, and what they should be is looked at above.
-        # It counts places in the signature of ``run``, and takes the help's from what that is a wrapper of.
+        # To a call that does not fit, the command line (targ) answers with its own help and status. So every call fits:
+        # there is a place for each argument that was typed, none has a type, and ``_arguments`` looks at them. It
+        # counts the places in the signature of ``run``, and takes the help from the function that this wraps.
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # inspect looks there
             [inspect.Parameter(place, inspect.Parameter.POSITIONAL_OR_KEYWORD) for place in PLACES]
         )

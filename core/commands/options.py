@@ -142,7 +142,7 @@ def confirmed(slug: str, given: str, what: str) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end a question at once: asyncio would note it, and act when the answer is there."""
+    """Let Ctrl-C end a question at once: asyncio would act on it only when the question is answered."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

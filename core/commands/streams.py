@@ -16,7 +16,7 @@ __all__ = ["nobody_reads", "stop_quietly"]
 
 
 def stop_quietly() -> None:
-    """Let Ctrl-C before a command begins be a word too, and ``--help | head`` none; Python itself exits with 130."""
+    """Answer Ctrl-C before a command begins with one word, and ``--help | head`` with none, instead of a traceback."""
     if Path(sys.argv[0]).stem != "piccolo":
         return  # who only imports the tables keeps its own ways
     usual = sys.excepthook
@@ -27,7 +27,7 @@ def stop_quietly() -> None:
             try:
                 if stream is not None:
                     stream.flush()
-            except OSError:  # the status says what the output was to say
+            except OSError:  # nobody reads the output, and the status tells
                 nobody_reads(stream)
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -42,5 +42,5 @@ def stop_quietly() -> None:
 
 
 def nobody_reads(stream: TextIO | None = None) -> None:
-    """Python must not complain, with a status of its own, when it flushes the rest; by default of standard output."""
+    """Keep Python from complaining, with a status of its own, when it flushes a stream that nobody reads any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())

@@ -1,4 +1,4 @@
-"""What a check says, and the list of checks. A check reads the live database; what was meant is only compared with it.
+"""What a check says, and the list of checks. A check reads the live database, and compares it with what was declared.
 
 Threat: evidence that leaks. A finding names tables, columns, roles and counts; never a value, never a key.
 """
@@ -107,12 +107,12 @@ class Notes:
         self._add("unbuilt", evidence, "", mend, "")
 
     def end(self, evidence: str) -> None:
-        """What holds when nothing was found: said of a check that neither failed nor warned."""
+        """The evidence of a check that neither failed nor warned."""
         if all(finding.verdict == "skipped" for finding in self.findings):
             self._add("pass", evidence, "", "", "")
 
     def seen(self, evidence: str) -> None:
-        """The same for what is as true beside warnings. Where something failed, that is the evidence."""
+        """The evidence of a check that did not fail: as true beside warnings."""
         if all(finding.verdict in ("skipped", "warn") for finding in self.findings):
             self._add("pass", evidence, "", "", "")
 

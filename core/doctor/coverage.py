@@ -1,4 +1,4 @@
-"""PHI coverage: every column is encrypted, no PHI, or waived with a reason; and raw values bear that out."""
+"""PHI coverage: every column is encrypted, no PHI, or waived with a reason; and a sample of raw values confirms it."""
 
 from __future__ import annotations
 

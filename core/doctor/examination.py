@@ -1,4 +1,4 @@
-"""Runs the checks, and folds drift into them: one object that is broken is told by the check that it concerns."""
+"""Runs the checks, and folds drift into them: what is wrong with an object is told once, by the check about it."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def examine(
 
 
 async def look(live: Live, item: Check) -> list[Finding]:
-    """One check. That it cannot look is a finding too: no evidence is not evidence."""
+    """What one check finds. That it cannot look is a finding too."""
     notes = Notes(item.name, item.safeguard)
     try:
         await item.run(live, notes)
@@ -155,7 +155,7 @@ async def look(live: Live, item: Check) -> list[Finding]:
 
 
 def fold(findings: Iterable[Finding], differences: Sequence[Difference]) -> list[Finding]:
-    """Drift knows how to mend what a check found broken; what no check is about is a finding of its own."""
+    """The findings, with the mends that drift knows, and one more for each difference that no check has told."""
     by_subject = {f"{d.kind} {d.name}": d for d in differences}
     told: set[str] = set()
     merged: list[Finding] = []

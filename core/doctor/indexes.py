@@ -1,4 +1,4 @@
-"""Blind indexes that hold nothing of rows which have a value."""
+"""Blind indexes without hashes of rows that have a value."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ left join (
 where ($1::uuid is null or l.tenant_id = $1) and l.transaction_id >= coalesce(s.horizon, 0)
 group by 1"""
 
-# verify_audit records that it ran, and whether the log was as sealed. Who puts unsigned ones on top hides the rest.
+# The records by which verify_audit tells what it found. Whoever puts a thousand unsigned ones on top hides the others,
+# and the log then counts as not verified.
 VERIFIED = """
 select tenant_id, (array_agg((new_values -> 'verified')::text order by occurred_at desc))[1:1000] as said
 from public.user_action_audit_log

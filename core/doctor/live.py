@@ -26,8 +26,8 @@ from core.settings import Settings, settings
 __all__ = ["LOG", "PATIENCE", "Live", "TableInfo", "TenantInfo", "here"]
 
 LOG = "public.user_action_audit_log"
-CATALOG = "10s"  # for a look at the catalog, where a lock can be in the way
-PATIENCE = 2.0  # seconds for one question about the data; what takes longer is said not to be completed
+CATALOG = "10s"  # for reading the catalog, which a lock may hold up
+PATIENCE = 2.0  # seconds for one question about the data; what takes longer is reported as skipped
 READ = "look at the safeguards"
 
 RELATIONS = """
@@ -165,12 +165,12 @@ class Live:
         }
 
     def machinery(self, name: str) -> bool:
-        """True for the tables that are declared for the owner's functions alone: ``grants`` sees that they are."""
+        """Whether the table is for the owner's functions alone; ``grants`` checks that nobody else may use it."""
         declared = getattr(self.declared().get(name), "declares", ())
         return any(isinstance(item, RowSecurity) and not item.forced for item in declared)
 
     def isolated(self) -> dict[str, TableInfo]:
-        """The tables that policies have to keep apart. What has neither policies nor rights shows nobody anything."""
+        """The tables whose rows policies must keep apart. One without policies and rights shows nobody anything."""
         on = {policy["on"] for policy in self.catalog["policy"].values()}
         return {
             name: info

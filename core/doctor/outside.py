@@ -1,4 +1,4 @@
-"""What stands beside our schemas and reaches into them, or holds what they protect."""
+"""What is outside of our schemas and reaches into them, or holds what they should protect."""
 
 from __future__ import annotations
 

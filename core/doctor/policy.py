@@ -1,4 +1,4 @@
-"""What a policy does, by asking it.
+"""What a policy does, found out by asking it.
 
 Its condition is not read but asked: PostgreSQL evaluates it for each role, for a user who is bound to no facility, for
 one who is, on a row of that facility and of another, in an emergency, on a row of that client and of another, and for
@@ -39,7 +39,7 @@ Answers = set[tuple[str, str]]
 
 @dataclass
 class Asked:
-    """Whom policies let in: which roles, which of them inside their facilities and beyond; and what is unlike ours.
+    """Whom policies let in: which roles, which of them inside of their facilities and which beyond; and odd policies.
 
     An emergency is inside with the rows of its client.
     """

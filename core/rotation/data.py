@@ -56,7 +56,7 @@ class Outcome(Written):
 
 
 def shortest_wait() -> float:
-    """No process may still use a key that it cached before: as long as a cache, and a statement's wait for a link."""
+    """Until no process uses a key that it cached before: a cache's life, and a statement's wait for a connection."""
     configured = engine().settings
     return configured.key_cache_seconds + configured.pool_seconds
 
@@ -138,7 +138,7 @@ class Rotation(Work):
             self._total, self._done = sum([await self._older(t) for t in self.tables]), 0
         self._keys = await open_keys(self.target, stored)
         await self._pass()
-        # A statement from before could still stand in an open transaction, its row seen by nobody.
+        # A transaction that began before may still be open, with a row under the old key that nobody sees yet.
         await self._old_transactions_end()
         left = await self._pass()
         while left > len(self.outcome.twins) + len(self.outcome.altered):

@@ -38,11 +38,11 @@ __all__ = [
 
 LOCK = "pg_catalog.hashtextextended('charthold keys of ' || $1::text, 0)"
 PATIENCE, POLL = 3.0, 0.1  # seconds: the session of a killed process ends a moment after it
-# Milliseconds. A table lock that is waited for longer would hold up the application; and who gives up before
-# deadlock_timeout, 1 s, is never the reason why the application's transaction is the one that is sacrificed.
+# Milliseconds. To wait longer for a table's lock would hold up the application; and whoever gives up before
+# deadlock_timeout, 1 s, never makes the application's transaction the one that is sacrificed.
 LOCK_TIMEOUT = 500
 
-# Told what is done now, and how much of how much.
+# Told what is done now, how much of it is done, and of how much.
 Progress = Callable[[str, float, float], None]
 
 
@@ -67,7 +67,7 @@ async def owner_connection() -> AsyncIterator[asyncpg.Connection[Any]]:
 async def acting(connection: asyncpg.Connection[Any], target: Target, reason: str) -> AsyncIterator[None]:
     """One transaction in the target's tenant, in the name of its actor; for a minute at most.
 
-    Nobody can write in a suspended or closed tenant. In this transaction, and for nobody else's eyes, the actor can.
+    Nobody can write in a suspended or closed tenant. In this transaction, unseen by any other, the actor can.
     """
     async with connection.transaction():
         was_closed = await connection.fetchval(

@@ -1,4 +1,4 @@
-"""The end of one old version of a data key: what only it opens, the audit log's old values, is gone for good."""
+"""Destroys one old version of a data key, and with it what only it opens: old values in the audit log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Destroyed:
 
 
 async def used_in_log(target: Target, version: int) -> int:
-    """How many audit records hold an envelope under that version: they would stay, and open no more."""
+    """How many audit records hold an envelope under that version, which would not open any more."""
     async with owner_connection() as connection, acting(connection, target, "look at an old key"):
         return await _records(connection, target, version)
 

@@ -1,4 +1,4 @@
-"""Two branches that changed the same object from the same state: whichever step runs last undoes the other.
+"""Two branches changed the same object from the same state: whichever step runs last undoes the other.
 
 Each step carries what it replaces, so that it can go back. A function's text is replaced as a whole: of two steps from
 one state the second brings back what the first had changed, such as a trigger that does not record a new column.

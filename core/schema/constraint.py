@@ -18,9 +18,9 @@ __all__ = ["Check", "Constraint", "PrimaryKey", "References", "Unique", "json_ob
 def past_policies(on: str, to: str, statement: str) -> tuple[str, ...]:
     """The statements that let PostgreSQL look at the rows of a foreign key from ``on`` to ``to``, in one transaction.
 
-    It looks at all of them with a query of its own, as the owner, whom FORCE binds as anybody: without a scope the
-    policies refuse it. Of a table that the owner may not read it looks at each row by itself, past policies; nobody
-    else notices. A table that refers to itself has to be read, so FORCE is lifted, and nobody comes near meanwhile.
+    PostgreSQL looks at all of them with one query, as the owner, whom FORCE binds as anybody: without a scope the
+    policies refuse it. If the owner may not read the table, it looks at each row by itself, past the policies, and
+    nobody else notices. A table that refers to itself has to be read, so FORCE is lifted while the table is locked.
     """
     if on != to:
         return f"revoke select on {on} from current_user", statement, f"grant select on {on} to current_user"

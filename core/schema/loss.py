@@ -1,7 +1,7 @@
 """What going backwards loses, and who still needs it, asked before the first step goes.
 
-Threat: each step is a transaction of its own, so a way back that stops half-way has lost the rows of the steps before;
-and the question whether to go on says nothing of an audit log that goes with them.
+Threat: each step is a transaction of its own, so a way back that stops half-way has lost the rows of earlier steps; and
+Piccolo's question whether to go on does not say that an audit log goes with them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A mistake in a table's class, told where it stands and in one sentence.
+"""A mistake in a table's class is told in one sentence, with the place where it stands.
 
 The command line imports the tables before it looks for a command, and would print forty lines of its own insides.
 """
@@ -19,7 +19,7 @@ OURS = (str(Path(__file__).parent.parent), *{sysconfig.get_path(name) for name i
 
 
 def say_mistakes() -> None:
-    """Do so in ``piccolo``; programs print their errors as they like. With ``--trace`` all is printed."""
+    """Tell them so in ``piccolo``; programs print errors as they like. With ``--trace`` the traceback is printed."""
     before = sys.excepthook
 
     def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

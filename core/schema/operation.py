@@ -1,7 +1,7 @@
 """What a step does to declared objects: add, drop, replace, rename. Each knows its way back.
 
-``subject`` is the object that it leaves, or that goes; ``creates`` what it makes anew, which may need a gentler form on
-a populated table.
+``subject`` is the object as it is afterwards, or the one that goes; ``creates`` what is made anew, which may need a
+gentler form on a populated table.
 """
 
 from __future__ import annotations

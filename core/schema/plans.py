@@ -1,4 +1,4 @@
-"""A column's new type makes what sessions remember of a table's trigger functions wrong.
+"""When a column gets another type, what sessions remember of the table's trigger functions is wrong.
 
 PL/pgSQL keeps the plan of each expression for the session's life, with the types that NEW had: after the change every
 write of a running application would fail, until it is restarted. A function whose catalog row is new is compiled anew.
@@ -22,7 +22,7 @@ __all__ = ["forgetting"]
 
 
 def forgetting(pieces: Sequence[str | Raw]) -> Iterator[str | Raw]:
-    """The pieces of a step, and where columns got another type what has their tables' functions compiled anew."""
+    """The pieces of a step; behind those that give columns another type, what makes sessions forget."""
     for piece, following in zip_longest(pieces, pieces[1:], fillvalue=""):
         yield piece
         # Piccolo changes a column in several statements; the last of them is enough.

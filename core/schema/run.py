@@ -138,7 +138,7 @@ async def run_after(connection: asyncpg.Connection[Any], statements: list[str]) 
 
 
 def lock_timeout(statement: str) -> str:
-    """What is built concurrently waits for older transactions to end, and nobody waits for it."""
+    """The setting for it. What is built concurrently may wait for older transactions: nobody waits behind it."""
     seconds = 0 if statement.startswith(CONCURRENT) else settings().lock_timeout
     return f"set lock_timeout = '{seconds * 1000:.0f}ms'"
 

@@ -1,4 +1,4 @@
-"""What no statement can do to encrypted columns, refused where a step is generated.
+"""Changes of encrypted columns that no statement can make, refused when a step is generated.
 
 Threat: an envelope is bound to the names that its table and its column have in the database. Renamed, or given another
 type, every value of every row is lost, and PostgreSQL does it without a word.
@@ -25,7 +25,7 @@ def bound(column: Column) -> bool:
 
 
 def alike(old: Column, new: Column) -> bool:
-    """Whether one may be the other under a new name. A blind index is made anew: its hashes are of its name, too."""
+    """Whether one may be the other under a new name. A blind index may not: its hashes depend on its name, too."""
     return isinstance(old, Encrypted) == isinstance(new, Encrypted) and not isinstance(new, BlindIndex)
 
 
@@ -62,7 +62,7 @@ def refuse_change(old: Column, new: Column, table: str) -> None:
 
 
 def reindexed(manager: MigrationManager) -> Iterator[str]:
-    """The tables of which older rows have no hash, or another one, in a blind index that a step adds or changes."""
+    """The tables whose older rows lack hashes, or have others, in a blind index that a step adds or changes."""
     new = {table.class_name for table in manager.add_tables}
     for added in manager.add_columns.add_columns:
         if isinstance(added.column, BlindIndex) and added.table_class_name not in new:

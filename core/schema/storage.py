@@ -1,4 +1,4 @@
-"""Whether a column's new type changes more than the catalog: PostgreSQL's own rules, as far as they are simple."""
+"""Whether a column's new type changes more than the catalog, by PostgreSQL's own rules as far as they are simple."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that would rewrite a table full of rows, lock it for long, or lose what it holds, are named before they run.
+"""Refuses steps that would rewrite a table full of rows, lock it for long, or lose what it holds.
 
 PostgreSQL's own parser reads the statements that are about to run, so that what is judged is what happens: generated
 or written by hand. What a DO block or a function does inside is not seen.
