@@ -208,11 +208,11 @@ $$""",
         source="""-- Breaks the glass for the one client whose blind indexes hold these hashes: hashes[n] is an array of those that are looked
 -- for in indexes[n], written as text. Returns the emergency, or else how many clients there are, 2 for several.
 --
--- Threat: whoever may look for a client of the whole tenant finds out who is one. So to look is to break the glass: it is for
--- the same users, each search is recorded, also one that finds nobody, and no id is told but with an emergency. What a
--- rollback takes back of that Python records again; SQL of one's own, which must know the hashes, need not.
+-- Threat: whoever may look for clients of the whole tenant finds out who is one. So looking is breaking the glass: it is for
+-- the same users, each search is recorded, even one that finds nobody, and an id is told only with an emergency. Python
+-- records the search again when a rollback takes the record away; SQL of one's own, which must know the hashes, need not.
 --
--- Threat: the user sees no client elsewhere, so it looks beyond the user's rights. Nothing of that may be left, whatever fails.
+-- Threat: this looks beyond the rights of the user, who sees no client elsewhere. Nothing of that may be left, whatever fails.
 create function charthold.break_glass_by(
     indexes text[], hashes text[], why text, minutes integer,
     out id uuid, out until timestamptz, out client uuid, out clients integer
@@ -404,7 +404,7 @@ $$""",
     manager.add_function(
         name="charthold.find_principal",
         signature="(uuid, text)",
-        source="""-- An active user of the tenant with that role, for commands that run without a named actor; rather one who sees all of it.
+        source="""-- An active user of the tenant with that role, for commands that name no actor; preferably one who sees the whole tenant.
 --
 -- Threat: it answers before a scope exists, so it would tell a stranger who works at a clinic. Only the owner may call it.
 create function charthold.find_principal(tenant uuid, wanted text) returns uuid
@@ -450,7 +450,7 @@ begin
         delete from charthold.tenant_directory where tenant_id = old.id;
         return null;
     end if;
-    -- Most changes of a tenant, such as one of its settings, leave it as it is there. Who makes a user active holds that row.
+    -- Most changes of a tenant, such as of its settings, change nothing there; and follow_user() may hold that row.
     if tg_op = 'UPDATE' and (new.slug, new.status, new.retention_years)
         is not distinct from (old.slug, old.status, old.retention_years)
     then
@@ -502,8 +502,8 @@ $$""",
 
     manager.add_function(
         name="charthold.forget_scope",
-        source="""-- Ends the scope that a definer function signed for itself, and what the session remembers of it: the answer is made of
--- what its caller knows, and would be believed to the end of the statement.
+        source="""-- Ends the scope that a definer function signed for itself, and what the session remembers of it. Otherwise the caller, who
+-- knows what the answer is made of, could have it believed to the end of the statement.
 create function charthold.forget_scope() returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -566,9 +566,9 @@ $$""",
     manager.add_function(
         name="charthold.keep_partition",
         signature="(text)",
-        source="""-- Makes a table that is about to be a partition of the audit log as guarded as the log itself: nothing of it is sampled that
--- the log's own is not, its rows are shown to nobody who names it directly, and it is not emptied: a statement's trigger on
--- the log does not hear of what is done to one month.
+        source="""-- Guards a table that is about to be a partition of the audit log as the log itself is: the planner samples no column that it
+-- does not sample in the log, whoever names the partition directly is shown nothing, and it cannot be emptied, which no
+-- trigger of the log would notice.
 create function charthold.keep_partition(part text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -594,11 +594,11 @@ $$""",
     manager.add_function(
         name="charthold.met_another",
         signature="(text)",
-        source="""-- Whether another user, or another emergency, than that of this answer was verified in this statement, by what the session remembers; at first it gets
--- something to remember.
+        source="""-- Whether this statement has verified another user, or another emergency, than this answer names, by what the session
+-- remembers. A session that remembers nothing yet is given something to remember.
 --
--- Threat: charthold.scope() calls this when a setting is not there, which anybody can take away, in the middle of a statement
--- too. So a memory that is there stays as it is.
+-- Threat: charthold.scope() calls this when a setting is missing, and anybody can take the setting away, even in the middle
+-- of a statement. So what the session remembers already is left as it is.
 create function charthold.met_another(granted text) returns boolean
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -649,11 +649,11 @@ $$""",
     manager.add_function(
         name="charthold.other_scope",
         signature="(text)",
-        source="""-- What charthold.scope() answers to a token in which no user stands in the user's place; of any other it says why it is not
--- believed. The role is "emergency", which changes nothing. Nothing of it is remembered.
+        source="""-- What charthold.scope() answers to a token that has something else in the user's place; for any other token it says why it
+-- is not believed. The role is "emergency", which changes nothing. Nothing of it is remembered.
 --
 -- "emer" and an emergency (charthold.emergency_of()): the client stands behind the reason, which says that the glass was
--- broken. Who is locked, or no longer a clinician, has no emergency either.
+-- broken. A user who is locked, or no longer a clinician, has no emergency either.
 --
 -- "find" and "late" and a user, of charthold.sign_as(): to look for a client in all of the tenant, and to record what was
 -- shown to a user who may be locked by now.
@@ -814,12 +814,12 @@ $$""",
         name="charthold.record_late",
         signature="(text, text, text, uuid[], text[], jsonb)",
         source="""-- Records, for a token that was signed for it, what its user was shown in a transaction that was rolled back: also when the
--- user was locked meanwhile, or the tenant suspended, which may be why it was rolled back. And that somebody failed to log in
--- as that user, who may be locked for it.
+-- user was locked meanwhile, or the tenant suspended, which may be why it was rolled back. And that somebody failed to log
+-- in as that user, who may be locked for it.
 --
--- Threat: who knows to be locked soon reads in a transaction and lets it fail. So no scope is asked for, only that the token
--- holds; and what is written is about that user alone, whatever role the user has by now. The log's own policies want a scope
--- all the same: one that changes nothing (charthold.other_scope()), of which nothing may be left, whatever fails.
+-- Threat: a user who will soon be locked reads in a transaction and lets it fail. So no scope is asked for, only that the
+-- token holds; and what is written is about that user alone, whatever role the user has by now. The log's own policies want
+-- a scope all the same: one that changes nothing (charthold.other_scope()), of which nothing may be left, whatever fails.
 create function charthold.record_late(
     token text, action text, about_table text, ids uuid[], opened text[], said jsonb
 ) returns bigint
@@ -852,8 +852,8 @@ begin
     perform set_config(
         'charthold.scope', charthold.sign_as(tenant, 'late' || replace(actor::text, '-', ''), 'record late'), true
     );
-    -- That somebody is shown anything the database has seen to. And whoever may lock app_user would keep a record from being
-    -- written: so it is not even named, in a statement that is run, but where it is asked.
+    -- Only of a failed login it is not known yet that there is such a user. And whoever may lock app_user could hold up the
+    -- record: so no statement names that table that is run for another kind of record.
     if action = 'login_failed' then
         if not exists (select from public.app_user as u where u.tenant_id = tenant and u.id = actor) then
             raise exception using errcode = 'CH023', message = 'the tenant has no such user';
@@ -951,7 +951,7 @@ $$""",
 -- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active,
 -- CH006 an old snapshot, CH008 an emergency that has ended.
 --
--- Threat: an oracle for the code of a token. So it tells more than that a code is wrong only of a token whose code is right.
+-- Threat: an oracle for the code of a token. So of a token whose code is wrong it says only that.
 create function charthold.refuse_scope(token text) returns void
     language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -1017,11 +1017,11 @@ $$""",
 
     manager.add_function(
         name="charthold.refuse_unreadable",
-        source="""-- Refuses a value that our side could not read back: a time before the year 1 or after 9999, a blind index that is no hash
--- of its length. Called where a tenant's id would stand.
+        source="""-- Refuses a value that Python could not read back: a time before the year 1 or after 9999, or a hash that has not the length
+-- of its blind index. Called where a tenant's id would stand.
 --
--- Threat: who may write one row writes it so that each list in which it stands fails, for everybody; or writes a name in
--- plain text where a hash belongs.
+-- Threat: whoever may write a row writes it so that every list with it fails, for everybody; or writes a name in plain text
+-- where a hash belongs.
 create function charthold.refuse_unreadable() returns uuid
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -1046,15 +1046,16 @@ $$""",
 -- stands in "charthold.granted", and 128 bits of its SHA-256 in two sequences.
 -- Threat: "charthold.granted" can be set by anybody too. What a session reads back from a sequence (currval) cannot: only
 -- this function's owner may write it. The answer begins with the moment at which the statement began, so it is good for
--- this statement and no other; and for a second, so that a statement that runs for an hour does not outlive the lock of
--- its user or the end of its scope. It holds nothing of the token's code. Of a token that a function signed for itself nothing is
--- remembered: whoever knows an answer that was given in this statement can put it back (charthold.sign_as()).
+-- this statement and no other; and for a second, so that a statement that runs for an hour does not outlive the lock of its
+-- user or the end of its scope. It holds nothing of the token's code. Of a token that a function signed for itself nothing
+-- is remembered: whoever knows an answer that was given in this statement can put it back (charthold.sign_as()).
 --
--- Threat: whoever holds two tokens of one backend swaps them within a statement, and is asked for the role under the one and
--- for the facilities under the other, or changes under the one what is recorded under the other. So two more sequences hold
--- hashes of the moment and of whom was last verified, with the role, and no statement has two; only what signs for itself may
--- change who acts. Left open: in a read-only transaction nothing can be remembered; and a cursor is fetched from in several
--- statements, so what its policies ask at its first row and at a later one may be asked of two.
+-- Threat: whoever holds two tokens of one backend swaps them within a statement, and is asked for the role under the one
+-- and for the facilities under the other, or changes under the one what is recorded under the other. So two more sequences
+-- hold hashes of the moment and of the user who was last verified, with the role, and no statement has two users; only
+-- functions that sign for themselves may change who acts. Left open: in a read-only transaction nothing can be remembered;
+-- and a cursor is fetched from in several statements, so what its policies ask at its first row and at a later one may be
+-- asked of two.
 --
 -- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
 -- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them, and
@@ -1136,11 +1137,11 @@ $$""",
     manager.add_function(
         name="charthold.set_tenant_status",
         signature="(uuid, uuid, text, text)",
-        source="""-- Suspends, closes or reopens a tenant. In a suspended tenant nobody writes but who
--- seals and reviews the log (charthold.standing()), so only the owner can reopen it.
+        source="""-- Suspends, closes or reopens a tenant. In a suspended tenant nobody writes but those who seal and review the log
+-- (charthold.standing()), so only the owner can reopen it.
 --
--- Threat: the only admin makes themselves unfit to suspend the tenant: bound to facilities, or locked. So whoever the owner
--- names, of the active users, acts as the system while this lasts.
+-- Threat: the only admin is bound to facilities, or locked, so that nobody could suspend the tenant. So whichever active
+-- user the owner names acts as the system while this lasts.
 create function charthold.set_tenant_status(tenant uuid, actor uuid, new_status text, reason text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -1151,7 +1152,7 @@ as $$
 declare
     was charthold.principal;
 begin
-    -- As follow_user() does, first of all: who is made active meanwhile waits.
+    -- First of all, as in follow_user(): whoever is made active meanwhile waits.
     perform from charthold.tenant_directory as d where d.tenant_id = tenant for update;
     select * into was from charthold.principal as p where p.tenant_id = tenant and p.user_id = actor;
     if not found then
@@ -1193,11 +1194,11 @@ $$""",
         source="""-- A token for this backend and the next minute, for the functions that act before a scope can exist, or beyond the caller's.
 -- who: a user's id, or four letters and 32 digits of one, as charthold.other_scope() reads them.
 --
--- Threat: whoever can call this is everybody. No role but the owner may. Those of its callers that others may call
+-- Threat: whoever can call this can act as anybody. No role but the owner may. Those of its callers that others may call
 -- (break_glass_by, provision_tenant, record_late) end with charthold.forget_scope(), also when they fail; the rest act in a
 -- transaction of the owner's own.
 --
--- Threat: a cancel reaches the handler that forgets, too. The settings are taken back with the failed block, but not what the
+-- Threat: a cancel can interrupt the handler that forgets. The settings are undone with the failed block, but not what the
 -- session remembers. So charthold.scope() remembers nothing of such a token, which alone has a fifth place behind the reason;
 -- and what stands there nobody can guess.
 --
@@ -1226,7 +1227,7 @@ $$""",
 
     manager.add_function(
         name="charthold.stand",
-        source="""-- Keeps in charthold.principal, ready, what charthold.scope() answers about a user.
+        source="""-- Keeps ready, in charthold.principal, what charthold.scope() answers about a user.
 create function charthold.stand() returns trigger
     language plpgsql
     set search_path = pg_catalog, pg_temp

@@ -1,11 +1,11 @@
 -- Breaks the glass for the one client whose blind indexes hold these hashes: hashes[n] is an array of those that are looked
 -- for in indexes[n], written as text. Returns the emergency, or else how many clients there are, 2 for several.
 --
--- Threat: whoever may look for a client of the whole tenant finds out who is one. So to look is to break the glass: it is for
--- the same users, each search is recorded, also one that finds nobody, and no id is told but with an emergency. What a
--- rollback takes back of that Python records again; SQL of one's own, which must know the hashes, need not.
+-- Threat: whoever may look for clients of the whole tenant finds out who is one. So looking is breaking the glass: it is for
+-- the same users, each search is recorded, even one that finds nobody, and an id is told only with an emergency. Python
+-- records the search again when a rollback takes the record away; SQL of one's own, which must know the hashes, need not.
 --
--- Threat: the user sees no client elsewhere, so it looks beyond the user's rights. Nothing of that may be left, whatever fails.
+-- Threat: this looks beyond the rights of the user, who sees no client elsewhere. Nothing of that may be left, whatever fails.
 create function charthold.break_glass_by(
     indexes text[], hashes text[], why text, minutes integer,
     out id uuid, out until timestamptz, out client uuid, out clients integer

@@ -1,4 +1,4 @@
--- An active user of the tenant with that role, for commands that run without a named actor; rather one who sees all of it.
+-- An active user of the tenant with that role, for commands that name no actor; preferably one who sees the whole tenant.
 --
 -- Threat: it answers before a scope exists, so it would tell a stranger who works at a clinic. Only the owner may call it.
 create function charthold.find_principal(tenant uuid, wanted text) returns uuid

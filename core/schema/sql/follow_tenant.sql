@@ -9,7 +9,7 @@ begin
         delete from charthold.tenant_directory where tenant_id = old.id;
         return null;
     end if;
-    -- Most changes of a tenant, such as one of its settings, leave it as it is there. Who makes a user active holds that row.
+    -- Most changes of a tenant, such as of its settings, change nothing there; and follow_user() may hold that row.
     if tg_op = 'UPDATE' and (new.slug, new.status, new.retention_years)
         is not distinct from (old.slug, old.status, old.retention_years)
     then

@@ -1,5 +1,5 @@
--- Ends the scope that a definer function signed for itself, and what the session remembers of it: the answer is made of
--- what its caller knows, and would be believed to the end of the statement.
+-- Ends the scope that a definer function signed for itself, and what the session remembers of it. Otherwise the caller, who
+-- knows what the answer is made of, could have it believed to the end of the statement.
 create function charthold.forget_scope() returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp

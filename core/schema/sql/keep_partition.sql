@@ -1,6 +1,6 @@
--- Makes a table that is about to be a partition of the audit log as guarded as the log itself: nothing of it is sampled that
--- the log's own is not, its rows are shown to nobody who names it directly, and it is not emptied: a statement's trigger on
--- the log does not hear of what is done to one month.
+-- Guards a table that is about to be a partition of the audit log as the log itself is: the planner samples no column that it
+-- does not sample in the log, whoever names the partition directly is shown nothing, and it cannot be emptied, which no
+-- trigger of the log would notice.
 create function charthold.keep_partition(part text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp

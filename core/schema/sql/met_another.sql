@@ -1,8 +1,8 @@
--- Whether another user, or another emergency, than that of this answer was verified in this statement, by what the session remembers; at first it gets
--- something to remember.
+-- Whether this statement has verified another user, or another emergency, than this answer names, by what the session
+-- remembers. A session that remembers nothing yet is given something to remember.
 --
--- Threat: charthold.scope() calls this when a setting is not there, which anybody can take away, in the middle of a statement
--- too. So a memory that is there stays as it is.
+-- Threat: charthold.scope() calls this when a setting is missing, and anybody can take the setting away, even in the middle
+-- of a statement. So what the session remembers already is left as it is.
 create function charthold.met_another(granted text) returns boolean
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp

@@ -1,8 +1,8 @@
--- What charthold.scope() answers to a token in which no user stands in the user's place; of any other it says why it is not
--- believed. The role is "emergency", which changes nothing. Nothing of it is remembered.
+-- What charthold.scope() answers to a token that has something else in the user's place; for any other token it says why it
+-- is not believed. The role is "emergency", which changes nothing. Nothing of it is remembered.
 --
 -- "emer" and an emergency (charthold.emergency_of()): the client stands behind the reason, which says that the glass was
--- broken. Who is locked, or no longer a clinician, has no emergency either.
+-- broken. A user who is locked, or no longer a clinician, has no emergency either.
 --
 -- "find" and "late" and a user, of charthold.sign_as(): to look for a client in all of the tenant, and to record what was
 -- shown to a user who may be locked by now.

@@ -1,10 +1,10 @@
 -- Records, for a token that was signed for it, what its user was shown in a transaction that was rolled back: also when the
--- user was locked meanwhile, or the tenant suspended, which may be why it was rolled back. And that somebody failed to log in
--- as that user, who may be locked for it.
+-- user was locked meanwhile, or the tenant suspended, which may be why it was rolled back. And that somebody failed to log
+-- in as that user, who may be locked for it.
 --
--- Threat: who knows to be locked soon reads in a transaction and lets it fail. So no scope is asked for, only that the token
--- holds; and what is written is about that user alone, whatever role the user has by now. The log's own policies want a scope
--- all the same: one that changes nothing (charthold.other_scope()), of which nothing may be left, whatever fails.
+-- Threat: a user who will soon be locked reads in a transaction and lets it fail. So no scope is asked for, only that the
+-- token holds; and what is written is about that user alone, whatever role the user has by now. The log's own policies want
+-- a scope all the same: one that changes nothing (charthold.other_scope()), of which nothing may be left, whatever fails.
 create function charthold.record_late(
     token text, action text, about_table text, ids uuid[], opened text[], said jsonb
 ) returns bigint
@@ -37,8 +37,8 @@ begin
     perform set_config(
         'charthold.scope', charthold.sign_as(tenant, 'late' || replace(actor::text, '-', ''), 'record late'), true
     );
-    -- That somebody is shown anything the database has seen to. And whoever may lock app_user would keep a record from being
-    -- written: so it is not even named, in a statement that is run, but where it is asked.
+    -- Only of a failed login it is not known yet that there is such a user. And whoever may lock app_user could hold up the
+    -- record: so no statement names that table that is run for another kind of record.
     if action = 'login_failed' then
         if not exists (select from public.app_user as u where u.tenant_id = tenant and u.id = actor) then
             raise exception using errcode = 'CH023', message = 'the tenant has no such user';

@@ -2,7 +2,7 @@
 -- Errors: CH001 no scope, CH002 not signed by us, CH003 expired, CH004 another backend's, CH005 actor not active,
 -- CH006 an old snapshot, CH008 an emergency that has ended.
 --
--- Threat: an oracle for the code of a token. So it tells more than that a code is wrong only of a token whose code is right.
+-- Threat: an oracle for the code of a token. So of a token whose code is wrong it says only that.
 create function charthold.refuse_scope(token text) returns void
     language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp

@@ -1,8 +1,8 @@
--- Refuses a value that our side could not read back: a time before the year 1 or after 9999, a blind index that is no hash
--- of its length. Called where a tenant's id would stand.
+-- Refuses a value that Python could not read back: a time before the year 1 or after 9999, or a hash that has not the length
+-- of its blind index. Called where a tenant's id would stand.
 --
--- Threat: who may write one row writes it so that each list in which it stands fails, for everybody; or writes a name in
--- plain text where a hash belongs.
+-- Threat: whoever may write a row writes it so that every list with it fails, for everybody; or writes a name in plain text
+-- where a hash belongs.
 create function charthold.refuse_unreadable() returns uuid
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp

@@ -9,15 +9,16 @@
 -- stands in "charthold.granted", and 128 bits of its SHA-256 in two sequences.
 -- Threat: "charthold.granted" can be set by anybody too. What a session reads back from a sequence (currval) cannot: only
 -- this function's owner may write it. The answer begins with the moment at which the statement began, so it is good for
--- this statement and no other; and for a second, so that a statement that runs for an hour does not outlive the lock of
--- its user or the end of its scope. It holds nothing of the token's code. Of a token that a function signed for itself nothing is
--- remembered: whoever knows an answer that was given in this statement can put it back (charthold.sign_as()).
+-- this statement and no other; and for a second, so that a statement that runs for an hour does not outlive the lock of its
+-- user or the end of its scope. It holds nothing of the token's code. Of a token that a function signed for itself nothing
+-- is remembered: whoever knows an answer that was given in this statement can put it back (charthold.sign_as()).
 --
--- Threat: whoever holds two tokens of one backend swaps them within a statement, and is asked for the role under the one and
--- for the facilities under the other, or changes under the one what is recorded under the other. So two more sequences hold
--- hashes of the moment and of whom was last verified, with the role, and no statement has two; only what signs for itself may
--- change who acts. Left open: in a read-only transaction nothing can be remembered; and a cursor is fetched from in several
--- statements, so what its policies ask at its first row and at a later one may be asked of two.
+-- Threat: whoever holds two tokens of one backend swaps them within a statement, and is asked for the role under the one
+-- and for the facilities under the other, or changes under the one what is recorded under the other. So two more sequences
+-- hold hashes of the moment and of the user who was last verified, with the role, and no statement has two users; only
+-- functions that sign for themselves may change who acts. Left open: in a read-only transaction nothing can be remembered;
+-- and a cursor is fetched from in several statements, so what its policies ask at its first row and at a later one may be
+-- asked of two.
 --
 -- Returns that moment (17 characters) || tenant (36) || actor (36) || role (9) || the tenant again, or spaces for who is
 -- bound to facilities (36) || facilities, request id, source ip and reason, with a unit separator (U+001F) between them, and

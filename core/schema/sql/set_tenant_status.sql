@@ -1,8 +1,8 @@
--- Suspends, closes or reopens a tenant. In a suspended tenant nobody writes but who
--- seals and reviews the log (charthold.standing()), so only the owner can reopen it.
+-- Suspends, closes or reopens a tenant. In a suspended tenant nobody writes but those who seal and review the log
+-- (charthold.standing()), so only the owner can reopen it.
 --
--- Threat: the only admin makes themselves unfit to suspend the tenant: bound to facilities, or locked. So whoever the owner
--- names, of the active users, acts as the system while this lasts.
+-- Threat: the only admin is bound to facilities, or locked, so that nobody could suspend the tenant. So whichever active
+-- user the owner names acts as the system while this lasts.
 create function charthold.set_tenant_status(tenant uuid, actor uuid, new_status text, reason text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -13,7 +13,7 @@ as $$
 declare
     was charthold.principal;
 begin
-    -- As follow_user() does, first of all: who is made active meanwhile waits.
+    -- First of all, as in follow_user(): whoever is made active meanwhile waits.
     perform from charthold.tenant_directory as d where d.tenant_id = tenant for update;
     select * into was from charthold.principal as p where p.tenant_id = tenant and p.user_id = actor;
     if not found then

@@ -1,11 +1,11 @@
 -- A token for this backend and the next minute, for the functions that act before a scope can exist, or beyond the caller's.
 -- who: a user's id, or four letters and 32 digits of one, as charthold.other_scope() reads them.
 --
--- Threat: whoever can call this is everybody. No role but the owner may. Those of its callers that others may call
+-- Threat: whoever can call this can act as anybody. No role but the owner may. Those of its callers that others may call
 -- (break_glass_by, provision_tenant, record_late) end with charthold.forget_scope(), also when they fail; the rest act in a
 -- transaction of the owner's own.
 --
--- Threat: a cancel reaches the handler that forgets, too. The settings are taken back with the failed block, but not what the
+-- Threat: a cancel can interrupt the handler that forgets. The settings are undone with the failed block, but not what the
 -- session remembers. So charthold.scope() remembers nothing of such a token, which alone has a fifth place behind the reason;
 -- and what stands there nobody can guess.
 --

@@ -1,4 +1,4 @@
--- Keeps in charthold.principal, ready, what charthold.scope() answers about a user.
+-- Keeps ready, in charthold.principal, what charthold.scope() answers about a user.
 create function charthold.stand() returns trigger
     language plpgsql
     set search_path = pg_catalog, pg_temp
