@@ -25,7 +25,7 @@ from core.errors import ConfigurationError, ProtectedQueryError
 from core.facilities import decisive
 from core.permissions import roles_for
 from core.registered import tenant_tables
-from core.schema.declarations import full_name
+from core.schema.quoting import table_name
 from core.scope import current_scope
 from core.tables import Client, TenantTable, User
 
@@ -56,9 +56,7 @@ async def record_set(client_id: UUID) -> RecordSet:
         rows = {}
         for table, part in sorted(parts.items(), key=lambda item: item[1].steps):
             query = table.select(*table.all_columns(["tenant_id"]), exclude_secrets=True).where(part.condition)
-            rows[full_name(table._meta.schema, table._meta.tablename)] = await query.order_by(
-                table.created_at, table.id
-            )
+            rows[table_name(table)] = await query.order_by(table.created_at, table.id)
         if not rows[Client._meta.tablename]:
             raise ProtectedQueryError(
                 "There is no such client, or it is not yours to see. Ask with the id of one that you see."
