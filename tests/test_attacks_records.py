@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -454,6 +455,20 @@ async def test_no_document_makes_a_record_that_is_too_long_to_be_sealed(hillside
             )
         await seal()
         assert (await verify()).findings == []
+
+
+async def test_large_records_are_sealed_and_verified_in_little_memory(hillside: Clinic) -> None:
+    """Threat: what one user writes takes the memory of the process that seals every tenant's log."""
+    large = "select count(charthold.record('login', null, null, jsonb_build_object('a', repeat('x', 2000000)), null))"
+    async with hillside.as_admin():
+        await LOG.raw(f"{large} from generate_series(1, 12)")
+        tracemalloc.start()
+        try:
+            assert (await seal()).added >= 12
+            assert (await verify()).findings == []
+            assert tracemalloc.get_traced_memory()[1] < 8_000_000
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -74,10 +74,6 @@ PARSER = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
 LEVELS = 100
 LARGEST = 307  # as a power of ten: beyond it a double ends
 
-# Where a record's id and transaction id stand: the first and the last field are never NULL and have fixed lengths.
-ID = slice(12, 28)
-TRANSACTION_ID = slice(-8, None)
-
 # One record with everything that could be written in another way.
 PROBE: dict[str, Any] = {
     "id": UUID(int=0x0198C0DE_0000_7000_8000_000000000001),

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from uuid import UUID
 
-from core.audit.canonical import ID, TRANSACTION_ID
-from core.audit.merkle import HASH_BYTES, leaf_hash
+from core.audit.merkle import HASH_BYTES
+from core.audit.stream import Leaf
 
 __all__ = ["Comparison", "Log"]
 
@@ -27,28 +27,28 @@ class Entry:
 
 
 class Log:
-    """The records in the order of the tree, hashed, with a look ahead."""
+    """The leaves of the records in the order of the tree, with a look ahead."""
 
-    def __init__(self, batches: AsyncIterator[list[bytes]]) -> None:
+    def __init__(self, batches: AsyncIterator[list[Leaf]]) -> None:
         self._batches = batches
-        self._data: list[bytes] = []
+        self._leaves: list[Leaf] = []
         self._hashes: list[bytes] = []
         self._at = 0
 
     async def ahead(self) -> int:
         """How many records can be looked at now; 0 at the end."""
-        if self._at == len(self._data):
+        if self._at == len(self._leaves):
             await self.reach(1)
-        return len(self._data) - self._at
+        return len(self._leaves) - self._at
 
     async def reach(self, count: int) -> bool:
         """Look ahead so many records; False when there are fewer."""
-        while len(self._data) - self._at < count:
+        while len(self._leaves) - self._at < count:
             batch = await anext(self._batches, None)
             if batch is None:
                 return False
-            self._data = self._data[self._at :] + batch
-            self._hashes = self._hashes[self._at :] + [leaf_hash(data) for data in batch]
+            self._leaves = self._leaves[self._at :] + batch
+            self._hashes = self._hashes[self._at :] + [leaf.hash for leaf in batch]
             self._at = 0
         return True
 
@@ -58,8 +58,8 @@ class Log:
 
     def entry(self) -> Entry:
         """The next record."""
-        data = self._data[self._at]
-        return Entry(data[ID], self._hashes[self._at], int.from_bytes(data[TRANSACTION_ID], "big"))
+        leaf = self._leaves[self._at]
+        return Entry(leaf.id.bytes, leaf.hash, leaf.transaction_id)
 
     def skip(self, count: int) -> None:
         self._at += count

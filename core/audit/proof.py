@@ -23,7 +23,7 @@ from core.audit.merkle import (
     verify_inclusion,
 )
 from core.audit.record import record as record_action
-from core.audit.stream import Connection, in_scope, records
+from core.audit.stream import Connection, canonical_record, in_scope
 from core.errors import ChartholdError
 from core.explain import explain
 from core.scope import current_scope
@@ -50,14 +50,10 @@ async def prove(record: UUID) -> dict[str, Any]:
     await record_action("audit_read", new={"proved": str(record)})
     try:
         async with in_scope(snapshot=True) as connection:
-            found = [
-                data
-                async for batch in records(connection, "tenant_id = $1 and id = $2", tenant, record)
-                for data in batch
-            ]
+            found = await canonical_record(connection, tenant, record)
             row = await connection.fetchrow(NEWEST, tenant)
             index = await connection.fetchval(PLACE, tenant, record)
-            if not found:
+            if found is None:
                 raise ChartholdError(f"The log of this tenant has no record {record}.")
             if row is None or index is None:
                 raise ChartholdError(f"Record {record} is not sealed yet. Run: piccolo core seal_audit")
@@ -66,13 +62,13 @@ async def prove(record: UUID) -> dict[str, Any]:
     except asyncpg.PostgresError as error:
         raise explain(error) from None
     if not head.is_signed_by(keys) or not verify_inclusion(
-        leaf_hash(found[0]), index, head.tree_size, path, head.root_hash
+        leaf_hash(found), index, head.tree_size, path, head.root_hash
     ):
         raise ChartholdError(f"Record {record} or its tree is not what was sealed. Run: piccolo core verify_audit")
     return {
         "format": INCLUSION,
-        "says": decode(found[0]),
-        "record": found[0].hex(),
+        "says": decode(found),
+        "record": found.hex(),
         "leaf": index,
         "path": [node.hex() for node in path],
         "head": head.to_json(),

@@ -19,10 +19,10 @@ from uuid import UUID
 
 import asyncpg
 
-from core.audit.canonical import ID, TRANSACTION_ID, VERSION
+from core.audit.canonical import VERSION
 from core.audit.head import HEAD_COLUMNS, NO_HEAD, SealKey, TreeHead, leaf_list_hash, public_keys
-from core.audit.merkle import Frontier, leaf_hash
-from core.audit.stream import Connection, in_scope, records
+from core.audit.merkle import Frontier
+from core.audit.stream import Connection, in_scope, leaves_of
 from core.crypto.kms import master_key
 from core.errors import ChartholdError
 from core.explain import explain
@@ -144,13 +144,13 @@ async def _seal(connection: Connection, tenant: UUID, key: SealKey, most: int, l
         ids.clear()
         hashes.clear()
 
-    async for batch in records(connection, condition, *arguments):
-        for data in batch:
+    async for batch in leaves_of(connection, condition, *arguments):
+        for leaf in batch:
             if len(ids) == leaves:
                 await flush(min(reached, stop))
-            ids.append(UUID(bytes=data[ID]))
-            hashes.append(leaf_hash(data))
-            reached = int.from_bytes(data[TRANSACTION_ID], "big")
+            ids.append(leaf.id)
+            hashes.append(leaf.hash)
+            reached = leaf.transaction_id
     if ids:
         await flush(stop)
     return Sealed(added, tuple(heads), newest)

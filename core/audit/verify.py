@@ -20,7 +20,7 @@ from core.audit.head import HEAD_COLUMNS, NO_HEAD, TreeHead, leaf_list_hash, pub
 from core.audit.merkle import HASH_BYTES, Frontier
 from core.audit.report import Report
 from core.audit.retention import kept_since
-from core.audit.stream import Connection, in_scope, records
+from core.audit.stream import Connection, in_scope, leaves_of
 from core.explain import explain
 from core.scope import current_scope
 from core.settings import settings
@@ -112,7 +112,7 @@ class _Verification:
         bounds = (SEALED, report.tenant, last.horizon) if last.era == 1 else (EVERYTHING, report.tenant)
         if last.era == 1:  # asked now: a scope may expire while a long log passes by
             report.unsealed = await self.connection.fetchval(UNSEALED, report.tenant, last.horizon)
-        log = Log(records(self.connection, *bounds))
+        log = Log(leaves_of(self.connection, *bounds))
         comparison = Comparison(log, await self._archived_before())
         async for row in self.connection.cursor(LISTS, report.tenant, prefetch=1):
             await self._check_list(TreeHead.from_row(row), row, log, comparison)
