@@ -35,6 +35,7 @@ from core.explain import explain
 from core.group_commit import RetryError, is_small
 from core.plan import Plan, RawPlan, Statement, open_rows
 from core.pool import Lease, Link
+from core.queries.insert import refusal
 from core.residue import ends_a_transaction, leaves_nothing
 from core.scope import Scope, current_scope
 from core.session import begin_session
@@ -244,17 +245,15 @@ class ChartholdEngine(PostgresEngine):
         keys = await self.keys_of(scope) if plan.opened or needs_keys(arguments) else None
         bound = bind(arguments, scope.tenant, keys)
         transaction = self.open_transaction
-        if transaction is not None:
-            transaction.keep_scope(scope)
-            link = transaction.link
-            try:
-                # There may be writes beside a read, so the commit of a transaction always waits for the disk.
-                rows = await self._send(link, scope, statement.gated, bound, counted=statement.counted)
-            finally:
-                if not statement.trusted:
-                    await link.soil()
-        else:
-            rows = await self._autocommit(statement, scope, arguments, bound)
+        try:
+            rows = await (
+                self._autocommit(statement, scope, arguments, bound)
+                if transaction is None
+                else self._in_transaction(transaction, statement, scope, bound)
+            )
+        except asyncpg.UniqueViolationError as refused:
+            await self._record_refusal(scope, refused)
+            raise
         if transaction is not None and plan.look is not None and not (plan.look.unless_shown and rows):
             transaction.shown.append(plan.look.record(len(rows) if plan.returns else rows[0][0]))
         if not plan.returns:
@@ -268,6 +267,19 @@ class ChartholdEngine(PostgresEngine):
         except MissingKeyError as missing:
             # Another process rotated the tenant's key a moment ago.
             return open_rows(plan, rows, await self.keys_of(scope, missing.version))
+
+    async def _in_transaction(
+        self, transaction: Transaction, statement: Statement, scope: Scope, bound: list[Any]
+    ) -> Any:
+        """Send a statement as a part of a transaction."""
+        transaction.keep_scope(scope)
+        link = transaction.link
+        try:
+            # There may be writes beside a read, so the commit of a transaction always waits for the disk.
+            return await self._send(link, scope, statement.gated, bound, counted=statement.counted)
+        finally:
+            if not statement.trusted:
+                await link.soil()
 
     async def _autocommit(self, statement: Statement, scope: Scope, arguments: list[Any], bound: list[Any]) -> Any:
         """Send a statement that is a transaction of its own: by itself, or with those of other requests."""
@@ -310,12 +322,23 @@ class ChartholdEngine(PostgresEngine):
                 if sending is not None:
                     written += await sending
                 _all_of(plan, written)
+            except asyncpg.UniqueViolationError as refused:
+                await self._record_refusal(scope, refused)
+                raise
             finally:
                 # Nothing is on the wire when the transaction ends, whatever happened to the next.
                 if sending is not None:
                     sending.cancel()
                     await asyncio.gather(sending, return_exceptions=True)
         return plan.answer
+
+    async def _record_refusal(self, scope: Scope, refused: asyncpg.UniqueViolationError) -> None:
+        """Record that somebody was refused a sealed value, and so knows who has it: no record stays of a refusal."""
+        record = refusal(refused.table_name, refused.constraint_name)
+        if record is not None and self.open_transaction is not None:
+            self.note(record)
+        elif record is not None:
+            await self.record_late(scope, [record])
 
     async def _run_raw(self, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
         """Run SQL that a person wrote, in the open scope. Envelopes in it stay closed.

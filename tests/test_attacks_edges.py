@@ -27,6 +27,7 @@ from core.ids import uuid7
 from core.tables import Client, Facility, Tenant, User
 from core.token import TokenKey
 from tests.conftest import Clinic, schema_owner
+from tests.test_scope import someone as newcomer
 
 LOG = "user_action_audit_log"
 
@@ -666,6 +667,39 @@ async def test_each_way_to_search_without_being_shown_anything_is_recorded(
     async with lakeside.as_clinician(reason), await Client.select(Client.id).where(who).batch(batch_size=1) as batch:
         assert [rows async for rows in batch]
     assert await searches(owner, reason) == [("client", {"columns": ["last_name"]})]
+
+
+@pytest.mark.parametrize("way", ["insert", "several", "update", "savepoint", "rolled back"])
+async def test_who_is_refused_a_value_that_somebody_has_is_on_record(
+    way: str, lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    """Threat: who is whose number is asked by giving it to somebody else, and the refusal takes its own record along."""
+    reason, taken = f"guess {uuid4()}", {"mrn": "lakeside-1"}
+    async with lakeside.as_clinician(reason):
+        other = newcomer(lakeside)
+        await other.save()
+        match way:
+            case "insert":
+                with pytest.raises(asyncpg.UniqueViolationError):
+                    await newcomer(lakeside, **taken).save()
+            case "several":
+                with pytest.raises(asyncpg.UniqueViolationError):
+                    await Client.insert(newcomer(lakeside), newcomer(lakeside, **taken))
+            case "update":
+                with pytest.raises(asyncpg.UniqueViolationError):
+                    await Client.update(taken).where(Client.id == other.id)
+            case "savepoint":
+                async with transaction():
+                    with pytest.raises(asyncpg.UniqueViolationError):
+                        async with transaction():
+                            await other.update_self(taken)
+            case _:
+                with contextlib.suppress(asyncpg.UniqueViolationError):
+                    async with transaction():
+                        await other.update_self(taken)
+        with pytest.raises(asyncpg.UniqueViolationError):  # which asks for nothing sealed
+            await Client.insert(other)
+    assert await searches(owner, reason) == [("client", {"rows": 1, "columns": ["mrn"]})]
 
 
 async def test_a_batch_that_would_open_phi_and_finds_nobody_is_a_search(

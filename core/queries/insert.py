@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from piccolo.columns import Column
@@ -13,6 +13,7 @@ from piccolo.query.mixins import OnConflictAction, OnConflictItem, Returning
 from piccolo.querystring import QueryString
 from piccolo.table import Table
 
+from core import registered
 from core.columns import FIXED, BlindIndex, Encrypted, RowId, TenantId
 from core.crypto.derive import forgetful
 from core.errors import ProtectedQueryError, ScopeError
@@ -24,9 +25,12 @@ from core.queries.shape import SHAPES, NoShapeError, is_computed
 from core.queries.where import exact, protect
 from core.schema import Index
 from core.scope import current_scope, open_scope
-from core.shown import Look
+from core.shown import Look, Record
 
-__all__ = ["TenantInsert"]
+if TYPE_CHECKING:
+    from core.tenant_table import TenantTable
+
+__all__ = ["TenantInsert", "refusal"]
 
 UUID7 = 7
 LEFT_OUT = "Not every row was inserted: a trigger of the table left some out, so none was kept. Insert the others."
@@ -168,11 +172,24 @@ def check_identity(row: Table) -> None:
 
 
 @functools.cache
-def unique_by_hash(table: type[Table]) -> tuple[str, ...]:
-    """The encrypted columns that are unique by their blind indexes."""
+def unique_by_hash(table: type[TenantTable], constraint: str | None = None) -> tuple[str, ...]:
+    """The encrypted columns that are unique by their blind indexes; ``constraint``: by this one."""
     indexes = {c._meta.db_column_name: c.of for c in table._meta.columns if isinstance(c, BlindIndex)}
-    unique = [name for o in getattr(table, "declares", ()) if isinstance(o, Index) and o.unique for name in o.columns]
+    unique = [
+        name
+        for o in table.schema_objects()
+        if isinstance(o, Index) and o.unique and constraint in (None, o.name)
+        for name in o.columns
+    ]
     return tuple(sorted({column for name in unique for column in indexes.get(name, ())}))
+
+
+def refusal(table_name: str | None, constraint: str | None) -> Record | None:
+    """What is recorded of a row that a unique index refuses: who is refused knows that somebody has the value."""
+    for table in registered.tenant_tables():
+        if table._meta.tablename == table_name and (columns := unique_by_hash(table, constraint)):
+            return Look("search", table_name, columns).record(1)
+    return None
 
 
 def _unique(column: Encrypted[Any]) -> Column:
