@@ -33,6 +33,7 @@ from core.crypto.kms import master_key, provider_from_settings
 from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
 from core.explain import explain
 from core.group_commit import RetryError, is_small
+from core.late import record_late
 from core.plan import Plan, RawPlan, Statement, open_rows
 from core.pool import Lease, Link
 from core.queries.insert import refusal
@@ -338,7 +339,7 @@ class ChartholdEngine(PostgresEngine):
         if record is not None and self.open_transaction is not None:
             self.note(record)
         elif record is not None:
-            await self.record_late(scope, [record])
+            await record_late(self, scope, [record])
 
     async def _run_raw(self, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
         """Run SQL that a person wrote, in the open scope. Envelopes in it stay closed.

@@ -60,7 +60,7 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
     ),
     "CH017": (
         ProtectedQueryError,
-        "A time lies in the years 1 to 9999, and a blind index has the length of its hashes. Others cannot be read.",
+        "A time lies in the years 1 to 9999, a blind index has the length of its hashes, no number has 100,000 digits.",
     ),
     "CH018": (
         ProtectedQueryError,
@@ -98,8 +98,9 @@ def explain(error: asyncpg.PostgresError) -> Exception:
         )
     if getattr(error, "constraint_name", None) == TOO_LARGE:
         return ProtectedQueryError(
-            "The change does not fit into one record of the log, of 64 MB as text. Change fewer columns at a time; "
-            "before a row is deleted that grew beyond that, empty its largest columns."
+            "The change does not fit into one record of the log: 64 MB as text, and no numbers of a hundred thousand "
+            "digits. Change fewer columns at a time; before a row is deleted that grew beyond that, empty its largest "
+            "columns."
         )
     if state == NO_STATEMENT:
         return ConfigurationError(f"A prepared statement is gone. If a pooler stands before the database: {SEE}")

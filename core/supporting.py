@@ -88,6 +88,8 @@ class AuditSeal(TenantTable, tablename="audit_seal"):
             condition="octet_length(root_hash) = 32 and octet_length(leaf_list) = 32 and octet_length(previous) = 32",
         ),
         Check(name="audit_seal_signature_length", condition="octet_length(signature) = 64"),
+        # Threat: a row that nobody signed takes the memory of the process that seals or verifies every tenant's log.
+        Check(name="audit_seal_size", condition="octet_length(frontier) <= 2048 and cardinality(record_ids) <= 65536"),
         # Threat: one row that our side cannot read, or that writes on the terminal of who reads it.
         Check(name="audit_seal_key_id_form", condition="key_id ~ '^[0-9a-f]{16}$'"),
         Check(

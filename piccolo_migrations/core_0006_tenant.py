@@ -295,11 +295,17 @@ begin
                 before := before || jsonb_build_object('settings', old."settings");
                 after := after || jsonb_build_object('settings', new."settings");
                 changed := changed || 'settings'::text;
+                if octet_length(to_jsonb(new."settings")::text) > 200000 + 300 * pg_column_size(new."settings") then
+                    perform charthold.refuse_unreadable();
+                end if;
             end if;
             if old."branding"::text is distinct from new."branding"::text then
                 before := before || jsonb_build_object('branding', old."branding");
                 after := after || jsonb_build_object('branding', new."branding");
                 changed := changed || 'branding'::text;
+                if octet_length(to_jsonb(new."branding")::text) > 200000 + 300 * pg_column_size(new."branding") then
+                    perform charthold.refuse_unreadable();
+                end if;
             end if;
         end if;
         if (old."time_zone", old."retention_years") is distinct from (new."time_zone", new."retention_years") then

@@ -490,6 +490,12 @@ async def forwards():
 
     manager.add_check(
         table="audit_seal",
+        name="audit_seal_size",
+        condition="octet_length(frontier) <= 2048 and cardinality(record_ids) <= 65536",
+    )
+
+    manager.add_check(
+        table="audit_seal",
         name="audit_seal_tree_size_positive",
         condition="tree_size > 0 and era > 0 and horizon >= 0",
     )

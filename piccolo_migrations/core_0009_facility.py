@@ -336,7 +336,7 @@ begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when r."created_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."created_at") or r."updated_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."updated_at") then charthold.refuse_unreadable() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'facility', r.id,
+        select case when r."created_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."created_at") or r."updated_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."updated_at") or octet_length(to_jsonb(r."address")::text) > 200000 + 300 * pg_column_size(r."address") or octet_length(to_jsonb(r."settings")::text) > 200000 + 300 * pg_column_size(r."settings") then charthold.refuse_unreadable() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'facility', r.id,
             jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
             who.actor, who.request, who.source, who.why, who.xid
         from (
@@ -380,6 +380,9 @@ begin
                 before := before || jsonb_build_object('address', old."address");
                 after := after || jsonb_build_object('address', new."address");
                 changed := changed || 'address'::text;
+                if octet_length(to_jsonb(new."address")::text) > 200000 + 300 * pg_column_size(new."address") then
+                    perform charthold.refuse_unreadable();
+                end if;
             end if;
             if old."phone" is distinct from new."phone" then
                 before := before || jsonb_build_object('phone', old."phone");
@@ -407,6 +410,9 @@ begin
                 before := before || jsonb_build_object('settings', old."settings");
                 after := after || jsonb_build_object('settings', new."settings");
                 changed := changed || 'settings'::text;
+                if octet_length(to_jsonb(new."settings")::text) > 200000 + 300 * pg_column_size(new."settings") then
+                    perform charthold.refuse_unreadable();
+                end if;
             end if;
             if old."status" is distinct from new."status" then
                 before := before || jsonb_build_object('status', old."status");

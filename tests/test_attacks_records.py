@@ -27,7 +27,7 @@ from core.audit.seal import seal
 from core.audit.verify import verify
 from core.engine import ChartholdEngine
 from core.scope import open_scope
-from core.tables import Client, Facility, User, UserActionAuditLog
+from core.tables import Client, Facility, Tenant, User, UserActionAuditLog
 from tests.conftest import Clinic, make_clinic
 from tests.test_scope import someone
 
@@ -457,6 +457,30 @@ async def test_no_document_makes_a_record_that_is_too_long_to_be_sealed(hillside
         assert (await verify()).findings == []
 
 
+FEW_BYTES = '{"a": [' + ", ".join(["1e131071"] * 400) + "]}"  # 4 kB, of which PostgreSQL makes 50 MB of text
+
+
+@pytest.mark.parametrize("way", ["insert", "update", "update of the tenant", "record", "record late"])
+async def test_no_few_bytes_make_a_record_that_takes_seconds_to_seal(way: str, hillside: Clinic) -> None:
+    """Threat: a user writes in a second what keeps whoever seals all tenants' logs, or shows a list, for an hour."""
+    async with hillside.as_admin():
+        site = Facility(name=f"Numbers {uuid4()}", settings='{"a": [1e131071, -1e-16000]}')
+        await site.save()
+        with pytest.raises(ProtectedQueryError, match="digits"):
+            match way:
+                case "insert":
+                    await Facility(name="bomb", settings=FEW_BYTES).save()
+                case "update":
+                    await Facility.update({Facility.settings: FEW_BYTES}).where(Facility.id == site.id)
+                case "update of the tenant":
+                    await Tenant.update({Tenant.branding: FEW_BYTES}, force=True)
+                case "record":
+                    await LOG.raw("select charthold.record('login', null, null, null, {}::jsonb)", FEW_BYTES)
+                case _:
+                    late = "select charthold.record_late(current_setting('charthold.scope'), 'search', 'client',"
+                    await LOG.raw(f"{late} array[null]::uuid[], null, {{}}::jsonb)", FEW_BYTES)
+
+
 async def test_large_records_are_sealed_and_verified_in_little_memory(hillside: Clinic) -> None:
     """Threat: what one user writes takes the memory of the process that seals every tenant's log."""
     large = "select count(charthold.record('login', null, null, jsonb_build_object('a', repeat('x', 2000000)), null))"
@@ -478,6 +502,12 @@ async def test_large_records_are_sealed_and_verified_in_little_memory(hillside: 
         {"sealed_at": "'4000-01-01 BC'"},
         {"sealed_at": "'infinity'"},
         {"key_id": r"E'\x1b[2K all is well'"},
+        # A list that whoever seals or verifies has no memory for, as 16 million ids would be.
+        {"frontier": "decode(repeat('00', 2049), 'hex')"},
+        {
+            "record_ids": "array(select gen_random_uuid() from generate_series(1, 65537))",
+            "leaf_hashes": "decode(repeat('00', 32 * 65537), 'hex')",
+        },
     ],
 )
 async def test_a_seal_that_our_side_cannot_read_or_that_writes_on_a_terminal_is_refused(

@@ -68,7 +68,7 @@ def capture_function(
     if indexes or moving:
         changes += "\n" + _guarded(indexes, lengths, moving)
 
-    unreadable = _unreadable("r", lengths, times)
+    unreadable = " or ".join(filter(None, (_unreadable("r", lengths, times), _swollen("r", loose))))
 
     def pinned(row: str, scoped: str, *, refused: str = "") -> str:
         key = f"{row}.{quote_ident(tenant)}"
@@ -174,6 +174,14 @@ def _unreadable(row: str, lengths: Mapping[str, int], times: Mapping[str, str]) 
     return " or ".join([*found, *(f"octet_length({row}.{quote_ident(c)}) <> {n}" for c, n in lengths.items())])
 
 
+def _swollen(row: str, documents: Iterable[str]) -> str:
+    """The condition that a document of a few bytes is a long text: of the number 1e131071 PostgreSQL keeps ten."""
+    return " or ".join(
+        f"octet_length(to_jsonb({row}.{quote_ident(c)})::text) > 200000 + 300 * pg_column_size({row}.{quote_ident(c)})"
+        for c in documents
+    )
+
+
 def _row(row: str, columns: Iterable[str], loose: Collection[str] = ()) -> str:
     return ", ".join(f"{row}.{quote_ident(c)}{'::text' if c in loose else ''}" for c in columns)
 
@@ -186,7 +194,14 @@ def _changed(columns: Sequence[str], loose: Collection[str] = ()) -> str:
         f"                before := before || jsonb_build_object('{c}', old.{quote_ident(c)});\n"
         f"                after := after || jsonb_build_object('{c}', new.{quote_ident(c)});\n"
         f"                changed := changed || '{c}'::text;\n"
-        "            end if;"
+        + (
+            f"                if {_swollen('new', [c])} then\n"
+            "                    perform charthold.refuse_unreadable();\n"
+            "                end if;\n"
+            if c in loose
+            else ""
+        )
+        + "            end if;"
         for c in columns
     )
     return f"        if ({rows[0]}) is distinct from ({rows[1]}) then\n{each}\n        end if;"
