@@ -52,11 +52,12 @@ class ActivityReview(TenantTable, tablename="activity_review"):
         Check(name="activity_review_note_length", condition="length(note) <= 2000"),
         # Nobody has reviewed what has not happened yet.
         Check(name="activity_review_of_the_past", condition="since < until and until <= created_at"),
+        # Threat: the last word counts, and somebody says theirs in the future; or signs today what was due last year.
         Policy(
             name="insert_as_oneself",
             command="insert",
             restrictive=True,
-            check="reviewed_by = (select charthold.actor_id())",
+            check="reviewed_by = (select charthold.actor_id()) and created_at between now() and clock_timestamp()",
         ),
         # Threat: users sign off their own emergencies; or what is not over is signed off, with a created_at that raw
         # SQL made up.

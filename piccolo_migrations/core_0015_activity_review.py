@@ -465,7 +465,7 @@ $$""",
         table="activity_review",
         name="insert_as_oneself",
         command="insert",
-        check="reviewed_by = (select charthold.actor_id())",
+        check="reviewed_by = (select charthold.actor_id()) and created_at between now() and clock_timestamp()",
         restrictive=True,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -126,6 +127,26 @@ async def test_nobody_reviews_in_anothers_name(
                 " values (gen_random_uuid(), $1, $2, now() - interval '1 day', now() - interval '1 hour', 'in_order')",
                 lakeside.tenant,
                 lakeside.admin,
+            )
+
+
+@pytest.mark.parametrize("written", ["now() + interval '1 hour'", "now() - interval '1 year'", "'infinity'", "default"])
+async def test_no_review_is_written_at_another_time_than_now(
+    written: str, database: ChartholdEngine, lakeside: Clinic, runtime: asyncpg.Connection
+) -> None:
+    """Threat: the last word counts, and somebody says theirs in the future; or what was due last year is signed today."""
+    mine = scope(tenant=lakeside.tenant, actor=lakeside.auditor, reason="review")
+    async with mine:
+        token = mine.token(database.token_key, runtime.get_server_pid())
+    honest = written == "default"
+    with contextlib.nullcontext() if honest else pytest.raises(asyncpg.InsufficientPrivilegeError):
+        async with runtime.transaction():
+            await runtime.execute("select set_config('charthold.scope', $1, true)", token)
+            await runtime.execute(
+                "insert into activity_review (id, tenant_id, reviewed_by, since, until, finding, created_at)"
+                f" values (gen_random_uuid(), $1, $2, '-infinity', now() - interval '2 years', 'in_order', {written})",
+                lakeside.tenant,
+                lakeside.auditor,
             )
 
 
