@@ -551,6 +551,9 @@ async def test_a_search_for_a_client_is_for_who_may_break_the_glass_and_by_hashe
         ):
             with pytest.raises(ProtectedQueryError, match="looks for a client by"):
                 await break_glass(condition, reason=WHY)
+        # Threat: a net that is cast once, over everybody who may be a patient here.
+        with pytest.raises(ProtectedQueryError, match="at most 10"):
+            await break_glass(Client.mrn.is_in([f"lakeside-{n}" for n in range(1, 12)]), reason=WHY)
     assert await searches(owner, doctor) == []
 
 
@@ -566,6 +569,7 @@ async def test_a_search_for_a_client_is_for_who_may_break_the_glass_and_by_hashe
         "null, null",
         "'{}', '{}'",
         "array['mrn_exact', 'ssn_exact'], array['{}']",
+        "array['mrn_exact'], array[array_fill('x'::bytea, array[21])::text]",
         "array_fill('mrn_exact'::text, array[11]), array_fill('{}'::text, array[11])",
     ],
 )

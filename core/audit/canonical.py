@@ -25,11 +25,9 @@ from core.errors import ChartholdError
 __all__ = [
     "COLUMNS",
     "COLUMNS_SQL",
-    "ID",
     "PROBE",
     "PROBE_SQL",
     "RECORD_SQL",
-    "TRANSACTION_ID",
     "VERSION",
     "decode",
     "encode",

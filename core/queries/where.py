@@ -110,6 +110,9 @@ class Approximate(Where):
         )
 
 
+# The most values of a column by which one client is looked for: spellings of a name.
+FEW = 10
+
 # So many bits make a false positive less likely than a failing disk.
 EXACT_BITS = 64
 
@@ -158,8 +161,14 @@ def exact(where: Combinable, what: str) -> Combinable:
 
 
 def equalities(where: Combinable) -> list[tuple[str, Deferred]]:
-    """The blind indexes that a condition looks into, each with its hashes; raises for any other condition."""
+    """The blind indexes that a condition looks into, each with its hashes; raises for any other condition.
+
+    Threat: a net is cast over everybody who might be a patient. So at most ``FEW`` values of a column are looked for;
+    the database sees to it too (``core/schema/sql/break_glass_by.sql``).
+    """
     found = []
+    if any(len(_asked_for(leaf)) > FEW for leaf in _leaves(where) if isinstance(leaf, Where)):
+        raise ProtectedQueryError(f"An emergency looks for one client, by at most {FEW} values of a column.")
     for leaf in _leaves(protect(where)):
         index: Any = leaf.column if isinstance(leaf, Where) else None
         if not isinstance(leaf, Where) or not isinstance(index, BlindIndex) or leaf.operator is not AnyOf:

@@ -4,6 +4,7 @@
 -- Threat: whoever may look for clients of the whole tenant finds out who is one. So looking is breaking the glass: it is for
 -- the same users, each search is recorded, even one that finds nobody, and an id is told only with an emergency. Python
 -- records the search again when a rollback takes the record away; SQL of one's own, which must know the hashes, need not.
+-- At most ten values of a column are looked for, as spellings of a name are: not everybody who might be a patient.
 --
 -- Threat: this looks beyond the rights of the user, who sees no client elsewhere. Nothing of that may be left, whatever fails.
 create function charthold.break_glass_by(
@@ -30,6 +31,9 @@ begin
         raise exception using errcode = 'invalid_parameter_value', message = 'a client is looked for by 1 to 10 indexes';
     end if;
     for n in 1 .. cardinality(indexes) loop
+        if cardinality(hashes[n]::bytea[]) > 20 then  -- ten values, under the key in use and the next
+            raise exception using errcode = 'invalid_parameter_value', message = 'a client is looked for by a few values';
+        end if;
         -- A name of no column is quoted and not found; %L is cast, so only hashes are compared.
         conditions := conditions || format(' and c.%I = any (%L::bytea[])', indexes[n], hashes[n]);
     end loop;
