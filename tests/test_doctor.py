@@ -681,6 +681,17 @@ async def test_what_is_warned_of_is_not_said_to_hold(superuser, monkeypatch):
     assert [f.verdict for f in (await examine(["checksums"])).findings] == ["warn"]
 
 
+async def test_a_database_of_another_encoding_fails(owner, monkeypatch):
+    fetchval = asyncpg.Connection.fetchval
+    monkeypatch.setattr(
+        asyncpg.Connection, "fetchval",
+        lambda self, sql, *a, **k: fetchval(self, sql.replace("current_setting('server_encoding')", "'LATIN1'"), *a, **k),
+    )  # fmt: skip
+    told = [f for f in (await examine(["server_settings"])).findings if f.verdict == "fail"]
+    assert [f.subject for f in told] == ["setting server_encoding"]
+    assert "LATIN1" in told[0].evidence
+
+
 async def test_a_log_whose_guard_is_off_is_not_said_to_refuse_changes(superuser):
     checks = ["triggers", "append_only", "retention"]
     found = await examine(checks)

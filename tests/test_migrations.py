@@ -19,6 +19,7 @@ from piccolo.apps.migrations.commands.backwards import BackwardsMigrationManager
 from piccolo.apps.migrations.commands.forwards import run_forwards
 from piccolo.columns import UUID, BigInt, Column, Integer, Text, Varchar
 from piccolo.columns.defaults.uuid import UUID4
+from piccolo.engine.postgres import PostgresEngine
 from piccolo.table import Table
 
 import core.piccolo_app as core_app
@@ -114,6 +115,21 @@ async def test_the_steps_of_core_are_what_is_generated(tmp_path, monkeypatch):
         assert path.read_text() == (ROOT / "piccolo_migrations" / path.name).read_text()
         # Leave the module of that name to the tests that follow.
         sys.modules.pop(path.stem, None)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_a_database_of_another_encoding_is_refused_before_anything_is_made(server, monkeypatch, encoding):  # noqa: F811
+    """Threat: everything seems to work there, until a record cannot be sealed, or a name cannot be written."""
+    async with server.database(f"encoding '{encoding}' lc_collate 'C' lc_ctype 'C' locale_provider libc") as name:
+        engine = PostgresEngine(config=server.to(name))
+        monkeypatch.setattr(lock, "engine_finder", lambda: engine)
+        for preview in (True, False):
+            result = await run_forwards("core", preview=preview)
+            assert not result.success
+            assert f"encoding is {encoding}" in result.message
+        connection = await asyncpg.connect(**server.to(name))  # noqa: F811
+        assert await connection.fetchval("select to_regnamespace('charthold')") is None
+        await connection.close()
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------

@@ -106,6 +106,13 @@ async def server_settings(live: Live, notes: Notes) -> None:
             sql=reset(live, row["name"], row["role"], here=row["here"]),
         )
     await _of_the_application(live, notes)
+    encoding = await live.connection.fetchval("select current_setting('server_encoding')")
+    if encoding != "UTF8":
+        notes.fail(
+            f"The database's encoding is {encoding}: a record with a character that is not in it cannot be sealed.",
+            subject="setting server_encoding",
+            mend="Dump it, and restore it into a database that is made with template0 and encoding 'UTF8'.",
+        )
     disk = ", and what is committed is on the disk" if "fsync" in names else ""
     notes.seen(f"No setting keeps triggers from running{disk}.")
 

@@ -163,6 +163,16 @@ async def steps_run(connection: asyncpg.Connection[Any], app_name: str) -> list[
     return [row["name"] for row in rows]
 
 
+async def refuse_encoding(connection: asyncpg.Connection[Any]) -> None:
+    """Threat: in another encoding the steps run and most works, until a record cannot be sealed or a name written."""
+    encoding = await connection.fetchval("select current_setting('server_encoding')")
+    if encoding != "UTF8":
+        raise MigrationError(
+            f"The database's encoding is {encoding}, and Charthold needs UTF8. Make it anew: "
+            "create database ... template template0 encoding 'UTF8'"
+        )
+
+
 def say(self: Any, text: str) -> None:
     """Tell the user; in a preview everything but SQL is a comment."""
     print(f"-- {text}" if self.preview else text)
@@ -213,6 +223,8 @@ async def run_forwards(self: Any, app_config: AppConfig) -> MigrationResult:
 
 async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connection[Any]) -> MigrationResult:
     already_ran = await steps_run(connection, app_config.app_name)
+    if not already_ran:
+        await refuse_encoding(connection)
     if self.migration_id in already_ran:
         message = f"🏁 Migration {self.migration_id} has already been run"
         say(self, message)

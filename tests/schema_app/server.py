@@ -48,12 +48,12 @@ class Server:
         return {names[key]: str(value) for key, value in self.to(database).items()}
 
     @asynccontextmanager
-    async def database(self) -> AsyncIterator[str]:
+    async def database(self, options: str = "strategy file_copy") -> AsyncIterator[str]:
         """An empty database of its own."""
         name = f"migrations_{uuid4().hex[:12]}"
         admin = await asyncpg.connect(**self.to("postgres"))
         try:
-            await admin.execute(f"create database {name} template template0 strategy file_copy")
+            await admin.execute(f"create database {name} template template0 {options}")
             yield name
         finally:
             await admin.execute(f"drop database if exists {name} with (force)")
