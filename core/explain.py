@@ -11,7 +11,7 @@ import asyncpg
 from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError, ScopeError
 from core.pooler import SEE
 
-__all__ = ["explain"]
+__all__ = ["explain", "refusal"]
 
 # What charthold.scope() and its sisters raise, and what to do about it.
 OURS: dict[str, tuple[type[ChartholdError], str]] = {
@@ -79,6 +79,21 @@ DENIED, SYNTAX, NO_STATEMENT = "42501", "42601", "26000"
 TOO_LARGE = "user_action_audit_log_size"
 # Messages of these classes name objects, never values.
 NAMES_ONLY = ("23", "40", "42", "25", "53", "55", "57", "08", "0A", "28", "3D", "3F")
+
+
+# What only an operator can do something about.
+OPERATORS = {
+    "25006": "The server is read-only, as a standby is. Name the primary in DATABASE_URL and DATABASE_OWNER_URL.",
+    "53100": "The disk of the database server is full. What was committed stays; make room there, and run it again.",
+    "53300": "The server has no connection left. Close some, raise its max_connections, or lower CHARTHOLD_POOL_SIZE.",
+}
+
+
+def refusal(error: asyncpg.PostgresError) -> str:
+    """What a command says of an error of PostgreSQL that nothing else explains."""
+    state = getattr(error, "sqlstate", None) or ""
+    named = getattr(error, "constraint_name", None) or type(error).__name__
+    return OPERATORS.get(state, f"The database refused: {named} (SQLSTATE {state}).")
 
 
 def explain(error: asyncpg.PostgresError) -> Exception:

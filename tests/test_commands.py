@@ -375,3 +375,6 @@ def test_a_failure_is_an_error_of_ours() -> None:
     assert family.sentence(Failure("Do this.")) == "Do this."
     assert family.sentence(OSError(28, "No space left on device")) == "The system refused: No space left on device."
     assert "Run the command again later" in family.sentence(asyncpg.QueryCanceledError())
+    assert "disk of the database server is full" in family.sentence(asyncpg.DiskFullError())
+    assert "raise its max_connections" in family.sentence(asyncpg.TooManyConnectionsError())
+    assert family.sentence(asyncpg.DataError()) == "The database refused: DataError (SQLSTATE 22000)."

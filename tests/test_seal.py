@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 import core.audit.seal as sealing
 import core.audit.stream as stream
 import core.audit.verify as verifying
+import core.session
 from core import record as record_action
 from core import scope, transaction
 from core.audit.canonical import COLUMNS, PROBE, PROBE_SQL, decode, encode, jsonb_text
@@ -30,6 +32,9 @@ from core.audit.merkle import leaf_hash, node_hash
 from core.audit.proof import prove, prove_growth
 from core.audit.seal import Sealed, seal
 from core.audit.verify import verify
+from core.commands.doctor import doctor
+from core.commands.family import sentence
+from core.commands.reindex import reindex
 from core.commands.seal_audit import seal_audit
 from core.commands.verify_audit import read_heads, verify_audit
 from core.crypto.kms import master_key
@@ -772,6 +777,31 @@ async def test_the_commands_seal_export_verify_and_say_what_is_wrong(victim, hil
     found = json.loads(capsys.readouterr().out)["tenants"]["lakeside"]
     assert [(finding["kind"], finding["record"]) for finding in found["findings"]] == [("missing", str(record))]
     await restore(superuser)
+
+
+async def test_a_standby_verifies_and_says_what_it_cannot_do(hillside, owner, database, monkeypatch, capsys):
+    await write(hillside, 2)
+    await seal_audit.__wrapped__(quiet=True)
+    await database.close_connection_pool()
+    for session in (core.session.SESSION, core.session.OWNER_SESSION):
+        monkeypatch.setitem(
+            session, "default_transaction_read_only", "on"
+        )  # as it is on a standby, whatever one asks for
+    try:
+        assert await verify_audit.__wrapped__(tenant="hillside") == 0
+        told = capsys.readouterr()
+        assert "as they were sealed" in told.out
+        assert "not recorded" in told.err
+        record = await owner.fetchval(f"select id from {LOG} where tenant_id = $1 limit 1", hillside.tenant)
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError) as refused:
+            await verify_audit.__wrapped__(tenant="hillside", proof=str(record))
+        assert "Name the primary" in sentence(refused.value)
+        with pytest.raises(ChartholdError, match="Ask the primary"):
+            await doctor.__wrapped__(quiet=True)
+        with pytest.raises(ChartholdError, match="Name the primary"):
+            await reindex.__wrapped__(tenant="hillside")
+    finally:
+        await database.close_connection_pool()
 
 
 async def test_a_file_that_holds_no_heads_is_refused_with_a_sentence(tmp_path):

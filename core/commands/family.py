@@ -29,6 +29,7 @@ from rich.console import Console
 from core.commands.streams import nobody_reads
 from core.engine import engine
 from core.errors import ChartholdError
+from core.explain import refusal
 
 __all__ = [
     "FOUND",
@@ -165,8 +166,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return "The login may not do that: it is the owner's work. Set DATABASE_OWNER_URL to the owner of the schema."
     if isinstance(error, asyncpg.PostgresError):
-        named = getattr(error, "constraint_name", None) or type(error).__name__
-        return f"The database refused: {named} (SQLSTATE {error.sqlstate})."
+        return refusal(error)
     if isinstance(error, OSError):
         return f"The system refused: {error.strerror or type(error).__name__}."
     return f"This should not happen: {type(error).__name__}. Run it again with --trace and report what it prints."

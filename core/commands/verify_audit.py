@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+import asyncpg
+
 from core.audit.attestation import Attestation
 from core.audit.head import SealKey, TreeHead, public_keys
 from core.audit.proof import prove, prove_growth
@@ -74,6 +76,11 @@ async def verify_audit(
     for slug in uncompared:
         # Threat: who empties the file of heads makes every past a good one.
         errors().print(f"{slug}: {heads} has no head of it, so nothing shows whether its past was signed anew.")
+    if found.unrecorded:
+        errors().print(
+            "The server is read-only, as a standby is: that somebody verified is not recorded, and the doctor does not "
+            "learn of it."
+        )
     if not tenants and not (quiet or json):
         console().print("There is no tenant yet.")
     gone = sorted({head.tenant_id for head in exported} - set(tenants.values())) if tenant == ALL else []
@@ -96,6 +103,8 @@ class _Verified:
 
     reports: dict[str, Report] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    # Whether the server could not write down that somebody verified.
+    unrecorded: bool = False
 
 
 async def _verify_all(
@@ -111,7 +120,10 @@ async def _verify_all(
                     report = await verify(exported)
                     # Who looked, and what was seen, for the report; the evidence itself is the verification.
                     seen = Attestation(tenant_id, report.good, report.tree_size, datetime.now(UTC))
-                    await record_action("audit_read", new={"verified": seen.signed(key)})
+                    try:
+                        await record_action("audit_read", new={"verified": seen.signed(key)})
+                    except asyncpg.ReadOnlySQLTransactionError:
+                        found.unrecorded = True  # a standby can verify, and shows nothing of what stands in the log
             except Exception as error:  # whatever it is, it says nothing about the other tenants' logs
                 if stop_at_error or lost(error):
                     raise

@@ -20,7 +20,7 @@ import asyncpg
 from core.crypto.keyring import TenantKeys, WrappedKey
 from core.engine import engine
 from core.errors import ChartholdError
-from core.explain import explain
+from core.explain import explain, refusal
 
 __all__ = [
     "Progress",
@@ -181,8 +181,7 @@ def noting(outcome: Noted) -> Iterator[None]:
         raise
     except asyncpg.PostgresError as error:
         explained = explain(error)
-        named = str(explained) if isinstance(explained, ChartholdError) else type(error).__name__
-        outcome.problem = f"The database refused: {named}"
+        outcome.problem = str(explained) if isinstance(explained, ChartholdError) else refusal(error)
 
 
 def silent(_what: str, _done: float, _total: float) -> None:

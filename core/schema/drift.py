@@ -137,6 +137,11 @@ async def declared_catalog(
         return await snapshot(connection, schemas, roles=[])
     except BUSY:
         raise MigrationError("A migration or another doctor is at work. Ask again when it is done.") from None
+    except asyncpg.ReadOnlySQLTransactionError:
+        raise MigrationError(
+            "The server is read-only, as a standby is, and to be compared the declarations must be built in it. Ask "
+            "the primary; of a standby ask for some checks, as in --only=keys,seals."
+        ) from None
     except asyncpg.InsufficientPrivilegeError as error:
         raise MigrationError(
             f"The owner of the schema may not build it: {error.args[0]}. It needs CREATE on the database and "
