@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NoReturn, Self
 
 from piccolo.columns import Column, ForeignKey
 from piccolo.columns.m2m import M2M
+from piccolo.query import Insert, Update
 from piccolo.table import Table
 
 from core.audit.mixin import Audited
@@ -140,7 +141,7 @@ class ProtectedTable(Table):
         values = ((column._meta.name, self.__dict__[column._meta.name]) for column in self.all_columns())
         return {name: value.to_dict() if isinstance(value, Table) else value for name, value in values}
 
-    def save(self, columns: Sequence[Column | str] | None = None) -> Any:
+    def save(self, columns: Sequence[Column | str] | None = None) -> Insert[Any] | Update[Any]:
         """Insert a new row; of an existing one, write what changed (``columns``: exactly these)."""
         cls = type(self)
         if not self._exists_in_db:
@@ -152,9 +153,9 @@ class ProtectedTable(Table):
         )
         values = self._layout.snapshot({c._meta.name: self.__dict__.get(c._meta.name) for c in chosen})
         written = {column: values[column._meta.name] for column in chosen}
-        query: Any = cls.update(written).where(cls._meta.primary_key == self.__dict__["id"])
+        query = cls.update(written)
         query.saves = self
-        return query
+        return query.where(cls._meta.primary_key == self.__dict__["id"])
 
     def _held(self) -> dict[str, Any]:
         """What the row holds now: a copy that stays as it is when a document is edited in place."""

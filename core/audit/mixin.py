@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, overload
 
 from core.audit.history import Change, Sighting, as_of, history, revert, rows_as_of, who_saw
 
@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Audited"]
 
+T = TypeVar("T")
+
 
 class AsOf:
     """``await client.as_of(time)``: the row as it was then, or None. ``await Client.as_of(time)``: all rows then."""
 
+    @overload
+    def __get__(self, row: None, table: type[T]) -> Callable[[datetime], Awaitable[list[T]]]: ...
+    @overload
+    def __get__(self, row: T, table: type[T]) -> Callable[[datetime], Awaitable[T | None]]: ...
     def __get__(self, row: Any, table: type[Any]) -> Callable[[datetime], Awaitable[Any]]:
         async def one(time: datetime) -> Any:
             values = await as_of(table, row.id, time)

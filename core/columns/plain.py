@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from piccolo.columns import Column, ForeignKey
+from piccolo.columns import Column, ForeignKey, LazyTableReference
 from piccolo.columns.base import OnDelete, OnUpdate
 from piccolo.querystring import QueryString
 from piccolo.table import Table
@@ -14,6 +14,8 @@ from core.columns.defaults import refuse_default
 from core.errors import ProtectedQueryError
 
 __all__ = ["Inet", "TenantForeignKey"]
+
+ReferencedTable = TypeVar("ReferencedTable", bound=Table)
 
 
 class Inet(Column):
@@ -49,7 +51,7 @@ class Inet(Column):
         return QueryString(self.as_text(name) if with_alias else name)
 
 
-class TenantForeignKey(ForeignKey[Any]):
+class TenantForeignKey(ForeignKey[ReferencedTable]):
     """A reference to a row of the same tenant.
 
     The database holds it as a composite foreign key ``(tenant_id, x_id)``, so a reference to another tenant's row
@@ -61,9 +63,31 @@ class TenantForeignKey(ForeignKey[Any]):
         """The related table's columns, without its blind indexes."""
         return [column for column in super().all_columns(exclude) if not isinstance(column, BlindIndex)]
 
+    # An editor then knows the table: get_related() gives its rows, and Visit.client_id._ its columns. Of a name it
+    # cannot know it.
+    @overload
     def __init__(
         self,
-        references: type[Table] | str,
+        references: type[ReferencedTable],
+        *,
+        null: bool = False,
+        on_delete: OnDelete = OnDelete.restrict,
+        unique: bool = False,
+        **kwargs: Any,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TenantForeignKey[Any],
+        references: LazyTableReference | str,
+        *,
+        null: bool = False,
+        on_delete: OnDelete = OnDelete.restrict,
+        unique: bool = False,
+        **kwargs: Any,
+    ) -> None: ...
+    def __init__(
+        self,
+        references: type[ReferencedTable] | LazyTableReference | str,
         *,
         null: bool = False,
         on_delete: OnDelete = OnDelete.restrict,

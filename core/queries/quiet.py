@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from piccolo.columns.m2m import M2MAddRelated
 from piccolo.custom_types import TableInstance
@@ -35,19 +35,21 @@ class Kept:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise ChartholdError("A query may hold PHI and is not pickled. Run it, or build it where it is to run.")
 
-    def run_sync(self, node: str | None = None, timed: bool = False, in_pool: bool = False) -> Any:
-        """Run it where nothing can be awaited, on a loop of its own: in the scope of whoever calls, and then closed."""
-        query: Any = self
-        context = contextvars.copy_context()
+    if not TYPE_CHECKING:  # Piccolo's says what comes of it
 
-        async def run() -> Any:
-            try:
-                return await asyncio.create_task(query.run(node=node, in_pool=in_pool), context=context)
-            finally:
-                await query.table._meta.db.close_connection_pool()
+        def run_sync(self, node: str | None = None, timed: bool = False, in_pool: bool = False) -> Any:
+            """Run it where nothing can be awaited, on a loop of its own: in the caller's scope, and then closed."""
+            query: Any = self
+            context = contextvars.copy_context()
 
-        with Timer() if timed else contextlib.nullcontext():
-            return run_sync(run())
+            async def run() -> Any:
+                try:
+                    return await asyncio.create_task(query.run(node=node, in_pool=in_pool), context=context)
+                finally:
+                    await query.table._meta.db.close_connection_pool()
+
+            with Timer() if timed else contextlib.nullcontext():
+                return run_sync(run())
 
 
 class QuietValues(ValuesDelegate):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from piccolo.columns import Column, ForeignKey
 from piccolo.columns.m2m import M2MSelect
@@ -52,11 +52,13 @@ __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantS
 class TenantSelect(Kept, Select[Any]):
     """``Table.select`` of a tenant's table."""
 
-    def output(self, **kwargs: bool) -> Any:
-        answer = super().output(**kwargs)
-        if isinstance(answer, SelectList):
-            return QuietList(query=self)
-        return QuietJSON(query=self) if isinstance(answer, SelectJSON) else answer
+    if not TYPE_CHECKING:  # Piccolo's says what comes of it
+
+        def output(self, **kwargs: bool) -> Any:
+            answer = super().output(**kwargs)
+            if isinstance(answer, SelectList):
+                return QuietList(query=self)
+            return QuietJSON(query=self) if isinstance(answer, SelectJSON) else answer
 
     @forgetful_later
     async def _process_results(self, results: Any) -> Any:

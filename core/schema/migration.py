@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from piccolo.apps.migrations.auto.migration_manager import AlterColumnCollection
@@ -53,6 +53,10 @@ class MigrationManager(PiccoloMigrationManager):
     irreversible_because: str = ""
     # Unsafe kinds that somebody agreed to.
     allowed: frozenset[str] = frozenset()
+
+    if TYPE_CHECKING:  # they are defined for each kind, below
+
+        def __getattr__(self, name: str) -> Callable[..., None]: ...
 
     # -- what a step says ------------------------------------------------------------------------------------------
 
