@@ -21,7 +21,8 @@ class _Tenant:
     """The open scope's tenant."""
 
     def __repr__(self) -> str:
-        return "<tenant>"
+        # A query that is printed is SQL that a scope can run, as PiccoloCRUD does.
+        return "(select charthold.tenant_id())"
 
 
 TENANT = _Tenant()

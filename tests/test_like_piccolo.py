@@ -880,3 +880,12 @@ async def test_a_row_that_is_gone_is_not_reverted_silently(lakeside: Clinic) -> 
         await Parcel.delete().where(Parcel.id == parcel.id)
         with pytest.raises(ProtectedQueryError, match="the row is gone"):
             await parcel.revert(to=moment)
+
+
+async def test_a_printed_query_is_sql_that_runs_in_a_scope(lakeside: Clinic) -> None:
+    """PiccoloCRUD prints one into the search of a foreign key's box, and Piccolo Admin asks that."""
+    async with lakeside.as_admin():
+        query = Facility.select(Facility.id, Facility.get_readable())
+        found = await Facility.raw(f"select * from ({query}) as subquery where readable ilike {{}}", "%-%")
+        assert found
+        assert found == await query
