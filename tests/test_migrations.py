@@ -928,7 +928,7 @@ async def test_a_domain_that_columns_use_is_looked_after(with_domain, connection
 
 
 async def test_an_unsafe_step_stops_and_a_setting_lets_it_pass(filled, connection, monkeypatch):
-    index = Index("box_size", columns=("size",))
+    index = Index("box_size", columns=("size",), unique=True)
     filled.declare(table("Box", [index], code=Varchar(length=20, default=None), size=Integer(default=None, null=True)))
     await filled.new()
     result = await filled.forwards()
@@ -1051,6 +1051,17 @@ async def test_the_safe_form_of_an_index_is_built_outside_of_the_transaction(fil
     await filled.down()
     await filled.up()
     assert await filled.drift(connection) == []
+
+
+async def test_an_index_that_is_added_to_a_table_is_built_beside_its_writers(filled, connection):
+    """A reference and a blind index imply theirs, so nobody could declare it so. A unique one may fail: that is asked."""
+    index = Index("box_size", columns=("size",))
+    filled.declare(table("Box", [index], code=Varchar(length=20, default=None), size=Integer(default=None, null=True)))
+    await filled.new()
+    await filled.up()
+    assert await filled.drift(connection) == []
+    await filled.new()
+    assert len(await rows(connection)) == 2
 
 
 async def test_a_waiting_migrator_does_not_hold_an_index_build_up(filled, connection):

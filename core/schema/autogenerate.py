@@ -36,6 +36,7 @@ from core.schema.declarations import (
     sort_objects,
     verify,
 )
+from core.schema.index import Index
 from core.schema.migration import MigrationManager
 from core.schema.object import SchemaObject
 from core.schema.operation import Add, Drop, Operation, Rename, Replace
@@ -295,9 +296,18 @@ def object_changes(
                 f"PostgreSQL cannot partition {item.table}, or undo it, while the table exists. "
                 "Make a new table and copy the rows."
             )
-    operations += [Drop(item) for item in reversed(sort_objects(gone.values()))]
-    operations += [Add(item) for item in sort_objects(made.values())]
+    operations += [Drop(beside_writers(item, existing)) for item in reversed(sort_objects(gone.values()))]
+    operations += [Add(beside_writers(item, existing)) for item in sort_objects(made.values())]
     return operations
+
+
+def beside_writers(item: SchemaObject, existing: set[str]) -> SchemaObject:
+    """An index of a table that may hold rows, built while they are written. A unique one can fail when the rest of its
+    step is done, so its author says whether it may.
+    """
+    if isinstance(item, Index) and not item.unique and item.table in existing:
+        return dataclasses.replace(item, concurrently=True)
+    return item
 
 
 def by_hand(item: SchemaObject) -> bool:
