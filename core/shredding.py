@@ -61,12 +61,13 @@ async def request(target: Target) -> datetime:
 async def cancel(target: Target) -> None:
     """Withdraw the request."""
     async with owner_connection() as connection, acting(connection, target, REASON):
-        await _refuse_without_keys(connection, target)
         cancelled = await connection.fetchval(
             "update charthold.tenant_directory set shred_requested_at = null"
             " where tenant_id = $1 and shred_requested_at is not null returning tenant_id",
             target.tenant,
         )
+        # Asked now: whoever was destroying them held that row.
+        await _refuse_without_keys(connection, target)
         if cancelled is None:
             raise ChartholdError(f"Nobody asked for the keys of {target.slug} to be destroyed.")
         await record(connection, "key_shredding", {"step": "withdrawn"})

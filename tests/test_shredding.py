@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from core import ChartholdError, ScopeError
+from core import ChartholdError, ScopeError, shredding
 from core.audit.canonical import RECORD_SQL
 from core.audit.recorded import DESTROYED
 from core.audit.seal import seal
@@ -175,6 +176,42 @@ async def test_keys_that_are_worked_on_are_not_destroyed(
         with pytest.raises(ChartholdError, match="Somebody else is working"):
             await shred(target)
     assert (await shred(target)).versions == (1,)
+
+
+@pytest.mark.parametrize("first", ["cancel", "shred"])
+async def test_a_request_that_is_withdrawn_at_the_last_moment_is_either_seen_or_too_late(
+    first: str,
+    clinic: Clinic,
+    target: Target,
+    owner: asyncpg.Connection,
+    no_wait: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever is told that the keys stay has them."""
+    await request(target)
+    came, go_on = asyncio.Event(), asyncio.Event()
+    noted = shredding.record
+
+    async def slowly(connection: Any, action: str, said: Any) -> None:
+        await noted(connection, action, said)
+        if said["step"] == {"cancel": "withdrawn", "shred": "destroyed"}[first]:
+            came.set()
+            await go_on.wait()
+
+    monkeypatch.setattr(shredding, "record", slowly)
+    doing = {"cancel": cancel, "shred": shred}
+    early = asyncio.create_task(doing.pop(first)(target))
+    await came.wait()
+    [(_, beside)] = doing.items()
+    late = asyncio.create_task(beside(target))
+    await asyncio.sleep(0.2)
+    go_on.set()
+    await early
+    with pytest.raises(ChartholdError, match="Ask first" if first == "cancel" else "destroyed already"):
+        await late
+    kept = await owner.fetchval("select status from tenant_key where tenant_id = $1", clinic.tenant)
+    assert kept == ("current" if first == "cancel" else "shredded")
+    assert await steps(owner, clinic) == ["requested", "withdrawn" if first == "cancel" else "destroyed"]
 
 
 async def test_the_command_asks_for_the_slug_each_time(
