@@ -339,6 +339,48 @@ async def test_a_writer_who_holds_a_row_is_not_overwritten(
     assert await under(owner, clinic, 2) == (1, 1)
 
 
+async def test_a_row_that_a_writer_holds_keeps_no_other_under_the_old_key(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection
+) -> None:
+    await Application(clinic, 3).fill()
+    async with clinic.as_clinician():
+        async with transaction():
+            # The first of them by id, so that all others come behind it.
+            await Client.select(Client.id).where(Client.id == clinic.client).lock_rows("UPDATE")
+            running = asyncio.create_task(rotate([target], wait=WAIT))
+            async with asyncio.timeout(20):
+                while await under(owner, clinic, 2) != (3, 4):
+                    await asyncio.sleep(0.05)
+            assert not running.done()
+        assert (await running)[0].problem == ""
+    assert await under(owner, clinic, 2) == (4, 4)
+
+
+async def test_who_goes_on_with_a_key_that_was_just_made_waits_until_every_process_knows_it(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection
+) -> None:
+    """Threat: a process that cached its keys a moment before would not find what is written under the new one."""
+
+    def a_run() -> Rotation:
+        return Rotation(owner, target, sealed_tables(), wait=60, batch=10, progress=lambda *_: None)
+
+    assert await a_run().begin() == 60
+    second = a_run()
+    assert 50 < await second.begin() <= 60.1
+    assert (second.outcome.resumed, second.outcome.version) == (True, 2)
+    assert await statuses(owner, clinic) == {1: "current", 2: "next"}
+    await owner.execute(
+        "begin; set local session_replication_role = replica;"
+        f" update tenant_key set updated_at = updated_at - interval '1 hour' where tenant_id = '{clinic.tenant}'; commit"
+    )
+    assert await a_run().begin() == 0
+    assert 50 < await a_run().switch() <= 60.1
+    assert await statuses(owner, clinic) == {1: "previous", 2: "current"}
+    third = a_run()
+    assert await third.begin() == 0
+    assert 50 < await third.switch() <= 60.1
+
+
 async def test_a_value_that_became_twice_unique_is_reported_and_stays_searchable(
     clinic: Clinic, target: Target, owner: asyncpg.Connection, database: ChartholdEngine
 ) -> None:
