@@ -595,6 +595,25 @@ async def test_the_tree_goes_on_when_a_dump_is_restored_on_a_new_server(victim, 
     await restore(superuser)
 
 
+async def test_a_server_that_was_set_back_begins_a_new_era(victim, superuser, monkeypatch):
+    """From a backup of its own, it gives transaction ids away again, below what is sealed."""
+    clinic, exported = victim
+    last = exported[0]
+    oldest = last.horizon - 10
+    monkeypatch.setattr(
+        sealing, "NOW", f"select {oldest}::bigint as oldest, {oldest + 1}::bigint as future,"
+        f" {last.cluster}::bigint as cluster, clock_timestamp() as now",
+    )  # fmt: skip
+    await superuser.execute(
+        f"insert into {LOG} (tenant_id, user_id, action_type, reason, transaction_id) values ($1, $2, 'login', 'x', $3)",
+        clinic.tenant, clinic.admin, oldest - 1,
+    )  # fmt: skip
+    step = await sealed(clinic)
+    assert (step.added, step.newest.era, step.newest.horizon) == (1, last.era + 1, oldest)
+    assert (await verified(clinic, exported)).good
+    await restore(superuser)
+
+
 # --- proofs and commands --------------------------------------------------------------------------------------------
 
 
@@ -837,6 +856,24 @@ async def test_a_file_without_a_head_of_the_tenant_is_not_taken_for_evidence(vic
     path.write_text("", encoding="utf-8")
     with pytest.raises(ChartholdError, match="holds no exported head"):
         await verify_audit.__wrapped__(tenant="hillside", heads=str(path))
+
+
+async def test_a_tenant_that_is_gone_with_its_log_is_shown_by_its_exported_heads(
+    victim, hillside, tmp_path, capsys, monkeypatch
+):
+    path = tmp_path / "heads.jsonl"
+    await seal_audit.__wrapped__(export=str(path), quiet=True)
+
+    async def without_hillside(tenant, actor):
+        return {"lakeside": victim[0].tenant}
+
+    monkeypatch.setattr("core.commands.verify_audit.by_slug", without_hillside)
+    assert await verify_audit.__wrapped__(heads=str(path), quiet=True) == 1
+    assert capsys.readouterr().err == f"The tenant {hillside.tenant} has exported heads and is gone.\n"
+    assert await verify_audit.__wrapped__(heads=str(path), json=True) == 1
+    assert json.loads(capsys.readouterr().out)["gone"] == [str(hillside.tenant)]
+    # Who asks for one tenant is told of that one.
+    assert await verify_audit.__wrapped__(tenant="lakeside", heads=str(path), quiet=True) == 0
 
 
 async def test_heads_are_exported_to_what_cannot_be_read_again(victim, hillside):
