@@ -563,6 +563,23 @@ async def test_a_month_that_was_sealed_when_it_was_young_is_archived(
     assert await owner.fetchval("select relforcerowsecurity from pg_class where relname = 'audit_seal'")
 
 
+async def test_what_stands_at_the_horizon_is_not_sealed(
+    hillside: Clinic, owner: asyncpg.Connection, database: ChartholdEngine
+) -> None:
+    part = await month(owner, database, hillside, 2012)
+    mine = await owner.fetchval(f"select transaction_id from {part}")
+    for horizons, archived in (([mine], False), ([mine + 1], True)):
+        async with database.as_owner() as connection:
+            call = connection.fetchval(
+                "select charthold.archive_partition($1, $2, $3)", part, [hillside.tenant], horizons
+            )
+            if archived:
+                assert await call == 1
+            else:
+                with pytest.raises(asyncpg.PostgresError, match="1 records that are not sealed"):
+                    await call
+
+
 @pytest.mark.parametrize("years", [5, 101, 32_767])
 async def test_a_tenant_keeps_its_records_for_a_possible_number_of_years(years: int, hillside: Clinic) -> None:
     async with hillside.as_admin():
