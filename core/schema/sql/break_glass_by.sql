@@ -26,7 +26,7 @@ declare
 begin
     perform charthold.check_emergency(s, minutes);
     if coalesce(cardinality(indexes), 0) not between 1 and 10 or cardinality(hashes) is distinct from cardinality(indexes)
-        or array_position(indexes, null) > 0 or array_position(hashes, null) > 0
+        or array_position(hashes, null) > 0
     then
         raise exception using errcode = 'invalid_parameter_value', message = 'a client is looked for by 1 to 10 indexes';
     end if;
