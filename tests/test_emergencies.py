@@ -202,7 +202,10 @@ async def test_what_is_read_in_an_emergency_is_on_record_as_such_in_the_name_of_
     lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID, owner: asyncpg.Connection
 ) -> None:
     client = charts[1].client
-    emergency = await declare(lakeside, doctor, client)
+    async with scope(
+        tenant=lakeside.tenant, actor=doctor, reason="emergency room", request_id="r-0", source_ip="192.0.2.6"
+    ):
+        emergency = await break_glass(client, reason=WHY)
     async with emergency.scope(request_id="r-1", source_ip="192.0.2.7"):
         await Client.objects().get(Client.id == client)
     rows = await owner.fetch(
@@ -212,8 +215,10 @@ async def test_what_is_read_in_an_emergency_is_on_record_as_such_in_the_name_of_
         doctor,
     )
     broke, read = rows
-    assert (broke["action_type"], broke["reason"]) == ("break_glass", WHY)
-    assert str(emergency.id) in broke["new_values"]
+    assert tuple(broke)[:4] == ("break_glass", WHY, "r-0", "192.0.2.6")
+    said = json.loads(broke["new_values"])
+    assert said.keys() == {"emergency", "until"}
+    assert (UUID(said["emergency"]), datetime.fromisoformat(said["until"])) == (emergency.id, emergency.until)
     assert tuple(read)[:4] == ("read", f"break-glass: {WHY}", "r-1", "192.0.2.7")
     async with lakeside.as_admin():
         [row] = await EmergencyAccess.select().where(EmergencyAccess.id == emergency.id)
@@ -507,6 +512,9 @@ async def test_a_client_is_found_by_what_they_are_known_by_and_only_with_an_emer
         chart = await Client.objects().get(Client.id == lakeside.client)
         assert chart
         assert chart.first_name == "Ana"
+    async with lakeside.as_admin():
+        opened = await EmergencyAccess.select(EmergencyAccess.client_id).where(EmergencyAccess.user_id == doctor)
+        assert [row["client_id"] for row in opened] == [lakeside.client] * 3, "none for one of several"
     assert [found[:2] for found in await searches(owner, doctor)] == [
         (["mrn_exact"], 0),
         (["last_name_folded"], 0),
@@ -537,8 +545,10 @@ async def test_a_search_for_a_client_is_for_who_may_break_the_glass_and_by_hashe
 ) -> None:
     for user in (lakeside.admin, await hire(lakeside, "billing", charts[0].facility)):
         async with scope(tenant=lakeside.tenant, actor=user, reason="emergency room"):
-            with pytest.raises((ScopeError, ProtectedQueryError), match="break the glass|whole tenant"):
-                await break_glass(Client.mrn == "lakeside-1", reason=WHY)
+            # Nor is told that there is nobody, or that there are several.
+            for condition in (Client.mrn == "lakeside-1", Client.mrn == "nobody", Client.last_name == "Li"):
+                with pytest.raises((ScopeError, ProtectedQueryError), match="break the glass|whole tenant"):
+                    await break_glass(condition, reason=WHY)
         assert await searches(owner, user) == []
     async with scope(tenant=lakeside.tenant, actor=doctor, reason="emergency room"):
         for condition in (
@@ -562,6 +572,7 @@ async def test_a_search_for_a_client_is_for_who_may_break_the_glass_and_by_hashe
     [
         "array['mrn_exact'], array['{\\x00,nonsense']",
         "array['no such index'], array['{}']",
+        "array['status'], array['{active}']",  # no hash
         "array['mrn_exact'') or (true'], array['{}']",
         "array['mrn_exact'], array['{}'') or (''1'' = ''1']",
         "array[null], array['{}']",
