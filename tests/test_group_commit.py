@@ -393,6 +393,23 @@ async def test_a_row_that_somebody_holds_stops_nobody_else(lakeside: Clinic, own
     assert {row["id"]: row["notes"] for row in notes} == {row: f"note {n}" for n, row in enumerate(ids)}
 
 
+async def test_a_row_that_somebody_holds_stops_no_lane(
+    lakeside: Clinic, slow: list[UUID], owner: asyncpg.Connection, no_others: None
+) -> None:
+    held, free = slow[:LANES], slow[LANES:]
+    async with owner.transaction():
+        await owner.execute("select from facility where id = any($1) for update", held)
+        # One in each lane; they are then to be run elsewhere, where there is no room.
+        stopped = [asyncio.create_task(rename(lakeside, row, "new")) for row in held]
+        await asyncio.sleep(0)
+        others = await asyncio.wait_for(crowd(*[lambda row=row: rename(lakeside, row, "new") for row in free]), 5)
+        assert others == [None] * len(free)
+        assert not any(task.done() for task in stopped)
+        for task in stopped:
+            task.cancel()
+        await asyncio.gather(*stopped, return_exceptions=True)
+
+
 async def test_all_want_the_same_rows_in_any_order(lakeside: Clinic, owner: asyncpg.Connection, seen: Seen) -> None:
     chance = random.Random(5)
     ids = await clients(lakeside, 3)
@@ -774,6 +791,37 @@ async def test_what_was_sealed_before_a_long_wait_is_sealed_again_before_it_is_s
     stored = await owner.fetchval("select notes from client where id = $1", row)
     assert stored[:5] == first[:5]
     assert stored != first
+
+
+async def test_a_lane_is_opened_anew_after_five_minutes(database: ChartholdEngine, lakeside: Clinic) -> None:
+    """It looks for triggers that are in the way when it is opened."""
+    await first_name(lakeside)
+    lanes = lanes_of(database)._pool
+    [lane] = lanes._idle
+    lane.born -= 290
+    await first_name(lakeside)
+    assert lanes._idle == [lane]
+    lane.born -= 11
+    await first_name(lakeside)
+    [new] = lanes._idle
+    assert new is not lane
+    assert (lane.connection.is_closed(), lanes._open) == (True, 1)
+
+
+async def test_who_is_in_a_group_when_the_program_ends_ends_with_it(
+    database: ChartholdEngine, lakeside: Clinic, slow: list[UUID]
+) -> None:
+    async with together(database, 4):
+        group = [asyncio.create_task(rename(lakeside, slow[n], "new" if n else "slow")) for n in range(4)]
+    lanes = lanes_of(database)
+    [serving] = lanes._serving
+    serving.cancel()
+    ended = await asyncio.wait_for(asyncio.gather(*group, return_exceptions=True), 5)
+    assert [type(error) for error in ended] == [asyncio.CancelledError] * 4
+    await asyncio.wait([serving], timeout=5)
+    assert serving.cancelled()
+    await asyncio.sleep(0)
+    assert (lanes._busy, lanes._in_flight, lanes._queue) == (0, 0, {})
 
 
 async def test_a_lane_is_given_back_whenever_its_task_is_cancelled(database: ChartholdEngine, lakeside: Clinic) -> None:
