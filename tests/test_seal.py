@@ -595,18 +595,21 @@ async def test_the_tree_goes_on_when_a_dump_is_restored_on_a_new_server(victim, 
     await restore(superuser)
 
 
-async def test_a_server_that_was_set_back_begins_a_new_era(victim, superuser, monkeypatch):
-    """From a backup of its own, it gives transaction ids away again, below what is sealed."""
+@pytest.mark.parametrize(("cluster", "ahead"), [(0, -10), (1, 1_000_000)], ids=["set back", "another, far ahead"])
+async def test_a_server_that_gives_transaction_ids_again_begins_a_new_era(
+    victim, superuser, monkeypatch, cluster, ahead
+):
+    """What it writes below the last horizon would be sealed never."""
     clinic, exported = victim
     last = exported[0]
-    oldest = last.horizon - 10
+    oldest = last.horizon + ahead
     monkeypatch.setattr(
         sealing, "NOW", f"select {oldest}::bigint as oldest, {oldest + 1}::bigint as future,"
-        f" {last.cluster}::bigint as cluster, clock_timestamp() as now",
+        f" {last.cluster + cluster}::bigint as cluster, clock_timestamp() as now",
     )  # fmt: skip
     await superuser.execute(
         f"insert into {LOG} (tenant_id, user_id, action_type, reason, transaction_id) values ($1, $2, 'login', 'x', $3)",
-        clinic.tenant, clinic.admin, oldest - 1,
+        clinic.tenant, clinic.admin, last.horizon - 20,
     )  # fmt: skip
     step = await sealed(clinic)
     assert (step.added, step.newest.era, step.newest.horizon) == (1, last.era + 1, oldest)
