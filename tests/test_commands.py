@@ -31,9 +31,10 @@ from core.commands.verify_audit import verify_audit
 from core.engine import ChartholdEngine
 from core.errors import ChartholdError
 from core.piccolo_app import COMMANDS
+from core.provision import find_admin
 from core.scope import current_scope
 from core.tables import User
-from tests.conftest import Clinic
+from tests.conftest import Clinic, make_clinic
 from tests.test_playground import PICCOLO, REPOSITORY, child
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -251,6 +252,28 @@ def test_nothing_that_a_terminal_would_obey_is_printed(
     family.console().print(text)
     family.errors().print(text)
     assert capsys.readouterr() == (shown + "\n", shown + "\n")
+
+
+@pytest.mark.parametrize(
+    ("first", "acts"),
+    [
+        ("locked_until = now() + interval '1 hour'", False),
+        ("locked_until = now() - interval '1 hour'", True),
+        ("facility_scope = '{}'", False),
+        ("role = 'clinician'", False),
+        ("locked_until = null", True),
+    ],
+)
+async def test_who_acts_when_nobody_is_named_is_the_first_admin_who_sees_everything(
+    first: str, acts: bool, database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    clinic = await make_clinic(f"unnamed-{uuid.uuid4().hex[:8]}")
+    second = User(email="zoe@unnamed.example", full_name="Zoe", role="admin", status="active")
+    async with clinic.as_admin():
+        await second.save()
+    assert clinic.admin < second.id
+    await owner.execute(f"update charthold.principal set {first} where user_id = $1", clinic.admin)
+    assert await find_admin(clinic.tenant) == (clinic.admin if acts else second.id)
 
 
 async def test_what_is_found_outranks_what_is_skipped(
