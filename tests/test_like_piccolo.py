@@ -95,6 +95,13 @@ class Visit(TenantTable, tablename="u"):  # a short name, as an alias might have
     plain = Text(default="p")
 
 
+class Transfer(TenantTable, tablename="like_transfer"):
+    """Two references to a table with a compound index."""
+
+    came_from_id = TenantForeignKey(Visit)
+    went_to_id = TenantForeignKey(Visit)
+
+
 class Basket(TenantTable, tablename="like_basket"):
     """Everything that a column can be trusted with."""
 
@@ -125,7 +132,7 @@ class Badge(TenantTable, tablename="like_badge"):
 
 @pytest.fixture(scope="module", autouse=True)
 async def tables(database: Any) -> None:
-    await create(database, Badge, Basket, Device, Parcel, Visit)
+    await create(database, Badge, Basket, Device, Parcel, Visit, Transfer)
 
 
 def client(clinic: Clinic, **values: Any) -> Client:
@@ -690,6 +697,19 @@ async def test_a_compound_index_asks_one_row_and_not_two(lakeside: Clinic) -> No
             ((Visit.client_id.last_name == "like") & (Visit.mother_id.date_of_birth == BORN), 0),
         ):
             assert await Visit.count().where(condition) == found
+        # A table that is reached twice has the index twice.
+        second = Visit(surname="Other", born=date(1999, 9, 9))
+        await second.save()
+        await Transfer(came_from_id=visit.id, went_to_id=second.id).save()
+        first, then = Transfer.came_from_id, Transfer.went_to_id
+        for condition, found in (
+            ((first.surname == "young") & (then.born == date(1999, 9, 9)), 1),
+            ((first.surname == "young") & (then.born == date(2000, 1, 1)), 0),
+            ((first.surname == "young") & (first.born == date(2000, 1, 1)), 1),
+            ((first.surname == "young") & (first.born == date(2000, 1, 1)) & (then.surname == "young"), 0),
+            ((then.surname == "young") & (then.born == date(2000, 1, 1)), 0),
+        ):
+            assert await Transfer.count().where(condition) == found
         # A bulk update keeps the compound index right, whatever the database calls the columns.
         await Visit.update({Visit.surname: "Older"}).where(Visit.plain == "p")
         assert await Visit.count().where((Visit.surname == "older") & (Visit.born == date(2000, 1, 1))) == 1
