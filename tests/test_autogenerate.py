@@ -417,6 +417,14 @@ def test_what_must_not_be_is_refused_where_it_is_written():
         objects_of(table("Item", [Grant(to="r"), Grant(privileges=("insert", "select"), to="r")]))
 
 
+async def test_two_tables_do_not_share_the_name_of_an_index(project):  # noqa: F811
+    project.declare(
+        table("Item", [Index("by_code", columns=("code",))]), table("Shelf", [Index("by_code", columns=("code",))])
+    )
+    with pytest.raises(MigrationError, match="share a name"):
+        await project.new()
+
+
 async def test_foreign_keys_between_plain_tables_order_them(project, connection):  # noqa: F811
     class Band(Table, tablename="band"):
         name = Varchar()

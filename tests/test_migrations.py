@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -443,6 +444,40 @@ async def test_two_migrators_in_one_process_take_turns(project, connection):  # 
     assert len(await rows(connection)) == 1
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_a_step_that_another_process_was_faster_with_changes_nothing(
+    project,
+    connection,
+    server,
+    database,
+    backwards,  # noqa: F811
+):
+    """The session that held the lock was lost, say, and its process went on."""
+    project.declare(table("Box", code=Varchar()))
+    [step] = re.findall('ID = "(.+)"', await project.new())
+    if backwards:
+        await project.up()
+    else:
+        await BackwardsMigrationManager(app_name="toy", migration_id="1").create_migration_table()
+    other = await asyncpg.connect(**server.to(database))
+    async with other.transaction():
+        await other.execute(lock.STEP_LOCK)
+        running = asyncio.create_task(project.backwards() if backwards else project.forwards())
+        waiting = "select exists (select from pg_locks where locktype = 'advisory' and not granted)"
+        async with asyncio.timeout(10):
+            while not await connection.fetchval(waiting):
+                await asyncio.sleep(0.01)
+        if backwards:
+            await other.execute("delete from migration where name = $1", step)
+        else:
+            await other.execute("insert into migration (name, app_name) values ($1, 'toy')", step)
+    await other.close()
+    result = await running
+    assert not result.success
+    assert f" is {'not ' if backwards else ''}recorded as run already: another process was faster" in result.message
+    assert (await connection.fetchval("select to_regclass('box')") is not None) == backwards
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(run, "settings", lambda: Settings(lock_timeout=0.1))
@@ -694,6 +729,7 @@ STATEMENTS: dict[str, str | None] = {
     "alter table box add column a uuid default gen_random_uuid()": "volatile_default",
     "alter table box add column a timestamptz default clock_timestamp()": "volatile_default",
     "alter table box add column a serial": "volatile_default",
+    "alter table box add column a timestamptz default now() + random() * interval '1 day'": "volatile_default",
     "alter table box add column a timestamptz default now()": None,
     "alter table box add column a integer not null default 3": None,
     "alter table box add column a short": "rewrite",
@@ -769,6 +805,11 @@ async def test_unsafe_statements_are_named_on_tables_with_rows(with_domain, conn
     for finding in found:
         assert finding.kind in KINDS
         assert "Safe form:" in str(finding)
+
+
+async def test_a_default_of_a_function_that_is_not_there_yet_may_be_anything(with_domain, connection):
+    [finding] = await findings(connection, ["alter table box add column a text default made_by_this_step()"])
+    assert finding.kind == "volatile_default"
 
 
 async def test_every_kind_that_is_named_really_rewrites_or_scans(with_domain, connection):
