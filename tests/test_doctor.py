@@ -101,6 +101,7 @@ class Broken:
 PREFIX = settings().role_prefix
 RUNTIME = f"{PREFIX}app_runtime"
 AS_REPLICA = "set session_replication_role = replica;"
+HERE = "tenant_id = any (array[(select charthold.tenant_id())])"
 
 BROKEN = (
     # isolation
@@ -114,6 +115,21 @@ BROKEN = (
     Broken(
         "alter policy tenant_isolation on app_user using (true)",
         "tenant_policies", "policy tenant_isolation on public.app_user",
+    ),
+    *(
+        Broken(by, "tenant_policies", "policy tenant_isolation on public.facility")
+        for by in (
+            "alter policy tenant_isolation on facility with check (true)",
+            f"alter policy tenant_isolation on facility to {RUNTIME}",
+            "drop policy tenant_isolation on facility;"
+            f" create policy tenant_isolation on facility as restrictive for select using ({HERE})",
+            # Only some are let out.
+            f"alter policy tenant_isolation on facility using ({HERE} or (select charthold.actor_places()) is not null)",
+            f"alter policy tenant_isolation on facility using ({HERE} or (select charthold.emergency_client()) is not null)",
+            f"alter policy tenant_isolation on facility using ({HERE} or (select charthold.actor_role()) = 'system')",
+            # Today nobody is.
+            f"alter policy tenant_isolation on facility using ({HERE} or now() > '2099-01-01')",
+        )
     ),
     Broken(
         "create unique index client_status_twice on client (id)",
@@ -133,6 +149,17 @@ BROKEN = (
     Broken(
         "create policy on_monday on client for delete using (status = 'active')",
         "permissions", "policy on_monday on public.client",
+    ),
+    Broken(
+        "create policy in_time on client for delete using (now() > '2099-01-01')",
+        "permissions", "policy in_time on public.client",
+    ),
+    Broken(
+        "create policy at_will on client for delete using ((select false from pg_class limit 1))",
+        "permissions", "policy at_will on public.client",
+    ),
+    Broken(
+        "alter policy insert_by_role on client with check (true)", "permissions", "policy insert_by_role on public.client"
     ),
     Broken(
         "alter policy delete_by_role on facility using ((select charthold.actor_role()) in ('admin', 'billing'))",
@@ -306,6 +333,23 @@ async def test_what_is_broken_is_found_and_mended(superuser, broken):
         assert sql, "nothing mends it"
         await superuser.execute(sql)
     assert failures(await examine([broken.check, "drift"])) == set()
+
+
+async def test_a_policy_that_others_may_widen_pins_no_tenant(superuser):
+    async with superuser.transaction():
+        [was] = await superuser.fetch(
+            "select * from pg_policies where policyname = 'tenant_isolation' and tablename = 'facility'"
+        )
+        await superuser.execute("drop policy tenant_isolation on facility")
+        await superuser.execute(f"create policy tenant_isolation on facility using ({was['qual']})")
+    try:
+        found = await examine(["tenant_policies"])
+        assert failures(found) == {("tenant_policies", "policy tenant_isolation on public.facility")}
+    finally:
+        await superuser.execute("drop policy tenant_isolation on facility")
+        [sql] = {f.sql for f in (await examine(["tenant_policies"])).findings if f.verdict == "fail"}
+        await superuser.execute(sql)
+    assert failures(await examine(["tenant_policies", "drift"])) == set()
 
 
 async def test_a_month_that_was_detached_is_attached_again(superuser):
