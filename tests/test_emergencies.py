@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import textwrap
+import time
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -21,6 +22,7 @@ from core.errors import ConfigurationError
 from core.ids import uuid7
 from core.permissions import ROLES
 from core.tables import Client, Facility, TenantTable, User, UserActionAuditLog
+from core.token import TokenKey
 from tests.conftest import Clinic
 from tests.ledger import create
 from tests.test_readme import README
@@ -401,6 +403,64 @@ async def test_an_emergency_is_of_who_declared_it(
         async with scope(tenant=lakeside.tenant, actor=doctor, reason="x", emergency=user):
             with pytest.raises(ScopeError, match="not an active user"):
                 await Client.count()
+
+
+async def asked_with(connection: asyncpg.Connection, token: str) -> int:
+    """How many clients who holds that token sees."""
+    async with connection.transaction():
+        await connection.execute("select set_config('charthold.scope', $1, true)", token)
+        return await connection.fetchval("select count(*) from client")
+
+
+async def test_an_emergency_is_believed_of_a_token_that_we_signed_for_this_connection(
+    database: ChartholdEngine, lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID,
+    owner: asyncpg.Connection, runtime: asyncpg.Connection,
+) -> None:  # fmt: skip
+    emergency = await declare(lakeside, doctor, charts[1].client)
+    said = {
+        "tenant": lakeside.tenant, "actor": doctor, "emergency": emergency.id, "reason": WHY,
+        "backend": runtime.get_server_pid(), "expires": int(time.time()) + 600,
+    }  # fmt: skip
+    key, other = database.token_key, TokenKey.derive(bytes(32))
+    good = key.sign(**said)
+    assert await asked_with(runtime, good) == 1
+    for bad, why in (
+        (other.sign(**said), "not signed"),
+        (good.replace(WHY, "a whim"), "not signed"),
+        ("0" * 64 + good[64:], "not signed"),
+        (key.sign(**said | {"expires": int(time.time()) - 1}), "expired"),
+        (key.sign(**said | {"backend": runtime.get_server_pid() + 1}), "another connection"),
+    ):
+        with pytest.raises(asyncpg.PostgresError, match=why):
+            await asked_with(runtime, bad)
+
+
+async def test_an_old_snapshot_does_not_keep_an_emergency_of_who_was_locked(
+    database: ChartholdEngine, lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID,
+    runtime: asyncpg.Connection,
+) -> None:  # fmt: skip
+    emergency = await declare(lakeside, doctor, charts[1].client)
+    async with emergency.scope() as here:
+        token = here.token(database.token_key, runtime.get_server_pid())
+    with pytest.raises(asyncpg.PostgresError, match="changed since this statement began"):
+        async with runtime.transaction(isolation="repeatable_read"):
+            assert await asked_with(runtime, token) == 1
+            async with lakeside.as_admin():
+                await User.update({User.status: "locked"}).where(User.id == doctor)
+            await asked_with(runtime, token)
+
+
+@pytest.mark.parametrize("kind", ["find", "late"])
+async def test_what_acts_beyond_its_callers_rights_changes_nothing(
+    kind: str, lakeside: Clinic, database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    async with owner.transaction():
+        who = kind + lakeside.admin.hex
+        await owner.execute(
+            "select set_config('charthold.scope', charthold.sign_as($1, $2, 'test'), true)", lakeside.tenant, who
+        )
+        assert await owner.fetchval("select charthold.actor_role()") == "emergency"
+        assert await owner.fetchval("select charthold.actor_id()") == lakeside.admin
 
 
 async def test_sql_makes_no_emergency_and_lengthens_none(
