@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,11 +16,12 @@ import pytest
 from core import Emergency, break_glass, scope
 from core.commands.emergencies import emergencies, sign_off
 from core.doctor.examination import examine
+from core.emergencies import EmergencyAccess
 from core.engine import ChartholdEngine
 from core.errors import ChartholdError
 from core.ids import uuid7
 from core.reviews import ActivityReview
-from core.tables import Facility, User
+from core.tables import Client, Facility, User
 from tests.conftest import Clinic
 
 ADA, AUDITOR = "ada@lakeside.example", "auditor@lakeside.example"
@@ -94,6 +95,38 @@ async def test_nobody_reviews_their_own_emergency_nor_without_seeing_everything(
     await signed(lakeside.auditor)
 
 
+async def test_who_is_bound_to_facilities_neither_reviews_nor_sees_what_was_reviewed(
+    lakeside: Clinic, doctor: UUID, owner: asyncpg.Connection
+) -> None:
+    emergency = await declare(lakeside, doctor)
+    await age(owner, emergency, days=1)
+    async with lakeside.as_admin():
+        await ActivityReview(emergency_id=emergency.id).save()
+        another = User(
+            email=f"{uuid7()}@lakeside.example", full_name="Bound", role="admin", status="active", facility_scope=[]
+        )
+        await another.save()
+    async with scope(tenant=lakeside.tenant, actor=another.id, reason="review"):
+        assert (await EmergencyAccess.count(), await ActivityReview.count()) == (0, 0)
+        with pytest.raises(ChartholdError, match="row-level security"):
+            await ActivityReview(emergency_id=emergency.id).save()
+
+
+async def test_a_review_goes_with_the_client_whose_emergency_it_is_of(
+    lakeside: Clinic, doctor: UUID, owner: asyncpg.Connection
+) -> None:
+    async with lakeside.as_admin():
+        client = Client(facility_id=lakeside.facility, first_name="A", last_name="B", date_of_birth=date(1900, 1, 1))
+        await client.save()
+    async with scope(tenant=lakeside.tenant, actor=doctor, reason="emergency room"):
+        emergency = await break_glass(client.id, reason="unconscious")
+    await age(owner, emergency, days=1)
+    async with lakeside.as_admin():
+        await ActivityReview(emergency_id=emergency.id).save()
+        await Client.delete().where(Client.id == client.id)
+        assert not await ActivityReview.exists().where(ActivityReview.emergency_id == emergency.id)
+
+
 async def test_a_review_is_by_who_writes_it_and_not_changed(
     lakeside: Clinic, doctor: UUID, owner: asyncpg.Connection
 ) -> None:
@@ -150,11 +183,17 @@ async def test_no_review_is_written_at_another_time_than_now(
             )
 
 
-async def test_a_review_is_of_an_emergency_or_of_a_time_that_is_over(lakeside: Clinic) -> None:
+async def test_a_review_is_of_an_emergency_or_of_a_time_that_is_over(
+    lakeside: Clinic, doctor: UUID, owner: asyncpg.Connection
+) -> None:
     now = datetime.now(UTC)
     month = timedelta(days=30)
+    emergency = await declare(lakeside, doctor)
+    await age(owner, emergency, days=1)
     async with scope(tenant=lakeside.tenant, actor=lakeside.auditor, reason="review"):
         await ActivityReview(since=now - month, until=now).save()
+        with pytest.raises(asyncpg.CheckViolationError):
+            await ActivityReview(since=now - month, until=now, emergency_id=emergency.id).save()
         for since, until in ((None, None), (now, None), (now, now - month)):
             with pytest.raises(asyncpg.CheckViolationError):
                 await ActivityReview(since=since, until=until).save()
@@ -193,6 +232,29 @@ async def test_emergencies_are_listed_until_they_are_signed_off(
     assert await told(capsys, since="2099-01-01") == []
 
 
+async def test_what_is_signed_off_is_told_and_stands_there(lakeside: Clinic, capsys: Any) -> None:
+    month = {"tenant": "lakeside", "since": "2026-01-01", "until": "2026-02-01T08:00"}
+    await sign_off.__wrapped__(**month, actor=AUDITOR, note="three readings of one chart")
+    assert capsys.readouterr().out == "What was done from 2026-01-01 until 2026-02-01T08:00 is signed off: in_order.\n"
+    await sign_off.__wrapped__(**month, actor=ADA, finding="violation", json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["finding"] == "violation"
+    await sign_off.__wrapped__(**month, actor=ADA, quiet=True)
+    assert capsys.readouterr().out == ""
+    async with lakeside.as_admin():
+        since, until = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, 8, tzinfo=UTC)
+        first, second, third = (
+            await ActivityReview.select().where(ActivityReview.since == since).order_by(ActivityReview.created_at)
+        )
+        assert {row["until"] for row in (first, second, third)} == {until}
+        assert [(row["reviewed_by"], row["finding"], row["note"]) for row in (first, second, third)] == [
+            (lakeside.auditor, "in_order", "three readings of one chart"),
+            (lakeside.admin, "violation", None),
+            (lakeside.admin, "in_order", None),
+        ]
+        assert printed["id"] == str(second["id"])
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -224,7 +286,9 @@ async def test_the_doctor_misses_the_review_of_an_emergency(
 ) -> None:
     emergency = await declare(lakeside, doctor)
     assert "on record" in (await verdicts("emergency_access"))["pass"]
-    await age(owner, emergency, days=8)
+    await age(owner, emergency, days=6)
+    assert "warn" not in await verdicts("emergency_access")
+    await age(owner, emergency, days=2)
     assert "nobody has reviewed" in (await verdicts("emergency_access"))["warn"]
     async with scope(tenant=lakeside.tenant, actor=lakeside.auditor, reason="review"):
         await ActivityReview(emergency_id=emergency.id, finding="violation").save()
@@ -239,18 +303,24 @@ async def test_the_doctor_misses_the_review_of_an_emergency(
         "update charthold.emergency set user_id = gen_random_uuid() where id = $1",
         "insert into charthold.emergency select gen_random_uuid(), tenant_id, user_id, client_id, until"
         " from charthold.emergency where id = $1",
+        # In both places, so that they agree.
+        "with longer as (update charthold.emergency set until = until + interval '4 hours' where id = $1 returning id)"
+        " update emergency_access as e set until = until + interval '4 hours' from longer where e.id = longer.id",
     ],
 )
 async def test_the_doctor_finds_an_emergency_that_nobody_declared(
     by_hand: str, lakeside: Clinic, doctor: UUID, owner: asyncpg.Connection
 ) -> None:
     emergency = await declare(lakeside, doctor)
+    await only_for_superusers(owner)
     await owner.execute("create table kept as table charthold.emergency")
+    await owner.execute("set session_replication_role = replica")
     await owner.execute(by_hand, emergency.id)
     try:
         assert "that nobody declared so" in (await verdicts("emergency_access"))["fail"]
     finally:
         await owner.execute("delete from charthold.emergency; insert into charthold.emergency select * from kept")
+        await owner.execute("update emergency_access as e set until = k.until from kept as k where k.id = e.id")
         await owner.execute("drop table kept")
     assert "fail" not in await verdicts("emergency_access")
 
