@@ -89,7 +89,19 @@ async def test_an_accounting_goes_six_years_back_or_as_far_as_is_asked(lakeside:
         assert await told(client) == ["just due", "today"]
         assert await told(client, since=SIX_YEARS_AGO + DAY) == ["today"]
         assert await told(client, until=TODAY - DAY) == ["just due"]
+        assert await told(client, since=SIX_YEARS_AGO, until=SIX_YEARS_AGO) == ["just due"]
         assert await told(client, since=date(2000, 1, 1)) == ["too old", "just due", "today"]
+
+
+@pytest.mark.parametrize(("hour", "day"), [(11, 9), (12, 10)])
+async def test_a_day_begins_when_it_has_begun_everywhere(hour: int, day: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Clock:
+            return cls(2026, 5, 10, hour, 30, tzinfo=tz)
+
+    monkeypatch.setattr(disclosures, "datetime", Clock)
+    assert disclosures._today() == date(2026, 5, day)
 
 
 async def test_on_the_leap_day_too(lakeside: Clinic, client: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
