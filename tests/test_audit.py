@@ -432,8 +432,9 @@ async def test_a_month_is_archived_only_when_it_is_old_and_sealed(
         await archive_partition(young)
     with pytest.raises(Exception, match="1 records that are not sealed"):
         await archive_partition(old)
-    with pytest.raises(Exception, match="not a month"):
-        await archive_partition("client")
+    for other in ("client", "user_action_audit_log_default", "user_action_audit_log_1999_01"):
+        with pytest.raises(Exception, match="not a month"):
+            await archive_partition(other)
     with monkeypatch.context() as then:
         # Sealed while it was young, as cron does.
         then.setattr(sealing, "_not_before", lambda now, _: now - timedelta(days=365 * 8))
@@ -449,6 +450,8 @@ async def test_a_month_is_archived_only_when_it_is_old_and_sealed(
         await Tenant.update({Tenant.retention_years: 6}).where(Tenant.id == lakeside.tenant)
     assert await archive_partition(old) == 1
     assert await owner.fetchval("select count(*) from user_action_audit_log where reason = 'long ago'") == 1
+    forced = await owner.fetch("select relforcerowsecurity from pg_class where relname = any($1)", [old, young])
+    assert [row["relforcerowsecurity"] for row in forced] == [True, True]
 
 
 async def test_relaxed_read_records_do_not_wait_for_the_disk_and_writes_still_do(
