@@ -773,6 +773,10 @@ SWAPPED = {
         " set_config('charthold.scope', 'EVERYWHERE', true) is not null then '-infinity'::timestamptz end))"
         " returning set_config('charthold.scope', 'BOUND', true) is not null",
     ),
+    "one's own right to write, after an emergency": (
+        "EMERGENCY",
+        "select charthold.emergency_client(), set_config('charthold.scope', 'BOUND', true), charthold.actor_role()",
+    ),
     "an emergency, and one's own right to write": (
         "BOUND",
         f"update client set status = 'on_hold' where id = {SWAP.format('EMERGENCY', 'FAR')}"

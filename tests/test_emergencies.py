@@ -435,6 +435,29 @@ async def test_an_emergency_is_believed_of_a_token_that_we_signed_for_this_conne
             await asked_with(runtime, bad)
 
 
+@pytest.mark.parametrize("kind", ["find", "late"])
+async def test_what_acts_beyond_its_callers_rights_is_signed_for_this_connection_too(
+    kind: str, database: ChartholdEngine, lakeside: Clinic, runtime: asyncpg.Connection
+) -> None:
+    """Threat: whoever writes such a token by hand sees the whole tenant, and nothing is recorded."""
+    said = {
+        "tenant": lakeside.tenant, "actor": kind + lakeside.admin.hex, "reason": "by hand\x1f\x1fa guess",
+        "backend": runtime.get_server_pid(), "expires": int(time.time()) + 600,
+    }  # fmt: skip
+    key, other = database.token_key, TokenKey.derive(bytes(32))
+    assert await asked_with(runtime, key.sign(**said)) > 0
+    for bad, why in (
+        (other.sign(**said), "not signed"),
+        ("0" * 64 + key.sign(**said)[64:], "not signed"),
+        (key.sign(**said | {"expires": int(time.time()) - 1}), "expired"),
+        (key.sign(**said | {"backend": runtime.get_server_pid() + 1}), "another connection"),
+        # And by a function of ours, which says something that nobody can guess.
+        (key.sign(**said | {"reason": "by hand"}), "not an active user"),
+    ):
+        with pytest.raises(asyncpg.PostgresError, match=why):
+            await asked_with(runtime, bad)
+
+
 async def test_an_old_snapshot_does_not_keep_an_emergency_of_who_was_locked(
     database: ChartholdEngine, lakeside: Clinic, charts: tuple[Chart, Chart, Chart], doctor: UUID,
     runtime: asyncpg.Connection,
