@@ -479,9 +479,13 @@ async def test_what_acts_beyond_its_callers_rights_changes_nothing(
 ) -> None:
     async with owner.transaction():
         who = kind + lakeside.admin.hex
-        await owner.execute(
-            "select set_config('charthold.scope', charthold.sign_as($1, $2, 'test'), true)", lakeside.tenant, who
-        )
+        token, another = [
+            await owner.fetchval("select charthold.sign_as($1, $2, 'test')", lakeside.tenant, who) for _ in range(2)
+        ]
+        assert int(token[72:82]) <= time.time() + 61
+        assert int(token[82:92]) == owner.get_server_pid()
+        assert token[-36:] != another[-36:], "nobody can guess how it ends"
+        await owner.execute("select set_config('charthold.scope', $1, true)", token)
         assert await owner.fetchval("select charthold.actor_role()") == "emergency"
         assert await owner.fetchval("select charthold.actor_id()") == lakeside.admin
 

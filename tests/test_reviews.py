@@ -110,6 +110,14 @@ async def test_who_is_bound_to_facilities_neither_reviews_nor_sees_what_was_revi
         assert (await EmergencyAccess.count(), await ActivityReview.count()) == (0, 0)
         with pytest.raises(ChartholdError, match="row-level security"):
             await ActivityReview(emergency_id=emergency.id).save()
+        with pytest.raises(ChartholdError, match="row-level security"):
+            # Nor what was done in a time, though SQL of one's own asks for nothing back.
+            await ActivityReview.raw(
+                "insert into activity_review (id, tenant_id, reviewed_by, since, until)"
+                " values (charthold.uuid7(), {}, {}, now() - interval '2 days', now() - interval '1 day')",
+                lakeside.tenant,
+                another.id,
+            )
 
 
 async def test_a_review_goes_with_the_client_whose_emergency_it_is_of(
