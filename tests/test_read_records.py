@@ -163,7 +163,7 @@ async def test_no_record_no_phi(
     reason = f"unwritable {uuid4()}"
     result = None
     async with lakeside.as_admin(reason):
-        with pytest.raises(asyncpg.PostgresError) as failed:
+        with pytest.raises(asyncpg.PostgresError, match="P0001") as failed:
             result = await way.run(w)
     assert result is None
     assert not shown([repr(failed.value), str(failed.value), repr(vars(failed.value))])
