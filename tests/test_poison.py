@@ -19,7 +19,7 @@ from piccolo.table import Table
 from core import ConfigurationError, ProtectedQueryError, ScopeError, find_tenant, transaction
 from core.engine import ChartholdEngine
 from core.residue import is_one_statement, leaves_nothing
-from core.session import SESSION
+from core.session import OWNER_SESSION, SESSION
 from core.tables import Client, Facility, Tenant
 from tests.conftest import Clinic
 
@@ -349,22 +349,36 @@ def test_one_statement_is_one() -> None:
     assert not is_one_statement("select 1) select (2")
 
 
+EVIL = {
+    "search_path": "evil", "row_security": "off", "bytea_output": "escape", "default_transaction_read_only": "on",
+    "default_transaction_isolation": "serializable", "timezone": "Asia/Tokyo", "intervalstyle": "sql_standard",
+    "standard_conforming_strings": "off",
+}  # fmt: skip
+EVIL_FOR_THE_APPLICATION = EVIL | {
+    "transform_null_equals": "on", "plan_cache_mode": "force_custom_plan", "synchronous_commit": "off", "jit": "on",
+    "debug_print_parse": "on", "debug_print_rewritten": "on", "debug_print_plan": "on", "application_name": "evil",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("of_owner", [False, True])
 async def test_a_logins_own_defaults_do_not_reach_the_session(
-    database: ChartholdEngine, lakeside: Clinic, owner: asyncpg.Connection
+    of_owner: bool, database: ChartholdEngine, lakeside: Clinic, owner: asyncpg.Connection
 ) -> None:
     """A login may change its own defaults, for ever: they must not decide what is shown or how the log is written."""
-    login = await database.connect(owner=False)
+    session, evil = (
+        (OWNER_SESSION, EVIL | {"quote_all_identifiers": "on"}) if of_owner else (SESSION, EVIL_FOR_THE_APPLICATION)
+    )
+    login = await database.connect(owner=of_owner)
     name = await login.fetchval("select session_user")
-    evil = {"search_path": "evil", "row_security": "off", "bytea_output": "escape", "transform_null_equals": "on",
-            "default_transaction_read_only": "on", "plan_cache_mode": "force_custom_plan", "timezone": "Asia/Tokyo"}  # fmt: skip
     try:
         await login.execute("set role none")
         for setting, value in evil.items():
             await login.execute(f"alter role {name} set {setting} = '{value}'")
-        fresh = await database.connect(owner=False)
-        for setting, value in evil.items():
-            assert await fresh.fetchval("select current_setting($1)", setting) == SESSION.get(setting) != value
+        fresh = await database.connect(owner=of_owner)
+        found = {setting: await fresh.fetchval("select current_setting($1)", setting) for setting in evil}
         await fresh.close()
+        assert found == {setting: session.get(setting) for setting in evil}
+        assert not {setting for setting in evil if found[setting] == evil[setting]}
     finally:
         await owner.execute(f"alter role {name} reset all")
         await login.close()
