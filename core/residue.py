@@ -8,8 +8,8 @@ PostgreSQL names what it calls, and what is not known to be harmless costs the c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, wraps
 from typing import Any
 
 from pglast.parser import ParseError, parse_sql_json
@@ -17,6 +17,8 @@ from pglast.parser import ParseError, parse_sql_json
 from core.errors import ProtectedQueryError
 
 __all__ = ["answers_only", "ends_a_transaction", "is_one_statement", "leaves_nothing"]
+
+LONGEST = 10_000  # characters of a statement of which is kept what it leaves
 
 STATEMENTS = frozenset({"SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"})
 
@@ -39,7 +41,21 @@ FUNCTIONS = frozenset(
 )
 
 
-@lru_cache(maxsize=4_096)
+def _kept(judge: Callable[[str], bool]) -> Callable[[str], bool]:
+    """Keeps the answers about the last statements.
+
+    Threat: requests bring lists of each length, and the texts with them take the process's memory.
+    """
+    answers = lru_cache(maxsize=4_096)(judge)
+
+    @wraps(judge)
+    def answer(sql: str) -> bool:
+        return answers(sql) if len(sql) <= LONGEST else judge(sql)
+
+    return answer
+
+
+@_kept
 def leaves_nothing(sql: str) -> bool:
     """True for one SELECT, INSERT, UPDATE, DELETE or MERGE that calls only what is known to be harmless.
 
@@ -49,7 +65,7 @@ def leaves_nothing(sql: str) -> bool:
     return len(statements) == 1 and set(statements[0]) <= STATEMENTS and _harmless(statements[0])
 
 
-@lru_cache(maxsize=4_096)
+@_kept
 def answers_only(sql: str) -> bool:
     """True when, besides, it calls none of our functions, which record."""
     return leaves_nothing(sql) and "charthold" not in {
@@ -74,7 +90,7 @@ def is_one_statement(sql: str) -> bool:
     return len(_parsed(sql)) == 1
 
 
-@lru_cache(maxsize=4_096)
+@_kept
 def ends_a_transaction(sql: str) -> bool:
     """True for BEGIN, COMMIT, ROLLBACK, SAVEPOINT and their like."""
     return any("TransactionStmt" in statement for statement in _parsed(sql))

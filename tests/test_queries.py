@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import tracemalloc
 from datetime import date
 from typing import Any
 from uuid import uuid4
@@ -21,6 +22,7 @@ from core.arguments import bind
 from core.columns import BlindIndex, EncryptedText
 from core.engine import ChartholdEngine
 from core.ids import uuid7
+from core.queries import shape
 from core.queries.shape import SHAPES
 from core.tables import Client, Facility, Tenant, TenantTable, User, UserActionAuditLog
 from tests.conftest import Clinic
@@ -674,7 +676,7 @@ async def test_a_query_that_searches_by_a_value_is_compiled_once(searched: str, 
         }[searched]()
 
     async with lakeside.as_admin():
-        SHAPES._kept.clear()
+        SHAPES.clear()
         await query("nobody")
         assert len(SHAPES._kept) == 1
         kept = dict(SHAPES._kept)
@@ -693,9 +695,31 @@ async def test_queries_that_differ_in_one_thing_do_not_answer_for_each_other(
             await Facility.insert(*[Facility(name=f"Pair {n}", kind="laboratory") for n in (2, 1, 3)])
         alone = []
         for build in pair:
-            SHAPES._kept.clear()
+            SHAPES.clear()
             alone.append(await build())
-        SHAPES._kept.clear()
+        SHAPES.clear()
         together = {at: await pair[at]() for at in (first, 1 - first)}
         assert [together[0], together[1]] == alone
         assert [await pair[0](), await pair[1]()] == alone, "and once more, from what was kept"
+
+
+async def test_long_lists_out_of_requests_take_no_memory(lakeside: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threat: somebody asks for lists of each length, and for each a statement is kept, of a megabyte."""
+    monkeypatch.setattr(shape, "LARGEST", 50_000)
+    ids, often = [uuid7() for _ in range(2_006)], Facility.select(Facility.id).where(Facility.name == "x")
+
+    def compile_one(count: int) -> None:
+        Facility.select(Facility.id).where(Facility.id.is_in(ids[:count])).querystrings[0].compiled()  # type: ignore[attr-defined]
+
+    SHAPES.clear()
+    async with lakeside.as_admin():
+        compile_one(2_000)
+        tracemalloc.start()
+        try:
+            for count in range(2_001, 2_007):
+                compile_one(count)
+            assert tracemalloc.get_traced_memory()[0] < 300_000
+        finally:
+            tracemalloc.stop()
+        assert 0 < sum(len(statement.sql) for statement in SHAPES._kept.values()) == SHAPES._size <= 50_000
+        assert await often == []

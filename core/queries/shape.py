@@ -21,6 +21,7 @@ from core.plan import Plan, Statement
 __all__ = ["SHAPES", "NoShapeError", "Shapes", "columns_shape", "is_computed", "where_shape"]
 
 MOST = 4_096
+LARGEST = 8_000_000  # characters of all of them, each of which stands in some five texts
 OURS = ("piccolo.columns.column_types", "core.columns")  # whose columns are their names, but for an array's element
 
 
@@ -33,6 +34,12 @@ class Shapes:
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, Statement] = {}
+        self._size = 0
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._kept.clear()
+        self._size = 0
 
     def find(self, shape: Hashable, arguments: list[Any]) -> Plan | None:
         """The plan for these arguments, if the shape was met before."""
@@ -46,9 +53,11 @@ class Shapes:
         """
         statement, theirs = plan.compiled(single=single)
         if len(theirs) == len(arguments) and all(a is b for a, b in zip(theirs, arguments, strict=True)):
-            if len(self._kept) >= MOST:
-                del self._kept[next(iter(self._kept))]  # the oldest: pages have numbers, which come from requests
             self._kept[shape] = statement
+            self._size += len(statement.sql)
+            # The oldest go: pages have numbers and lists have lengths, which come from requests.
+            while len(self._kept) > MOST or self._size > LARGEST:
+                self._size -= len(self._kept.pop(next(iter(self._kept))).sql)
         return plan
 
 
