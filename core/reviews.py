@@ -57,7 +57,9 @@ class ActivityReview(TenantTable, tablename="activity_review"):
             name="insert_as_oneself",
             command="insert",
             restrictive=True,
-            check="reviewed_by = (select charthold.actor_id()) and created_at between now() and clock_timestamp()",
+            check="reviewed_by = (select charthold.actor_id())"
+            " and created_at between (select now()) - interval '1 minute'"
+            " and (select statement_timestamp()) + interval '1 minute'",
         ),
         # Threat: users sign off their own emergencies; or what is not over is signed off, with a created_at that raw
         # SQL made up.

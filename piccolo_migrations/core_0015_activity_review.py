@@ -465,7 +465,7 @@ $$""",
         table="activity_review",
         name="insert_as_oneself",
         command="insert",
-        check="reviewed_by = (select charthold.actor_id()) and created_at between now() and clock_timestamp()",
+        check="reviewed_by = (select charthold.actor_id()) and created_at between (select now()) - interval '1 minute' and (select statement_timestamp()) + interval '1 minute'",
         restrictive=True,
     )
 

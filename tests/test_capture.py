@@ -91,7 +91,7 @@ CASES: dict[type[ProtectedTable], Case] = {
         lambda _: ActivityReview(
             since=datetime(2020, 1, 1, tzinfo=UTC), until=datetime(2020, 2, 1, tzinfo=UTC), note="Before"
         ),
-        "note", "Before", "After", closed=frozenset({"update", "delete"}),
+        "note", "Before", "After", lambda: {"created_at": str(datetime.now(UTC))}, closed=frozenset({"update", "delete"}),
     ),
     TenantKey: Case(
         lambda _: TenantKey(version=next(number), status="shredded", kek="Before"),

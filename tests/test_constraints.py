@@ -110,6 +110,7 @@ SEALS: dict[str, dict[str, Any]] = {
     "audit_seal_tree_size_positive": {"tree_size": 0},
     "audit_seal_hash_lengths": {"root_hash": b"short"},
     "audit_seal_signature_length": {"signature": b"short"},
+    "audit_seal_size": {"frontier": bytes(2_049)},
     "audit_seal_leaves_counted": {"leaf_hashes": b""},
     "audit_seal_key_id_form": {"key_id": "0123456789abcdeF"},
     "audit_seal_sealed_at_possible": {"sealed_at": datetime(1999, 12, 31, tzinfo=UTC)},
