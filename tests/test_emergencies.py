@@ -88,8 +88,30 @@ class Transplant(TenantTable, tablename="emergency_transplant"):
     receiver_id = TenantForeignKey(Client)
 
 
-TABLES = (Visit, Finding, Stay, Ward, Result, Both, Invoice, Transplant)
-CHARTS = (Client, Visit, Finding, Stay, Result, Both, Invoice)
+class Bill(TenantTable, tablename="emergency_bill"):
+    """Of a facility, and of a client, whom another may pay for."""
+
+    facility_id = TenantForeignKey(Facility)
+    paid_by = TenantForeignKey(Client, null=True)
+    client_id = TenantForeignKey(Client)
+
+
+class Letter(TenantTable, tablename="emergency_letter"):
+    """For the whole tenant, whoever it is about."""
+
+    client_id = TenantForeignKey(Client)
+    facility_from = ()
+
+
+class Reply(TenantTable, tablename="emergency_reply"):
+    """Of a facility, and of a client only by what everybody sees."""
+
+    facility_id = TenantForeignKey(Facility)
+    letter_id = TenantForeignKey(Letter)
+
+
+TABLES = (Visit, Finding, Stay, Ward, Result, Both, Invoice, Transplant, Bill, Letter, Reply)
+CHARTS = (Client, Visit, Finding, Stay, Result, Both, Invoice, Bill)
 
 
 class Chart(NamedTuple):
@@ -123,9 +145,12 @@ async def furnish(facility: Facility, name: str) -> Chart:
     )
     invoice = Invoice(client_id=client.id, notes=name)
     transplant = Transplant(facility_id=facility.id, donor_id=client.id, receiver_id=client.id)
-    for row in (finding, stay, ward, result, both, invoice, transplant):
+    bill, letter = Bill(facility_id=facility.id, client_id=client.id), Letter(client_id=client.id)
+    await letter.save()
+    reply = Reply(facility_id=facility.id, letter_id=letter.id)
+    for row in (finding, stay, ward, result, both, invoice, transplant, bill, reply):
         await row.save()
-    rows = {type(row): row.id for row in (client, visit, finding, stay, ward, result, both, invoice)}
+    rows = {type(row): row.id for row in (client, visit, finding, stay, ward, result, both, invoice, bill)}
     return Chart(facility.id, client.id, rows)
 
 
@@ -179,12 +204,18 @@ async def test_what_another_client_is_named_in_is_not_shown(
     async with lakeside.as_admin():
         paid = Invoice(client_id=beside.client, paid_by=there.client, notes="of somebody else")
         await paid.save()
+        billed = Bill(facility_id=there.facility, client_id=beside.client, paid_by=there.client)
+        await billed.save()
     emergency = await declare(lakeside, doctor, there.client)
     async with emergency.scope():
         assert not await Invoice.exists().where(Invoice.id == paid.id)
+        assert not await Bill.exists().where(Bill.id == billed.id)
         assert await Transplant.count() == 0
+        # By a letter that everybody sees each reply would be.
+        assert (await Letter.count(), await Reply.count()) == (3, 0)
     async with lakeside.as_admin():
         await Invoice.delete().where(Invoice.id == paid.id)
+        await Bill.delete().where(Bill.id == billed.id)
 
 
 async def test_who_is_bound_sees_no_more_by_what_an_emergency_goes_by(
@@ -260,9 +291,11 @@ async def test_what_was_shown_in_a_transaction_that_failed_is_recorded_in_the_us
                 await Client.objects().get(Client.id == client)
                 raise RuntimeError("on purpose")
     [row] = await owner.fetch(
-        "select reason, record_id from user_action_audit_log where user_id = $1 and action_type = 'read'", doctor
+        "select reason, record_id, request_id, source_ip from user_action_audit_log"
+        " where user_id = $1 and action_type = 'read'",
+        doctor,
     )
-    assert tuple(row) == (f"break-glass: {WHY}", client)
+    assert tuple(row) == (f"break-glass: {WHY}", client, None, None)
 
 
 @pytest.mark.parametrize("table", [Client, Visit, Stay])
