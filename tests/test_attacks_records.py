@@ -620,6 +620,9 @@ async def test_what_is_recorded_again_wants_a_token_of_ours_and_says_who_it_is(
         elsewhere = here.last_token(database.token_key, runtime.get_server_pid() + 1)
     late = "select charthold.record_late($1, $2, 'client', array[$3::uuid], array['notes'], null)"
     assert await runtime.fetchval(late, token, "read", hillside.client) == 1
+    # What an outer join did not find was not shown.
+    beside = late.replace("array[$3::uuid]", "array[$3::uuid, null]")
+    assert await runtime.fetchval(beside, token, "read", hillside.client) == 1
     forged = token[:128] + str(hillside.admin) + token[164:]
     for bad in (forged, elsewhere, "", token[:64] + "0" * 8 + token[72:]):
         with pytest.raises(asyncpg.PostgresError):
