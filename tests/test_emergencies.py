@@ -96,6 +96,22 @@ class Bill(TenantTable, tablename="emergency_bill"):
     client_id = TenantForeignKey(Client)
 
 
+class Sample(TenantTable, tablename="emergency_sample"):
+    """Of a facility, and of a client, whom it names itself and by way of a visit."""
+
+    facility_id = TenantForeignKey(Facility)
+    visit_id = TenantForeignKey(Visit)
+    client_id = TenantForeignKey(Client)
+
+
+class Order(TenantTable, tablename="emergency_order"):
+    """Narrowed by two references that lead to a client, because it says so."""
+
+    client_id = TenantForeignKey(Client)
+    visit_id = TenantForeignKey(Visit)
+    facility_from = ("client_id", "visit_id")
+
+
 class Letter(TenantTable, tablename="emergency_letter"):
     """For the whole tenant, whoever it is about."""
 
@@ -110,8 +126,8 @@ class Reply(TenantTable, tablename="emergency_reply"):
     letter_id = TenantForeignKey(Letter)
 
 
-TABLES = (Visit, Finding, Stay, Ward, Result, Both, Invoice, Transplant, Bill, Letter, Reply)
-CHARTS = (Client, Visit, Finding, Stay, Result, Both, Invoice, Bill)
+TABLES = (Visit, Finding, Stay, Ward, Result, Both, Invoice, Transplant, Bill, Sample, Order, Letter, Reply)
+CHARTS = (Client, Visit, Finding, Stay, Result, Both, Invoice, Bill, Sample, Order)
 
 
 class Chart(NamedTuple):
@@ -148,9 +164,13 @@ async def furnish(facility: Facility, name: str) -> Chart:
     bill, letter = Bill(facility_id=facility.id, client_id=client.id), Letter(client_id=client.id)
     await letter.save()
     reply = Reply(facility_id=facility.id, letter_id=letter.id)
-    for row in (finding, stay, ward, result, both, invoice, transplant, bill, reply):
+    sample = Sample(facility_id=facility.id, visit_id=visit.id, client_id=client.id)
+    order = Order(client_id=client.id, visit_id=visit.id)
+    for row in (finding, stay, ward, result, both, invoice, transplant, bill, reply, sample, order):
         await row.save()
-    rows = {type(row): row.id for row in (client, visit, finding, stay, ward, result, both, invoice, bill)}
+    rows = {
+        type(row): row.id for row in (client, visit, finding, stay, ward, result, both, invoice, bill, sample, order)
+    }
     return Chart(facility.id, client.id, rows)
 
 
@@ -206,16 +226,20 @@ async def test_what_another_client_is_named_in_is_not_shown(
         await paid.save()
         billed = Bill(facility_id=there.facility, client_id=beside.client, paid_by=there.client)
         await billed.save()
+        ordered = Order(client_id=there.client, visit_id=beside.rows[Visit])
+        await ordered.save()
     emergency = await declare(lakeside, doctor, there.client)
     async with emergency.scope():
         assert not await Invoice.exists().where(Invoice.id == paid.id)
         assert not await Bill.exists().where(Bill.id == billed.id)
+        assert not await Order.exists().where(Order.id == ordered.id)
         assert await Transplant.count() == 0
         # By a letter that everybody sees each reply would be.
         assert (await Letter.count(), await Reply.count()) == (3, 0)
     async with lakeside.as_admin():
         await Invoice.delete().where(Invoice.id == paid.id)
         await Bill.delete().where(Bill.id == billed.id)
+        await Order.delete().where(Order.id == ordered.id)
 
 
 async def test_who_is_bound_sees_no_more_by_what_an_emergency_goes_by(

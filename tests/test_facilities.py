@@ -220,6 +220,22 @@ def test_each_table_is_narrowed_by_what_is_nearest_to_a_facility() -> None:
     }
 
 
+def test_what_is_nearer_comes_before_what_is_required_and_that_before_what_may_be_missing() -> None:
+    class Memo(TenantTable):
+        visit_id = TenantForeignKey(Visit)
+        client_id = TenantForeignKey(Client, null=True)
+
+    class Bill(TenantTable):
+        paid_by = TenantForeignKey(Client, null=True)
+        client_id = TenantForeignKey(Client)
+
+    class Twin(TenantTable):
+        first_id = TenantForeignKey(Client)
+        second_id = TenantForeignKey(Client)
+
+    assert [table.narrowed_by() for table in (Memo, Bill, Twin)] == [["client_id"], ["client_id"], ["first_id"]]
+
+
 def test_a_reference_that_leads_to_no_facility_is_refused() -> None:
     """It would narrow nothing, and look as if it did."""
 
