@@ -30,7 +30,7 @@ where ($1::uuid is null or e.tenant_id = $1) and e.created_at > now() - interval
 # Of a client that is gone nothing can be seen.
 UNDECLARED = """
 select count(*) as emergencies from charthold.emergency as p
-where ($1::uuid is null or p.tenant_id = $1) and p.until > now() and not exists (
+where ($1::uuid is null or p.tenant_id = $1) and not exists (
     select from public.emergency_access as e where e.tenant_id = p.tenant_id and e.id = p.id
 ) and exists (select from public.client as c where c.tenant_id = p.tenant_id and c.id = p.client_id)"""
 
