@@ -151,6 +151,12 @@ BROKEN = (
         "permissions", "policy on_monday on public.client",
     ),
     Broken(
+        "alter policy facility_isolation on client using (case when tenant_id = (select charthold.tenant_everywhere())"
+        " then true else tenant_id::text || facility_id::text = any ((select charthold.actor_places())::text[])"
+        " or (select charthold.emergency_client()) is not null end)",
+        "permissions", "policy facility_isolation on public.client",
+    ),
+    Broken(
         "create policy in_time on client for delete using (now() > '2099-01-01')",
         "permissions", "policy in_time on public.client",
     ),

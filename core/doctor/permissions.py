@@ -35,7 +35,7 @@ async def permissions(live: Live, notes: Notes) -> None:
                 for title, policy in live.catalog["policy"].items()
                 if policy["on"] == name and policy["command"] in (command, "all")
             }
-            asked = await ask_policies(live, list(policies.values()), name, facility, clients)
+            asked = await ask_policies(live, list(policies.values()), command, name, facility, clients)
             if "exists" in str(policies.get(f"facility_isolation on {name}", {}).get("using")).lower():
                 asked.outside.clear()  # it asks the policies of another table; whether it is ours, ``drift`` says
             matrix.append(

@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 
 from core.doctor.live import Live
-from core.permissions import EMERGENCY, ROLES
+from core.permissions import EMERGENCY, ROLES, Command
 from core.schema.quoting import quote_ident
 
 __all__ = ["Asked", "ask_policies", "ask_policy", "crosses", "tenant_column"]
@@ -51,9 +51,14 @@ class Asked:
 
 
 async def ask_policies(
-    live: Live, policies: Sequence[dict[str, Any]], table: str, facility: str | None, clients: Sequence[str] = ()
+    live: Live,
+    policies: Sequence[dict[str, Any]],
+    command: Command,
+    table: str,
+    facility: str | None,
+    clients: Sequence[str] = (),
 ) -> Asked:
-    """Whom the policies let in: any of the permissive ones, and all of the restrictive ones.
+    """Whom the policies let in with the command: any of the permissive ones, and all of the restrictive ones.
 
     ``facility`` and ``clients``: the columns that say of which facility a row is, and of which client.
     """
@@ -61,7 +66,7 @@ async def ask_policies(
     permitted: Answers = set()
     kept = set(EVERY)
     for policy in policies:
-        answers = await ask_policy(live, policy, table, facility, clients)
+        answers = await ask_policy(live, policy | _unasked(policy, command), table, facility, clients)
         if answers is None:
             if not policy["restrictive"]:  # which narrows, whatever it asks
                 found.odd.append(f"{policy['ident']} on {policy['on']}")
@@ -74,6 +79,13 @@ async def ask_policies(
     found.inside = {role for role, place in may if place in ("inside", "client")}
     found.outside = {role for role, place in may if place in ("outside", "beyond")}
     return found
+
+
+def _unasked(policy: dict[str, Any], command: Command) -> dict[str, None]:
+    """The condition that PostgreSQL does not ask then: only of rows that are left a CHECK, only of rows found USING."""
+    if command in ("select", "delete"):
+        return {"check": None}
+    return {"using": None} if command == "insert" and policy["check"] is not None else {}
 
 
 def crosses(answers: Answers) -> bool:
