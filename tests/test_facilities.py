@@ -10,6 +10,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from piccolo.columns import UUID as UUIDColumn
 from piccolo.columns import Text
 
 from core import ConfigurationError, ScopeError, current_scope, scope
@@ -233,7 +234,17 @@ def test_what_is_nearer_comes_before_what_is_required_and_that_before_what_may_b
         first_id = TenantForeignKey(Client)
         second_id = TenantForeignKey(Client)
 
+    class Site(TenantTable):
+        """Bound by a column that is no reference."""
+
+        at = UUIDColumn(default=None)
+        facility_column = "at"
+
+    class OfSite(TenantTable):
+        site_id = TenantForeignKey(Site)
+
     assert [table.narrowed_by() for table in (Memo, Bill, Twin)] == [["client_id"], ["client_id"], ["first_id"]]
+    assert [table.narrowed_by() for table in (Site, OfSite)] == [["at"], ["site_id"]]
 
 
 def test_a_reference_that_leads_to_no_facility_is_refused() -> None:
