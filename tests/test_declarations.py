@@ -132,7 +132,19 @@ def test_a_default_that_would_be_forgotten_is_refused(make: Callable[[], Column]
         make()
 
 
-@pytest.mark.parametrize("inner", [EncryptedText(), Array(base_column=EncryptedText())])
+def test_a_name_that_postgresql_would_cut_is_refused() -> None:
+    """ "capture_" and the table's name are the name of a function, which has 63 bytes at most."""
+    for name, good in (("w" * 55, True), ("w" * 56, False), ("ä" * 27, True), ("ä" * 28, False)):
+        if good:
+            assert type("Ward", (TenantTable,), {}, tablename=name)._meta.tablename == name
+        else:
+            with pytest.raises(ConfigurationError, match="more than 55 bytes"):
+                type("Ward", (TenantTable,), {}, tablename=name)
+
+
+@pytest.mark.parametrize(
+    "inner", [EncryptedText(), Array(base_column=EncryptedText()), BlindIndex("note", kind="exact")]
+)
 def test_an_array_does_not_hold_envelopes(inner: Column) -> None:
     with pytest.raises(ConfigurationError, match=r"Ward.codes is an array .* EncryptedJSON"):
         table(codes=Array(base_column=inner))

@@ -35,6 +35,7 @@ from core.emergencies import EmergencyAccess, break_glass
 from core.engine import ChartholdEngine, owner_mode
 from core.permissions import COMMANDS, PERMISSIONS, ROLES, roles_for
 from core.pool import Pool
+from core.provision import find_tenant, provision_tenant
 from core.reviews import ActivityReview
 from core.settings import Settings, settings
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog
@@ -901,3 +902,29 @@ async def test_no_interleaving_of_scopes_errors_and_cancellations_shows_another_
         pool = pool_of(database)
         assert pool._open == len(pool._idle) <= size
     assert done >= 2_500
+
+
+async def test_a_tenant_on_trial_works_as_any_other_and_its_directory_follows_it(
+    database: ChartholdEngine, lakeside: Clinic
+) -> None:
+    slug = f"trial-{uuid4().hex[:8]}"
+    made = await provision_tenant(slug=slug, name="Trial", admin_email=f"ada@{slug}.example", trial=True)
+    assert (await find_tenant(slug)).status == "trial"
+
+    async def works(actor: UUID) -> None:
+        async with scope(tenant=made.tenant_id, actor=actor, reason="test"):
+            await Facility(name=str(uuid4())).save()
+
+    async with scope(tenant=made.tenant_id, actor=made.admin_id, reason="test"):
+        second = User(email=f"bo@{slug}.example", full_name="Bo", role="admin", status="active")
+        await second.save()
+    await works(second.id)
+    for status in ("active", "trial"):
+        await set_tenant_status(tenant=made.tenant_id, actor=made.admin_id, status=status, reason="test")
+        assert (await find_tenant(slug)).status == status
+        for actor in (made.admin_id, second.id):
+            await works(actor)
+    async with scope(tenant=made.tenant_id, actor=made.admin_id, reason="test"):
+        await Tenant.update({Tenant.slug: f"{slug}-2"}).where(Tenant.id == made.tenant_id)
+    assert await find_tenant(slug) is None
+    assert (await find_tenant(f"{slug}-2")).tenant_id == made.tenant_id
