@@ -168,10 +168,10 @@ class ChartholdEngine(PostgresEngine):
         else:
             await link.pool.release(link)
 
-    def spare(self) -> Lease:
-        """A connection of the application's role for what somebody who holds one waits for."""
+    def spare(self, *, fresh: bool = False) -> Lease:
+        """A connection of the application's role for what somebody who holds one waits for; ``fresh``: begun now."""
         pool = self._here().pool
-        return pool.lease(pool.spare)
+        return pool.lease(pool.fresh if fresh else pool.spare)
 
     async def close_connection_pool(self) -> None:
         """Close this event loop's connections."""

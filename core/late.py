@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import asyncpg
 
 from core.crypto.derive import forgetful_later
+from core.errors import ConfigurationError
 from core.explain import explain
+from core.pool import LOST
 
 if TYPE_CHECKING:
     from core.engine import ChartholdEngine
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from core.shown import Record
 
 __all__ = ["record_after", "record_again", "record_late"]
+
+PATIENCE = 10.0  # seconds for which what was shown waits for a connection to be recorded on
 
 
 @forgetful_later
@@ -34,16 +40,31 @@ async def record_after(engine: ChartholdEngine, link: Link, scope: Scope | None,
     """Write the records again, after the link's transaction was rolled back.
 
     Threat: SQL that a person wrote in it took the names that the driver gives to its statements, or broke the
-    connection. Then they are written on another connection.
+    connection. Then they are written on another connection. The server may end that one too, or restart: then on a new
+    one, for as long as a rollback may last. What was written by then may stand there twice, which harms nobody.
     """
     if not shown or scope is None:
         return
-    if link.dirty or link.connection.is_closed():
-        async with engine.spare() as other, other.connection.transaction():
-            await record_again(engine, other, scope, shown)
-    else:
-        async with link.connection.transaction():
-            await record_again(engine, link, scope, shown)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + PATIENCE
+    for way in _ways(engine, link):
+        try:
+            async with way as here, here.connection.transaction():
+                await record_again(engine, here, scope, shown)
+            break
+        except (*LOST, asyncpg.InterfaceError, asyncpg.CannotConnectNowError, ConfigurationError):
+            if loop.time() > until:
+                raise
+            link.dirty = True
+        await asyncio.sleep(0.05)
+
+
+def _ways(engine: ChartholdEngine, link: Link) -> Iterator[contextlib.AbstractAsyncContextManager[Link]]:
+    if not link.dirty and not link.connection.is_closed():
+        yield contextlib.nullcontext(link)
+    yield engine.spare()
+    while True:
+        yield engine.spare(fresh=True)
 
 
 async def record_late(engine: ChartholdEngine, scope: Scope, records: Sequence[Record]) -> None:

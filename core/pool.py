@@ -19,7 +19,10 @@ import asyncpg
 from core.crypto.derive import forgetful_later
 from core.errors import ChartholdError, PoolExhaustedError
 
-__all__ = ["Lease", "Link", "Pool"]
+__all__ = ["LOST", "Lease", "Link", "Pool"]
+
+# What a statement fails with when the server ended the session before it or meanwhile.
+LOST = (asyncpg.InternalClientError, asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, OSError)
 
 
 class Link:
@@ -34,6 +37,10 @@ class Link:
         self.backend: int = connection.get_server_pid()
         self.dirty = False
         self.born = asyncio.get_running_loop().time()
+
+    def lost_by(self, error: BaseException) -> bool:
+        """Whether the connection is no more, as that error says; the driver may not have seen the socket close yet."""
+        return self.connection.is_closed() or isinstance(error, LOST)
 
     async def soil(self) -> None:
         """Say that SQL which we did not compile ran in the session: it is closed when its transaction ends.
@@ -118,12 +125,14 @@ class Pool:
 
         For what somebody who holds a connection waits for: were both to stand in one line, neither would move.
         """
-        link = self._warm()
-        if link is None:
-            self._open += 1
-            over = self._open > self.size
-            link = await self._new()
-            link.dirty = over
+        return self._warm() or await self.fresh()
+
+    async def fresh(self) -> Link:
+        """The same, begun now."""
+        self._open += 1
+        over = self._open > self.size
+        link = await self._new()
+        link.dirty = over
         return link
 
     def _warm(self) -> Link | None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
+import asyncpg
 from piccolo.engine.postgres import PostgresTransaction, Savepoint
 
 from core.errors import ScopeError
 from core.late import record_after, record_again
-from core.pool import Link
+from core.pool import LOST, Link
 from core.scope import Scope
 from core.shown import Record
 
@@ -122,10 +123,15 @@ class Transaction(PostgresTransaction):
             self.connection = link.connection
             self.transaction = self.connection.transaction()
             await self.transaction.start()
-        except BaseException:
+        except BaseException as error:
             self._link = None
             link.dirty = True
             await self.engine_.release(link)
+            if isinstance(error, asyncpg.InternalClientError):
+                # The server ended the idle session a moment ago, and the driver has not seen the socket close yet.
+                raise asyncpg.ConnectionDoesNotExistError(
+                    "the server closed the connection; nothing was sent"
+                ) from None
             raise
         self.context = self.engine_.current_transaction.set(self)
         return self
@@ -212,8 +218,11 @@ class Transaction(PostgresTransaction):
         return False
 
     async def _undo_savepoint(self) -> None:
-        await self._savepoint.rollback()
-        await cast("Transaction", self._parent)._gone_back(self._before)
+        parent = cast("Transaction", self._parent)
+        if await parent._rolled(self._savepoint):
+            await parent._gone_back(self._before)
+        else:
+            parent._forget(self._before)  # what was shown is recorded when the parent ends
 
     async def _commit(self, link: Link) -> None:
         try:
@@ -224,9 +233,21 @@ class Transaction(PostgresTransaction):
 
     async def _undo(self, link: Link) -> None:
         try:
-            await self.transaction.rollback()
+            await self._rolled(self.transaction, link)
         finally:
             await self._undone(link)
+
+    async def _rolled(self, transaction: asyncpg.transaction.Transaction, link: Link | None = None) -> bool:
+        """Roll back. False: the connection is lost, and the transaction with it; what failed says more than that."""
+        link = link or self._link
+        try:
+            await transaction.rollback()
+        except (*LOST, asyncpg.InterfaceError) as error:
+            if link is None or not link.lost_by(error):
+                raise
+            link.dirty = True
+            return False
+        return True
 
     async def _undone(self, link: Link) -> None:
         """What was shown stays recorded, and what was written is not taken for stored."""

@@ -93,6 +93,26 @@ async def test_an_argument_that_cannot_be_encoded_costs_no_connection(
     assert backends <= {link.backend for link in pool._idle}
 
 
+@pytest.mark.parametrize("how", ["by its end", "by rollback()", "in an inner one"])
+async def test_what_failed_is_told_also_when_the_connection_was_lost(
+    how: str, database: ChartholdEngine, lakeside: Clinic
+) -> None:
+    """A connection that is lost takes its transaction with it: there is nothing left to roll back, or to fail at it."""
+
+    class Refused(Exception):
+        """The application's own."""
+
+    async with lakeside.as_admin():
+        with pytest.raises(Refused):
+            async with transaction() as unit, transaction() if how == "in an inner one" else contextlib.nullcontext():
+                await Client.count()
+                unit.connection.terminate()
+                if how == "by rollback()":
+                    await unit.rollback()
+                raise Refused
+        assert await Client.count() == 1
+
+
 async def test_a_transaction_that_another_task_closes_gives_its_connection_back(
     database: ChartholdEngine, lakeside: Clinic
 ) -> None:

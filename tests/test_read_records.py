@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -26,6 +27,7 @@ from piccolo.columns.m2m import M2M
 from piccolo.querystring import Selectable
 from piccolo.table import Table
 
+import core.late
 from core import transaction
 from core.engine import ChartholdEngine
 from core.errors import ChartholdError, ProtectedQueryError
@@ -408,6 +410,27 @@ async def end_of_a_batch_by_a_lost_connection(w: World, owner: asyncpg.Connectio
     return seen
 
 
+async def end_by_a_connection_lost_while_it_is_recorded(w: World, owner: asyncpg.Connection) -> Any:
+    """The server ends all sessions between the rollback and the record of what it took away."""
+    record_again, ended = core.late.record_again, False
+
+    async def after_the_loss(*what: Any) -> None:
+        nonlocal ended
+        if not ended:
+            ended = True
+            await owner.execute(
+                "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+                " where datname = current_database() and pid <> pg_backend_pid()"
+            )
+        await record_again(*what)
+
+    with patch("core.late.record_again", after_the_loss), pytest.raises(ZeroDivisionError):
+        async with transaction():
+            rows = await Patient.select(Patient.name).where(w.mine)
+            raise ZeroDivisionError
+    return rows
+
+
 async def end_by_a_raw_rollback(w: World, owner: asyncpg.Connection) -> Any:
     rows = None
     with contextlib.suppress(ProtectedQueryError):
@@ -433,7 +456,7 @@ async def end_by_a_raw_savepoint(w: World, owner: asyncpg.Connection) -> Any:
         end_by_rollback, end_by_rollback_and_error, end_of_a_savepoint, end_of_a_savepoint_by_name,
         end_of_a_savepoint_and_of_all, end_of_an_inner_one_and_of_all, end_by_a_statement_that_fails,
         end_by_a_commit_that_fails, end_by_a_lost_connection, end_of_a_batch_by_a_lost_connection,
-        end_by_a_raw_rollback, end_by_a_raw_savepoint,
+        end_by_a_connection_lost_while_it_is_recorded, end_by_a_raw_rollback, end_by_a_raw_savepoint,
     ],
     ids=lambda end: end.__name__,
 )  # fmt: skip
