@@ -9,9 +9,11 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -27,18 +29,33 @@ from tests.test_scope import set_up
 PORT = 6432
 
 
+def direct(database: ChartholdEngine) -> dict[str, Any]:
+    """How the application connects: host, port, user, password and database, also where a URL says it."""
+    arguments = dict(database._arguments(owner=False))
+    url = urlsplit(arguments.pop("dsn", ""))
+    if url.query or (url.scheme and not url.hostname):
+        pytest.skip("needs a DATABASE_URL that names a host and no more")
+    said = {"host": url.hostname, "port": url.port or 5432, "user": url.username, "password": url.password or ""}
+    return (said if url.scheme else {}) | arguments
+
+
 class Deaf:
     """What a pooler is to our session's beginning: it passes on who connects to what, and nothing else."""
 
     def __init__(self, server: dict[str, Any]) -> None:
-        self.server = f"{server['host']}/.s.PGSQL.{server['port']}"
+        self.server = server
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         size = int.from_bytes(await reader.readexactly(4))
         words = (await reader.readexactly(size - 4))[4:].rstrip(b"\0").split(b"\0")
         kept = [pair for pair in zip(words[::2], words[1::2], strict=True) if pair[0] in (b"user", b"database")]
         start = (196608).to_bytes(4) + b"".join(name + b"\0" + value + b"\0" for name, value in kept) + b"\0"
-        back, there = await asyncio.open_unix_connection(self.server)
+        host, port = self.server["host"], self.server["port"]
+        back, there = await (
+            asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+            if host.startswith("/")
+            else asyncio.open_connection(host, port)
+        )
         there.write((len(start) + 4).to_bytes(4) + start)
         await asyncio.gather(pipe(reader, there), pipe(back, writer))
 
@@ -52,9 +69,7 @@ async def pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None
 @pytest.fixture
 async def deaf(database: ChartholdEngine, tmp_path: Path) -> AsyncIterator[dict[str, Any]]:
     """How to connect through one."""
-    arguments = database._arguments(owner=False)
-    if "dsn" in arguments:
-        pytest.skip("needs the embedded server's socket")
+    arguments = direct(database)
     async with await asyncio.start_unix_server(Deaf(arguments), tmp_path / f".s.PGSQL.{PORT}"):
         yield {**arguments, "host": str(tmp_path), "port": PORT}
 
@@ -127,47 +142,47 @@ needs_pgbouncer = pytest.mark.skipif(pgbouncer() is None, reason="needs PgBounce
 
 
 @pytest.fixture
-async def pooled(
-    database: ChartholdEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[ChartholdEngine]:
+async def pooled(database: ChartholdEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ChartholdEngine]:
     """The engine behind a PgBouncer that has two sessions and was told what the command prints."""
-    direct = database._arguments(owner=False)
-    if "dsn" in direct:
-        pytest.skip("needs the embedded server's socket")
+    behind, as_owner = direct(database), database._arguments(owner=True)
+    # In a folder of its own: those of pytest are root's alone, which each run of it sees to.
+    with tempfile.TemporaryDirectory(prefix="pooler-") as name:
+        folder = Path(name)
+        process = await asyncio.create_subprocess_exec(*program(folder, behind), stderr=asyncio.subprocess.DEVNULL)
+        try:
+            while not (folder / f".s.PGSQL.{PORT}").exists():
+                assert process.returncode is None
+                await asyncio.sleep(0.05)
+            arguments = {**behind, "host": name, "port": PORT}
+            monkeypatch.setattr(ChartholdEngine, "_arguments", lambda self, *, owner: as_owner if owner else arguments)
+            async with set_up(monkeypatch, database, bind_backend=False):
+                yield database
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+
+
+def program(folder: Path, behind: dict[str, Any]) -> list[str]:
+    """The command that starts a PgBouncer before that server, with what it reads in that folder."""
     told = configuration("app_runtime", SESSION)
     query = told.pop("connect_query")
-    lines = {"listen_port": PORT, "unix_socket_dir": tmp_path, "auth_type": "scram-sha-256", "default_pool_size": 2}
-    lines |= told | {"auth_file": tmp_path / "users", "logfile": tmp_path / "log", "pidfile": tmp_path / "pid"}
-    (tmp_path / "users").write_text(f'"{direct["user"]}" "{direct["password"]}"\n')
-    (tmp_path / "pgbouncer.ini").write_text(
-        f"[databases]\n{direct['database']} = host={direct['host']} port={direct['port']} connect_query='{query}'\n"
+    asks = "scram-sha-256" if behind["password"] else "trust"
+    lines = {"listen_port": PORT, "unix_socket_dir": folder, "auth_type": asks, "default_pool_size": 2}
+    lines |= told | {"auth_file": folder / "users", "logfile": folder / "log", "pidfile": folder / "pid"}
+    (folder / "users").write_text(f'"{behind["user"]}" "{behind["password"]}"\n')
+    (folder / "pgbouncer.ini").write_text(
+        f"[databases]\n{behind['database']} = host={behind['host']} port={behind['port']} connect_query='{query}'\n"
         "[pgbouncer]\n" + "".join(f"{name} = {value}\n" for name, value in lines.items())
     )
-    program = [str(pgbouncer()), str(tmp_path / "pgbouncer.ini")]
-    if getpass.getuser() == "root":
-        # It does not work for root. Whoever owns the server's socket may use it.
-        account = Path(direct["host"]).owner()
-        for path in (tmp_path, *tmp_path.iterdir()):
-            shutil.chown(path, account)
-        for parent in tmp_path.parents:
-            if parent.stat().st_mode & 0o005 == 0o005:
-                break
-            parent.chmod(0o755)  # noqa: S103  # pytest's own folders, which are for one user
-        program = ["runuser", "-u", account, "--", *program]
-    process = await asyncio.create_subprocess_exec(*program, stderr=asyncio.subprocess.DEVNULL)
-    try:
-        while not (tmp_path / f".s.PGSQL.{PORT}").exists():
-            assert process.returncode is None
-            await asyncio.sleep(0.05)
-        arguments = {**direct, "host": str(tmp_path), "port": PORT}
-        monkeypatch.setattr(
-            ChartholdEngine, "_arguments", lambda self, *, owner: {**direct, "user": "owner"} if owner else arguments
-        )
-        async with set_up(monkeypatch, database, bind_backend=False):
-            yield database
-    finally:
-        process.terminate()
-        await process.wait()
+    command = [str(pgbouncer()), str(folder / "pgbouncer.ini")]
+    if getpass.getuser() != "root":
+        return command
+    # It does not work for root. Whoever owns the server's socket may use it.
+    account = Path(behind["host"]).owner() if behind["host"].startswith("/") else "nobody"
+    for path in (folder, *folder.iterdir()):
+        shutil.chown(path, account)
+    return ["runuser", "-u", account, "--", *command]
 
 
 @needs_pgbouncer
