@@ -47,7 +47,19 @@ TEMPLATE = f"charthold_template_{os.getpid()}"
 # The schema's owner is an ordinary role, as the README recommends: no policy binds a superuser, so that attacks upon
 # functions that act as their owner would not show. The tests look as the superuser that the embedded server logs in. A
 # module that breaks what only a superuser can break says OWNER_IS_SUPERUSER = True.
-OWNER = "charthold_tests_owner"
+OWNER = f"charthold_tests_owner_{os.getpid()}"
+
+
+async def _is_superuser() -> bool:
+    connection = await DB.connect(owner=True)
+    try:
+        return await connection.fetchval("select rolsuper from pg_roles where rolname = current_user")
+    finally:
+        await connection.close()
+
+
+# A server that DATABASE_OWNER_URL names may be an ordinary owner's, with CREATEDB: then nobody looks past the policies.
+SUPERUSER = settings().embedded or asyncio.run(_is_superuser())
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,14 @@ class Clinic:
         return scope(tenant=self.tenant, actor=self.clinician, reason=reason)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not settings().embedded and getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError(
+            "Roles belong to a server, and some tests spoil them for a moment. On the one that DATABASE_URL names run the "
+            "tests in one process: leave --numprocesses out."
+        )
+
+
 def pytest_sessionfinish() -> None:
     if settings().embedded:
         embedded.stop(settings().home, mode="immediate")
@@ -76,15 +96,25 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture(scope="session")
-async def server() -> None:
+async def server() -> AsyncIterator[None]:
     if settings().embedded:
         embedded.start(settings().home, fast=True)
-        with owned_by(None):
-            await owner_execute(None, f"create role {OWNER} createrole")
+    if SUPERUSER:
+        await owner_execute(None, f"create role {OWNER} createrole")
+    yield
+    if SUPERUSER:
+        await owner_execute(None, f"drop owned by {OWNER}", f"drop role {OWNER}")
 
 
 async def superuser_connection() -> asyncpg.Connection:
-    """A connection as who made the server: one whom no policy binds, where there is one."""
+    """A connection as who made the server: one whom no policy binds."""
+    if not SUPERUSER:
+        pytest.skip("looks as a superuser, and DATABASE_OWNER_URL names an ordinary owner")
+    return await connection_of_the_login()
+
+
+async def connection_of_the_login() -> asyncpg.Connection:
+    """A connection as who makes databases."""
     connection = await DB.connect(owner=True)
     await connection.execute("set role none")
     return connection
@@ -96,11 +126,11 @@ async def schema_owner(connection: asyncpg.Connection) -> str:
 
 
 async def owner_execute(database: str | None, *statements: str) -> None:
-    """Run statements as who made the server, in a database of it."""
+    """Run statements as who makes databases, in one of them."""
     was = DB.database
     DB.database = database
     try:
-        connection = await superuser_connection()
+        connection = await connection_of_the_login()
     finally:
         DB.database = was
     try:
@@ -124,7 +154,7 @@ def owned_by(role: str | None) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def owner_of_the_schema(request: pytest.FixtureRequest) -> Iterator[None]:
-    ordinary = settings().embedded and not getattr(request.module, "OWNER_IS_SUPERUSER", False)
+    ordinary = SUPERUSER and not getattr(request.module, "OWNER_IS_SUPERUSER", False)
     with owned_by(OWNER if ordinary else None):
         yield
 
@@ -132,7 +162,7 @@ def owner_of_the_schema(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 async def template(server: None) -> AsyncIterator[str]:
     """A migrated database that nobody uses, to be copied."""
-    with owned_by(OWNER if settings().embedded else None):
+    with owned_by(OWNER if SUPERUSER else None):
         await migrated(TEMPLATE)
     yield TEMPLATE
     await owner_execute(None, f"drop database if exists {TEMPLATE} with (force)")
@@ -159,7 +189,7 @@ def whose() -> str:
 async def database(template: str, owner_of_the_schema: None) -> AsyncIterator[ChartholdEngine]:
     """The module's own copy; the engine works on it."""
     name = f"charthold_test_{uuid4().hex[:12]}"
-    if whose() or not settings().embedded:
+    if whose() or not SUPERUSER:
         await owner_execute(None, f"create database {name} template {template} strategy file_copy{whose()}")
     else:
         await migrated(name)

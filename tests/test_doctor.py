@@ -21,7 +21,7 @@ import asyncpg
 import pytest
 from piccolo.columns import Text, Timestamptz
 
-from core import registered
+from core import embedded, registered
 from core.audit.attestation import Attestation
 from core.audit.head import SealKey
 from core.audit.seal import seal
@@ -38,12 +38,11 @@ from core.doctor.identifiers import looks_like, shapes_in
 from core.doctor.report import render
 from core.doctor.server import LATEST, judge_version
 from core.doctor.transmission import judge
-from core.embedded import DATABASE
 from core.schema import application_login
 from core.settings import settings
 from core.tables import Client, Facility, TenantTable
 from piccolo_conf import DB
-from tests.conftest import superuser_connection
+from tests.conftest import connection_of_the_login
 
 OWNER_IS_SUPERUSER = True
 
@@ -61,7 +60,7 @@ def part(month: tuple[int, int]) -> str:
 @pytest.fixture(scope="module", autouse=True)
 async def clinic(lakeside, hillside, database):
     """Two tenants, sealed: nothing is left to warn of but what the embedded server is."""
-    connection = await superuser_connection()
+    connection = await connection_of_the_login()
     # A copy of a database does not take over who may do what with the database itself.
     name = await connection.fetchval("select quote_ident(current_database())")
     await connection.execute(f"revoke temporary on database {name} from public")
@@ -77,6 +76,10 @@ async def superuser(owner) -> asyncpg.Connection:
     if not await owner.fetchval("select rolsuper from pg_roles where rolname = current_user"):
         pytest.skip("what is broken here only a superuser can break")
     return owner
+
+
+# One that is on the server and not looked at.
+DATABASE = embedded.DATABASE if settings().embedded else "postgres"
 
 
 def failures(found: Examination) -> set[tuple[str, str]]:

@@ -34,7 +34,7 @@ from core.schema.migration import MigrationManager
 from core.settings import settings
 from core.tables import Client, Facility, Tenant, User, UserActionAuditLog
 from piccolo_conf import DB
-from tests.conftest import Clinic, make_clinic, owner_execute
+from tests.conftest import SUPERUSER, Clinic, make_clinic, owner_execute
 
 OWNER = "ordinary_owner"
 
@@ -42,8 +42,8 @@ OWNER = "ordinary_owner"
 @pytest.fixture(scope="module")
 async def clinic(server: None) -> AsyncIterator[Clinic]:
     """A clinic in a database of an ordinary owner, with roles of its own."""
-    if not settings().embedded:
-        pytest.skip("makes roles and databases of the server")
+    if not SUPERUSER:
+        pytest.skip("makes roles of the server, and DATABASE_OWNER_URL names an ordinary owner")
     patch = pytest.MonkeyPatch()
     name = f"ordinary_{uuid4().hex[:8]}"
     await owner_execute(None, f"create role {OWNER} createrole", f"create database {name} owner {OWNER}")
