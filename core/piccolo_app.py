@@ -16,6 +16,7 @@ from core.commands.audit import audit_history, audit_search, audit_who_saw
 from core.commands.disclosures import disclosures
 from core.commands.doctor import doctor
 from core.commands.emergencies import emergencies, sign_off
+from core.commands.family import refuse_unknown
 from core.commands.import_synthea import import_synthea
 from core.commands.install_token_key import install_token_key
 from core.commands.partitions import partitions
@@ -67,6 +68,8 @@ COMMANDS = (
     sign_off,
     verify_audit,
 )
+
+refuse_unknown("core", [callable_.__name__ for callable_ in COMMANDS])
 
 APP_CONFIG = AppConfig(
     app_name="core",

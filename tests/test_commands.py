@@ -141,6 +141,17 @@ def test_any_number_of_arguments_too_many_is_one_sentence(environ: dict[str, str
         assert done.stderr.count("\n") == 1
 
 
+def test_a_command_that_does_not_exist_is_a_mistake(environ: dict[str, str]) -> None:
+    """Threat: cron runs it every night and hears that all is well."""
+    done = piccolo(environ, "core", "seal_audits", "--quiet")
+    assert (done.returncode, done.stdout) == (family.TROUBLE, "")
+    assert done.stderr == "piccolo core has no command seal_audits. Did you mean seal_audit?\n"
+    done = piccolo(environ, "core", "frobnicate")
+    assert done.returncode == family.TROUBLE
+    assert done.stderr.startswith("piccolo core has no command frobnicate. It has audit_history, ")
+    assert piccolo(environ, "core", "--help").returncode == 0
+
+
 def test_a_server_that_is_down_and_a_url_that_is_none_are_sentences(environ: dict[str, str]) -> None:
     key = base64.b64encode(os.urandom(32)).decode()
     for url, sentence in (

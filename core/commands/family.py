@@ -20,7 +20,9 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import asyncpg
@@ -43,6 +45,7 @@ __all__ = [
     "errors",
     "lost",
     "printable",
+    "refuse_unknown",
     "sentence",
 ]
 
@@ -135,6 +138,19 @@ def command(*, stopped: str = "Stopped.") -> Callable[[Callable[..., Any]], Call
         return wrapper
 
     return decorate
+
+
+def refuse_unknown(app: str, names: Iterable[str]) -> None:
+    """End the process when it is to run a command of the app that does not exist.
+
+    Threat: the command line answers that with its help and status 0, and cron, or a gate of a deployment, is content.
+    """
+    typed = [word for word in sys.argv[1:] if not word.startswith("-")]
+    if Path(sys.argv[0]).stem != "piccolo" or typed[:1] != [app] or len(typed) == 1 or typed[1] in (known := [*names]):
+        return
+    close = get_close_matches(typed[1], known, n=1)
+    others = f"Did you mean {close[0]}?" if close else f"It has {', '.join(known)}."
+    _end(f"piccolo {app} has no command {typed[1]}. {others}", TROUBLE)
 
 
 def described(function: Callable[..., Any]) -> str:
