@@ -11,6 +11,7 @@ __all__ = [
     "ProtectedQueryError",
     "ScopeError",
     "SealedValueError",
+    "UnreachableError",
 ]
 
 
@@ -20,6 +21,10 @@ class ChartholdError(Exception):
 
 class ConfigurationError(ChartholdError):
     """A setting is missing or malformed; the message names it and says how to make a good one."""
+
+
+class UnreachableError(ConfigurationError):
+    """Nobody answers where the database is said to be."""
 
 
 class ScopeError(ChartholdError):

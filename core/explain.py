@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncpg
 
-from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError, ScopeError
+from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError, ScopeError, UnreachableError
 from core.pooler import SEE
 
-__all__ = ["explain", "refusal"]
+__all__ = ["explain", "lost", "refusal"]
 
 # What charthold.scope() and its sisters raise, and what to do about it.
 OURS: dict[str, tuple[type[ChartholdError], str]] = {
@@ -87,6 +87,23 @@ OPERATORS = {
     "53100": "The disk of the database server is full. What was committed stays; make room there, and run it again.",
     "53300": "The server has no connection left. Close some, raise its max_connections, or lower CHARTHOLD_POOL_SIZE.",
 }
+
+
+# The server ends the session, or does not take another now: it is stopped, or starts, or another process of it crashed.
+GONE = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InterfaceError,
+    ConnectionError,
+    UnreachableError,
+)
+
+
+def lost(error: Exception) -> bool:
+    """Whether the database is out of reach, and with it all that would come next."""
+    return isinstance(error, GONE)
 
 
 def refusal(error: asyncpg.PostgresError) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 
 from core import pooler
-from core.errors import ConfigurationError
+from core.errors import ConfigurationError, UnreachableError
 
 __all__ = ["SESSION", "begin_session"]
 
@@ -149,7 +149,7 @@ def _explained(error: Exception, role: str | None, named_by: str | None) -> Exce
         return ConfigurationError(pooler.refused(named_by, str(error), owner=role is None))
     if isinstance(error, OSError):
         server = f"the server that {named_by} names" if named_by else "the embedded server"
-        return ConfigurationError(f"No connection to {server}: {error.strerror or error}. Is it running?")
+        return UnreachableError(f"No connection to {server}: {error.strerror or error}. Is it running?")
     return error
 
 

@@ -33,6 +33,7 @@ from core.errors import ChartholdError
 from core.piccolo_app import COMMANDS
 from core.provision import find_admin
 from core.scope import current_scope
+from core.session import begin_session
 from core.tables import User
 from tests.conftest import Clinic, make_clinic
 from tests.test_playground import PICCOLO, REPOSITORY, child
@@ -403,6 +404,22 @@ def test_ctrl_c_before_a_command_begins_is_a_word(
     assert capsys.readouterr().err == "Stopped.\n"
     sys.excepthook(ValueError, ValueError(), None)
     assert usual == ["ValueError"]
+
+
+@pytest.mark.parametrize("down", ["no server", asyncpg.AdminShutdownError(), asyncpg.CannotConnectNowError()])
+async def test_a_server_that_is_gone_is_told_once_and_not_for_each_tenant(
+    down: Any, lakeside: Clinic, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def sealing(*_: Any) -> None:
+        if down == "no server":
+            await begin_session({"dsn": "postgres://x@127.0.0.1:1/x"}, role=None, named_by="DATABASE_URL", bound=True)
+        raise down
+
+    monkeypatch.setattr(importlib.import_module("core.commands.seal_audit"), "_seal_all", sealing)
+    with pytest.raises((ChartholdError, asyncpg.PostgresError)) as gone:
+        await seal_audit.__wrapped__(quiet=True)
+    assert capsys.readouterr().err == ""
+    assert "connection" in family.sentence(gone.value).lower()
 
 
 def test_a_failure_is_an_error_of_ours() -> None:

@@ -31,7 +31,7 @@ from rich.console import Console
 from core.commands.streams import nobody_reads
 from core.engine import engine
 from core.errors import ChartholdError
-from core.explain import refusal
+from core.explain import lost, refusal
 
 __all__ = [
     "FOUND",
@@ -43,7 +43,6 @@ __all__ = [
     "command",
     "console",
     "errors",
-    "lost",
     "printable",
     "refuse_unknown",
     "sentence",
@@ -162,11 +161,6 @@ def described(function: Callable[..., Any]) -> str:
         if name in OPTIONS and f" {name}:" not in options
     ]
     return "\n".join([text.rstrip(), "", STATUSES, "", (colon + options).rstrip(), *shared])
-
-
-def lost(error: Exception) -> bool:
-    """Whether the database is out of reach, and with it all that would come next."""
-    return isinstance(error, asyncpg.PostgresConnectionError | asyncpg.InterfaceError | ConnectionError)
 
 
 def sentence(error: Exception) -> str:

@@ -12,8 +12,9 @@ from uuid import UUID
 from core.audit.head import TreeHead, public_keys
 from core.audit.seal import MOST, Sealed, seal
 from core.commands.bar import bar
-from core.commands.family import SKIPPED, Failure, command, console, errors, lost, sentence
+from core.commands.family import SKIPPED, Failure, command, console, errors, sentence
 from core.commands.options import ALL, by_slug, reason_for, resolve_actor
+from core.explain import lost
 from core.scope import scope
 from core.settings import settings
 

@@ -17,10 +17,11 @@ from core.audit.record import record as record_action
 from core.audit.report import Report
 from core.audit.verify import verify
 from core.commands.bar import bar
-from core.commands.family import FOUND, SKIPPED, Failure, command, console, errors, lost, sentence
+from core.commands.family import FOUND, SKIPPED, Failure, command, console, errors, sentence
 from core.commands.options import ALL, by_slug, reason_for, resolve_actor
 from core.crypto.kms import master_key
 from core.errors import ChartholdError
+from core.explain import lost
 from core.scope import scope
 from core.settings import settings
 

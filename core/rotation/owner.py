@@ -20,7 +20,7 @@ import asyncpg
 from core.crypto.keyring import TenantKeys, WrappedKey
 from core.engine import engine
 from core.errors import ChartholdError
-from core.explain import explain, refusal
+from core.explain import explain, lost, refusal
 
 __all__ = [
     "Progress",
@@ -176,10 +176,12 @@ def noting(outcome: Noted) -> Iterator[None]:
     try:
         yield
     except ChartholdError as error:
+        if lost(error):
+            raise
         outcome.problem = str(error)
-    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
-        raise
     except asyncpg.PostgresError as error:
+        if lost(error):
+            raise
         explained = explain(error)
         outcome.problem = str(explained) if isinstance(explained, ChartholdError) else refusal(error)
 
