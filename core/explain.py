@@ -23,7 +23,10 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
         ScopeError,
         "The database knows no key that signed this scope. As the owner run: piccolo core install_token_key",
     ),
-    "CH003": (ScopeError, "The scope has expired. Open a new one."),
+    "CH003": (
+        ScopeError,
+        "The scope has expired. Open a new one. If that has expired too, this machine's clock is behind the server's.",
+    ),
     "CH004": (
         ScopeError,
         "The scope belongs to another connection. Behind a transaction pooler set CHARTHOLD_BIND_BACKEND=off.",

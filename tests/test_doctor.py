@@ -644,6 +644,13 @@ async def test_a_long_scope_and_unbound_tokens_are_warnings(owner, monkeypatch):
     assert all("as this configuration says" in f.evidence for f in found.findings)
 
 
+@pytest.mark.parametrize(("off", "told"), [(-1200, "1,200 seconds behind"), (1200, "1,200 seconds ahead of"), (5, "")])
+async def test_a_clock_that_is_not_the_servers_is_a_warning(owner, monkeypatch, off, told):
+    monkeypatch.setattr("core.doctor.access.now", lambda: time.time() + off)
+    warned = [f for f in (await examine(["scope_expiry"])).findings if f.verdict == "warn"]
+    assert [told in f.evidence for f in warned] == [True] * bool(told)
+
+
 async def test_who_made_the_applications_role_is_a_warning_and_no_member(superuser):
     if await superuser.fetchval("select current_setting('server_version_num')::int < 160000"):
         pytest.skip("before PostgreSQL 16 whoever may add members is one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import time as now
 from typing import Any
 
 from core.doctor.check import Notes, check
@@ -300,6 +301,9 @@ async def views(live: Live, notes: Notes) -> None:
     notes.end(f"{plural(len(rows), 'view')}, each reading as whoever asks." if rows else "There is no view.")
 
 
+LEEWAY = 30  # seconds that two clocks may be apart
+
+
 @check("164.312(a)(2)(iii)")
 async def scope_expiry(live: Live, notes: Notes) -> None:
     """Sessions are the application's. What the database ends is one request."""
@@ -314,6 +318,13 @@ async def scope_expiry(live: Live, notes: Notes) -> None:
             "Tokens are not bound to a connection, as this configuration says: one that leaks works on every "
             "connection until it expires.",
             mend="Unset CHARTHOLD_BIND_BACKEND, unless a transaction pooler needs it off.",
+        )
+    ahead = round(now() - await live.connection.fetchval("select extract(epoch from clock_timestamp())::float8"))
+    if abs(ahead) > LEEWAY:
+        notes.warn(
+            f"This machine's clock is {abs(ahead):,} seconds {'ahead of' if ahead > 0 else 'behind'} the server's. "
+            "The server believes a scope for as much longer or shorter; one that is too short has expired at once.",
+            mend="Set both clocks by the same source, such as NTP.",
         )
     notes.unbuilt(
         "Charthold ends no session after inactivity: sessions are your application's. A scope is one request, and the "
