@@ -20,12 +20,13 @@ from core.errors import ScopeError
 from core.schema import declarations, objects_of
 from core.schema.declarations import shared_objects
 from core.tables import Client
+from piccolo_conf import APP_REGISTRY
 from tests.conftest import Clinic
 from tests.ledger import create
 from tests.test_playground import REPOSITORY, child
 
 PAGE = (REPOSITORY / "docs" / "applications.md").read_text(encoding="utf-8")
-MIDDLEWARE, PYDANTIC, TABLES, BROUGHT, FIXTURES, BUILDER = re.findall(
+CONF, MIDDLEWARE, PYDANTIC, TABLES, BROUGHT, FIXTURES, BUILDER = re.findall(
     r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
 )
 CONFIG = "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = session\nasyncio_default_test_loop_scope = session\n"
@@ -60,6 +61,10 @@ def ran(source: str, **names: Any) -> dict[str, Any]:
 class SignedIn:
     tenant_id: UUID
     id: UUID
+
+
+def test_a_project_that_installs_it_has_the_same_configuration() -> None:
+    assert ran(CONF)["APP_REGISTRY"].apps == APP_REGISTRY.apps
 
 
 async def test_a_request_has_a_scope_until_what_it_began_is_done(lakeside: Clinic) -> None:
