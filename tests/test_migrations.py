@@ -1095,6 +1095,18 @@ async def test_the_safe_form_of_an_index_is_built_outside_of_the_transaction(fil
     assert await filled.drift(connection) == []
 
 
+async def test_a_column_that_no_row_has_a_value_for_says_how_it_comes(filled, connection):
+    filled.declare(
+        table(
+            "Box", code=Varchar(length=20, default=None), size=Integer(default=None, null=True), n=Integer(default=None)
+        )
+    )
+    await filled.new()
+    result = await filled.forwards()
+    assert not result.success
+    assert "Rows are there that have no value for it: declare it with null=True" in result.message
+
+
 async def test_an_index_that_is_added_to_a_table_is_built_beside_its_writers(filled, connection):
     """A reference and a blind index imply theirs, so nobody could declare it so. A unique one may fail: that is asked."""
     index = Index("box_size", columns=("size",))

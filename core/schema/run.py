@@ -22,6 +22,11 @@ ATTEMPTS = 5
 PAUSE = 0.5  # seconds before the second attempt; doubled before each further one
 
 NOT_FINISHED = "Not finished; the next forwards tries again"
+NOT_NULL = "23502"
+WITHOUT_A_VALUE = (
+    "Rows are there that have no value for it: declare it with null=True, fill it in a scope of each tenant, with "
+    "save(), and leave null=True out in a later step."
+)
 CONCURRENT = ("create index concurrently", "create unique index concurrently", "drop index concurrently")
 
 # Tables are locked while a step runs: another transaction in the way, or a cycle, is worth another try.
@@ -109,7 +114,8 @@ def failed(what: str, statement: str, error: asyncpg.PostgresError) -> Migration
     """
     code = getattr(error, "sqlstate", None) or "?????"
     message = "a value does not fit" if code.startswith("22") else error.args[0]
-    return MigrationError(f"{what}: {message} (SQLSTATE {code}), at: {' '.join(statement.split())[:300]}")
+    at = f"{what}: {message} (SQLSTATE {code}), at: {' '.join(statement.split())[:300]}"
+    return MigrationError(f"{at}. {WITHOUT_A_VALUE}" if code == NOT_NULL else at)
 
 
 async def refuse_twice(connection: asyncpg.Connection[Any], step: Step) -> None:
