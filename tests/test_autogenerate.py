@@ -8,7 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from piccolo.columns import UUID, Array, Bytea, Column, ForeignKey, Integer, Text, Varchar
+from piccolo.columns import (
+    UUID,
+    Array,
+    BigInt,
+    Bytea,
+    Column,
+    Decimal,
+    Email,
+    ForeignKey,
+    Integer,
+    Numeric,
+    Text,
+    Varchar,
+)  # fmt: skip
 from piccolo.constraints import Check as PiccoloCheck
 from piccolo.table import Table, create_table_class
 
@@ -360,6 +373,25 @@ async def test_a_renamed_column_keeps_its_values(project, connection):  # noqa: 
     assert await project.new() == ""
     await project.down()
     assert await connection.fetchval("select size from item") == 3
+    assert changes(before, await catalog(connection)) == {}
+
+
+async def test_a_column_of_another_type_has_its_length_digits_and_default_either_way(project, connection):  # noqa: F811
+    """Piccolo writes down the parameters that differ; what is made anew takes those that do not, too."""
+    code, kind, memo = Varchar(length=60, default="letter"), Varchar(length=60, default=None), Varchar(default=None)
+    price, size = Numeric(digits=(8, 3)), Integer(default=0)
+    project.declare(table("Item", code=code, kind=kind, memo=memo, price=price, size=size))
+    await project.new()
+    await project.up()
+    before = await catalog(connection)
+    code, kind, memo = Text(default="letter"), Email(length=60, default=None), Text(default=None)
+    price, size = Decimal(digits=(8, 3)), BigInt(default=0)
+    project.declare(table("Item", code=code, kind=kind, memo=memo, price=price, size=size))
+    await project.new()
+    await project.up()
+    assert await project.drift(connection) == []
+    assert await project.new() == ""
+    await project.down()
     assert changes(before, await catalog(connection)) == {}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import jinja2
 from piccolo.apps.migrations.auto import DiffableTable
 from piccolo.apps.migrations.auto import SchemaDiffer as PiccoloSchemaDiffer
+from piccolo.apps.migrations.auto.diffable_table import TableDelta
 from piccolo.apps.migrations.auto.operations import RenameColumn, RenameTable
 from piccolo.apps.migrations.auto.schema_differ import (
     AlterStatements,
@@ -65,13 +66,34 @@ def column_of(table: DiffableTable, name: str) -> Column:
     return next(column for column in table.columns if column._meta.name == name)
 
 
+# What a column of another class has anew: its type is made of the first two, and the default is of the old type.
+OF_CLASS = ("length", "digits", "default")
+
+
+class TableToReach(DiffableTable):
+    """A table as it is declared. The way to a column of another class, and back, says all that is made anew."""
+
+    def __sub__(self, before: DiffableTable) -> TableDelta:
+        delta = super().__sub__(before)
+        for change in delta.alter_columns:
+            if change.column_class is not change.old_column_class:
+                # Piccolo says what differs, and VARCHAR(60) would come back as VARCHAR(255).
+                change.params |= of_class(column_of(self, change.column_name))
+                change.old_params |= of_class(column_of(before, change.column_name))
+        return delta
+
+
+def of_class(column: Column) -> dict[str, Any]:
+    return {name: value for name, value in column._meta.params.items() if name in OF_CLASS}
+
+
 def diffable(table: type[Table]) -> DiffableTable:
     """A table as Piccolo's differ wants it, without the constraints that are declared objects."""
     meta = table._meta
     for column in meta.columns:
         if {'"', "'"} & {*column._meta.db_column_name}:
             raise MigrationError(f"{table.__name__}.{column._meta.name} has a quote in its name. Write it without.")
-    return DiffableTable(
+    return TableToReach(
         class_name=table.__name__,
         tablename=meta.tablename,
         columns=[named_once(column) for column in meta.non_default_columns],

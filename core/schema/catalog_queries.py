@@ -76,7 +76,9 @@ QUERIES: dict[str, str] = {
     + """
         select called || '.' || quote_ident(attname) as name, jsonb_build_object(
             'on', called, 'ident', quote_ident(attname), 'type', format_type(atttypid, atttypmod),
-            'not_null', attnotnull, 'default', pg_get_expr(adbin, adrelid),
+            'not_null', attnotnull, 'default',
+            -- NULL, of whatever type, is what there is without a default.
+            case when pg_get_expr(adbin, adrelid) !~ '^NULL(::[^()]+)?$' then pg_get_expr(adbin, adrelid) end,
             'identity', attidentity, 'generated', attgenerated, 'part', part,
             'storage', attstorage, 'compression', attcompression, 'statistics', nullif(attstattarget, -1),
             'options', attoptions,
