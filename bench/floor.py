@@ -21,7 +21,7 @@ from bench.server import Disk, run
 from core import embedded, scope
 from core.crypto.tenantkeys import TenantKeys
 from core.crypto.values import Kind
-from core.plan import Statement
+from core.statements.plan import Statement
 from core.tables import Client
 from piccolo_conf import DB
 

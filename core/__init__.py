@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from core.audit.history import Change, Sighting
     from core.audit.record import record, record_failed_login
     from core.audit.recorded import ALTERED, DESTROYED
-    from core.disclosures import Disclosure, accounting_of_disclosures
-    from core.emergencies import Emergency, break_glass
+    from core.compliance.disclosures import Disclosure, accounting_of_disclosures
+    from core.compliance.emergencies import Emergency, break_glass
+    from core.compliance.record_sets import RecordSet, record_set
     from core.provision import FoundTenant, ProvisionedTenant, find_tenant, provision_tenant, set_tenant_status
-    from core.record_sets import RecordSet, record_set
-    from core.transactions import Transaction
+    from core.statements.transactions import Transaction
 
 __all__ = [
     "ALTERED",
@@ -65,20 +65,20 @@ LATE = {
     "ALTERED": "core.audit.recorded",
     "Change": "core.audit.history",
     "DESTROYED": "core.audit.recorded",
-    "Disclosure": "core.disclosures",
-    "Emergency": "core.emergencies",
+    "Disclosure": "core.compliance.disclosures",
+    "Emergency": "core.compliance.emergencies",
     "FoundTenant": "core.provision",
     "ProvisionedTenant": "core.provision",
-    "RecordSet": "core.record_sets",
+    "RecordSet": "core.compliance.record_sets",
     "Sighting": "core.audit.history",
-    "Transaction": "core.transactions",
-    "accounting_of_disclosures": "core.disclosures",
-    "break_glass": "core.emergencies",
+    "Transaction": "core.statements.transactions",
+    "accounting_of_disclosures": "core.compliance.disclosures",
+    "break_glass": "core.compliance.emergencies",
     "find_tenant": "core.provision",
     "provision_tenant": "core.provision",
     "record": "core.audit.record",
     "record_failed_login": "core.audit.record",
-    "record_set": "core.record_sets",
+    "record_set": "core.compliance.record_sets",
     "set_tenant_status": "core.provision",
 }
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from piccolo.columns import Array, Column, ForeignKey, Serial
 from piccolo.columns.base import OnDelete
 
+from core.access.permissions import COMMANDS, PERMISSIONS, ROLES, roles_for
 from core.columns import DIGESTED, BlindIndex, Encrypted, TenantForeignKey, TenantId
 from core.errors import ConfigurationError
-from core.permissions import COMMANDS, PERMISSIONS, ROLES, roles_for
 from core.schema import Index, Unique
 from core.schema.declarations import constraint_of
 

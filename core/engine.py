@@ -1,8 +1,8 @@
 """The engine: one path on which every statement runs.
 
-A planned statement (``core.plan``) runs in the open scope: the engine binds the tenant, the token and the ciphertext,
-sends one statement, and opens what comes back. A statement about tables that belong to no tenant runs without a scope.
-Migrations and key commands ask for ``owner_mode``.
+A planned statement (``core.statements.plan``) runs in the open scope: the engine binds the tenant, the token and the
+ciphertext, sends one statement, and opens what comes back. A statement about tables that belong to no tenant runs
+without a scope. Migrations and key commands ask for ``owner_mode``.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from piccolo.query.base import Query
 from piccolo.querystring import QueryString
 
 from core import embedded
-from core.arguments import LATE, bind, needs_keys
-from core.batch import Batch
-from core.connections import Connections
 from core.crypto.derive import forgetful_later
 from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
 from core.crypto.kms import master_key, provider_from_settings
 from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
-from core.explain import explain
-from core.group_commit import RetryError, is_small
-from core.late import record_late
-from core.plan import Plan, RawPlan, Statement, open_rows
-from core.pool import Lease, Link
 from core.queries.insert import refusal
-from core.residue import ends_a_transaction, leaves_nothing
 from core.scope import Scope, current_scope
-from core.session import begin_session
 from core.settings import Settings, settings
-from core.shown import Record
+from core.statements.arguments import LATE, bind, needs_keys
+from core.statements.batch import Batch
+from core.statements.explain import explain
+from core.statements.late import record_late
+from core.statements.plan import Plan, RawPlan, Statement, open_rows
+from core.statements.residue import ends_a_transaction, leaves_nothing
+from core.statements.shown import Record
+from core.statements.transactions import Transaction
 from core.token import TokenKey
-from core.transactions import Transaction
+from core.wire.connections import Connections
+from core.wire.group_commit import RetryError, is_small
+from core.wire.pool import Lease, Link
+from core.wire.session import begin_session
 
 __all__ = ["ChartholdEngine", "engine", "owner_mode"]
 
@@ -428,7 +428,7 @@ class ChartholdEngine(PostgresEngine):
     async def batch(  # type: ignore[override]  # Piccolo's engine makes batches of its own
         self, query: Query[Any, Any], batch_size: int = 100, node: str | None = None
     ) -> Batch:
-        """Rows in batches; see ``core.batch``."""
+        """Rows in batches; see ``core.statements.batch``."""
         return Batch(self, query, batch_size)
 
     def transform_response_to_dicts(self, results: Any) -> list[dict[str, Any]]:

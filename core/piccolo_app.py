@@ -11,6 +11,7 @@ stop_quietly()  # the rest takes a second
 # ruff: noqa: E402
 from piccolo.conf.apps import AppConfig, Command
 
+from core.access.principals import EmergencyRow, Principal, TenantDirectory, TokenKeyRow
 from core.audit.partitions import make_partitions
 from core.commands.audit import audit_history, audit_search, audit_who_saw
 from core.commands.disclosures import disclosures
@@ -27,11 +28,10 @@ from core.commands.rotate_keys import rotate_keys
 from core.commands.seal_audit import seal_audit
 from core.commands.shred_tenant import shred_tenant
 from core.commands.verify_audit import verify_audit
-from core.disclosures import Disclosure
-from core.emergencies import EmergencyAccess
+from core.compliance.disclosures import Disclosure
+from core.compliance.emergencies import EmergencyAccess
+from core.compliance.reviews import ActivityReview
 from core.foundation import FOUNDATION
-from core.principals import EmergencyRow, Principal, TenantDirectory, TokenKeyRow
-from core.reviews import ActivityReview
 from core.schema import register_shared
 from core.schema.runner import after_forwards, install
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog

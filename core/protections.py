@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from piccolo.columns import BigInt, Boolean, Column, Date, Integer, SmallInt, Timestamp, Timestamptz
 
+from core.access.facilities import within
+from core.access.permissions import COMMANDS, roles_for
+from core.access.policies import policies
 from core.audit.capture import capture_function, capture_triggers
 from core.class_rules import refuse_reference
 from core.columns import BlindIndex, TenantForeignKey
-from core.facilities import within
-from core.permissions import COMMANDS, roles_for
-from core.policies import policies
 from core.schema import (
     Grant,
     Index,

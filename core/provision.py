@@ -11,9 +11,9 @@ import asyncpg
 from core.crypto.keyring import WrappedKey
 from core.engine import engine
 from core.errors import ChartholdError
-from core.explain import explain
 from core.ids import uuid7
 from core.scope import scope
+from core.statements.explain import explain
 
 __all__ = [
     "OPEN",

@@ -156,7 +156,7 @@ def scope(
     ``tenant`` and ``actor`` are the ids of a tenant and of one of its active users; ``reason`` (1 to 500 characters,
     never PHI) stands in every audit record, as do ``request_id`` and ``source_ip``; the scope ends by itself after
     ``seconds`` (at most ``CHARTHOLD_SCOPE_SECONDS``). ``emergency`` is the id of one that the actor declared
-    (``core/emergencies.py``). Raises ``ScopeError`` for anything else.
+    (``core/compliance/emergencies.py``). Raises ``ScopeError`` for anything else.
     """
     if not isinstance(tenant, UUID) or not isinstance(actor, UUID):
         raise ScopeError("scope(tenant=..., actor=...) takes two UUIDs: a tenant's id and the id of one of its users.")

@@ -18,6 +18,8 @@ from piccolo.columns import (
 )
 from piccolo.columns.base import OnDelete
 
+from core.access.permissions import ROLES
+from core.access.policies import policies
 from core.audit.capture import capture_function, capture_triggers
 from core.columns import (
     BlindIndex,
@@ -33,8 +35,6 @@ from core.columns import (
     TransactionId,
     UpdatedAt,
 )
-from core.permissions import ROLES
-from core.policies import policies
 from core.schema import (
     Check,
     Grant,

@@ -11,14 +11,14 @@ from piccolo.columns.m2m import M2M
 from piccolo.query import Insert, Update
 from piccolo.table import Table
 
+from core.access.facilities import narrowing
+from core.access.permissions import Command
 from core.audit.mixin import Audited
 from core.class_rules import refuse_columns, refuse_for_ever, refuse_misspelt, refuse_namesake
 from core.columns import BlindIndex, CreatedAt, RowId, TenantId, UpdatedAt
 from core.crypto.derive import forgetful
 from core.errors import ChartholdError, ProtectedQueryError
-from core.facilities import narrowing
 from core.layout import Layout
-from core.permissions import Command
 from core.protections import protections, unsampled
 from core.queries import (
     TenantCount,
@@ -268,7 +268,7 @@ class TenantTable(Audited, ProtectedTable):
     created_at = CreatedAt()
     updated_at = UpdatedAt()
 
-    # command -> roles, for a table that core/permissions.py does not name.
+    # command -> roles, for a table that core/access/permissions.py does not name.
     permissions: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
     # The commands that the application is granted at all. None: those that some role may run, by its permissions.
     privileges: ClassVar[tuple[Command, ...] | None] = None
@@ -277,7 +277,7 @@ class TenantTable(Audited, ProtectedTable):
     # Otherwise the references by which they are narrowed, to a facility or to a row that they see. None: those that
     # narrowing() finds; (): none, so that the whole tenant sees the rows.
     facility_from: ClassVar[Sequence[str] | None] = None
-    # Whether rows that are about a client belong to the copy that the client may have (core/record_sets.py).
+    # Whether rows that are about a client belong to the copy that the client may have (core/compliance/record_sets.py).
     in_record_set: ClassVar[bool] = True
     # Columns whose values the audit log must not hold.
     unrecorded: ClassVar[Sequence[str]] = ()
@@ -294,5 +294,5 @@ class TenantTable(Audited, ProtectedTable):
 
     @classmethod
     def narrowed_by(cls) -> list[str]:
-        """The columns by which users bound to facilities are narrowed; see ``core/facilities.py``."""
+        """The columns by which users bound to facilities are narrowed; see ``core/access/facilities.py``."""
         return [column._meta.db_column_name for column in narrowing(cls)]

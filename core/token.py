@@ -10,8 +10,8 @@ Layout, fixed width so that PostgreSQL takes it apart with ``substr``::
     mac 64 hex | key id 8 hex | expiry 10 digits | backend pid 10 digits | tenant 36 | actor 36
     | request id, source ip, reason, with U+001F between them
 
-In an emergency (``core/emergencies.py``) its id stands in the actor's place, as ``emer`` and 32 hex digits, so that it
-is never taken for a user's; the actor stands behind the reason.
+In an emergency (``core/compliance/emergencies.py``) its id stands in the actor's place, as ``emer`` and 32 hex digits,
+so that it is never taken for a user's; the actor stands behind the reason.
 """
 
 from __future__ import annotations

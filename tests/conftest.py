@@ -25,7 +25,7 @@ if not os.environ.get("DATABASE_URL"):
 
 from piccolo.apps.migrations.commands.forwards import run_forwards
 
-import core.session
+import core.wire.session
 from core import embedded, provision_tenant, scope
 from core.engine import ChartholdEngine
 from core.settings import settings
@@ -143,13 +143,13 @@ async def owner_execute(database: str | None, *statements: str) -> None:
 @contextlib.contextmanager
 def owned_by(role: str | None) -> Iterator[None]:
     """What is made meanwhile belongs to that role; None: to who made the server."""
-    before = core.session.OWNER_SESSION.pop("role", None)
+    before = core.wire.session.OWNER_SESSION.pop("role", None)
     if role is not None:
-        core.session.OWNER_SESSION["role"] = role
+        core.wire.session.OWNER_SESSION["role"] = role
     yield
-    core.session.OWNER_SESSION.pop("role", None)
+    core.wire.session.OWNER_SESSION.pop("role", None)
     if before is not None:
-        core.session.OWNER_SESSION["role"] = before
+        core.wire.session.OWNER_SESSION["role"] = before
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -182,7 +182,7 @@ async def migrated(name: str) -> str:
 
 def whose() -> str:
     """To whom a new database is given."""
-    return f" owner {OWNER}" if "role" in core.session.OWNER_SESSION else ""
+    return f" owner {OWNER}" if "role" in core.wire.session.OWNER_SESSION else ""
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from piccolo.columns import Text
 from core import break_glass, scope, transaction
 from core.columns import TenantForeignKey
 from core.engine import ChartholdEngine
-from core.plan import Plan
+from core.statements.plan import Plan
 from core.tables import Client, Facility, TenantTable, User
 from core.token import TokenKey
 from tests.conftest import Clinic, superuser_connection

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from core import scope
-from core.disclosures import Disclosure
+from core.compliance.disclosures import Disclosure
 from core.engine import ChartholdEngine
 from core.tables import Client, Facility, User
 from tests.conftest import Clinic
@@ -171,7 +171,7 @@ DELETES = {
 # met, and the first of another tenant is an error. So here each names one.
 COMMANDS = {"insert": INSERTS, "update": UPDATES, "delete": DELETES}
 
-# Written out, not taken from core/permissions.py: what is forbidden is decided here a second time.
+# Written out, not taken from core/access/permissions.py: what is forbidden is decided here a second time.
 FORBIDDEN: dict[str, dict[str, tuple[str, ...]]] = {
     "auditor": {
         "insert": ("client", "disclosure", "facility", "app_user", "tenant_key", "user_action_audit_log"),

@@ -17,12 +17,12 @@ import pytest
 from piccolo.columns import Array, DoublePrecision, Interval, Numeric
 
 from core import provision_tenant, transaction
-from core.disclosures import Disclosure
-from core.emergencies import EmergencyAccess
+from core.compliance.disclosures import Disclosure
+from core.compliance.emergencies import EmergencyAccess
+from core.compliance.reviews import ActivityReview
 from core.engine import ChartholdEngine
 from core.errors import ChartholdError
 from core.ids import uuid7
-from core.reviews import ActivityReview
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, TenantTable, User, UserActionAuditLog
 from core.tenant_table import ProtectedTable
 from piccolo_conf import APP_REGISTRY

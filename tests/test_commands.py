@@ -33,8 +33,8 @@ from core.errors import ChartholdError
 from core.piccolo_app import COMMANDS
 from core.provision import find_admin
 from core.scope import current_scope
-from core.session import begin_session
 from core.tables import User
+from core.wire.session import begin_session
 from tests.conftest import Clinic, make_clinic
 from tests.test_playground import PICCOLO, REPOSITORY, child
 

@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 
 from core import ChartholdError, Disclosure, provision_tenant
-from core.emergencies import EmergencyAccess
+from core.compliance.emergencies import EmergencyAccess
+from core.compliance.reviews import ActivityReview
 from core.ids import uuid7
-from core.reviews import ActivityReview
 from core.rotation import Target, acting
 from core.schema import Check, Index, References, Unique, objects_of
 from core.tables import (

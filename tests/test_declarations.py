@@ -11,6 +11,7 @@ from piccolo.columns.base import OnDelete
 from piccolo.constraints import Unique as PiccoloUnique
 from piccolo.table import Table
 
+from core.access.permissions import COMMANDS, EMERGENCY, ROLES, roles_for
 from core.columns import (
     BlindIndex,
     EncryptedDate,
@@ -22,7 +23,6 @@ from core.columns import (
 )
 from core.errors import ConfigurationError, MigrationError
 from core.ids import uuid7
-from core.permissions import COMMANDS, EMERGENCY, ROLES, roles_for
 from core.schema import Grant, Index, Policy, References, Unique, objects_of
 from core.tables import Client, Tenant
 from core.tenant_table import TenantTable

@@ -11,8 +11,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from core import Disclosure, ProtectedQueryError, ScopeError, accounting_of_disclosures, disclosures, scope
+from core import Disclosure, ProtectedQueryError, ScopeError, accounting_of_disclosures, scope
 from core.commands.disclosures import disclosures as command
+from core.compliance import disclosures
 from core.engine import ChartholdEngine
 from core.errors import ChartholdError
 from core.ids import uuid7

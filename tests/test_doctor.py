@@ -27,8 +27,8 @@ from core.audit.head import SealKey
 from core.audit.seal import seal
 from core.commands.doctor import as_json, doctor
 from core.commands.import_synthea import import_export
+from core.compliance.disclosures import Disclosure
 from core.crypto.kms import master_key
-from core.disclosures import Disclosure
 from core.doctor import RULES, Examination, Finding, check_names, examine
 from core.doctor.audit import month_after
 from core.doctor.authentication import admins

@@ -14,13 +14,13 @@ import asyncpg
 import pytest
 
 from core import ChartholdError, Emergency, ProtectedQueryError, ScopeError, break_glass, record, scope, transaction
+from core.access.permissions import ROLES
 from core.audit.history import history
 from core.columns import EncryptedText, TenantForeignKey
-from core.emergencies import EmergencyAccess
+from core.compliance.emergencies import EmergencyAccess
 from core.engine import ChartholdEngine
 from core.errors import ConfigurationError
 from core.ids import uuid7
-from core.permissions import ROLES
 from core.tables import Client, Facility, TenantTable, User, UserActionAuditLog
 from core.token import TokenKey
 from tests.conftest import Clinic

@@ -21,9 +21,9 @@ import pytest
 
 from core import ConfigurationError, PoolExhaustedError, ScopeError, scope, transaction
 from core.engine import ChartholdEngine
-from core.group_commit import LANES, MOST, GroupCommit, Member, RetryError, _member_error, is_small
-from core.pool import Link
 from core.tables import Client, Facility, User
+from core.wire.group_commit import LANES, MOST, GroupCommit, Member, RetryError, _member_error, is_small
+from core.wire.pool import Link
 from tests.conftest import Clinic
 from tests.test_scope import set_up, someone
 

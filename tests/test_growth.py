@@ -13,9 +13,9 @@ import asyncpg
 import pytest
 
 from bench.population import REAL, Clinic, fill_clients, fill_log, make_tenants, name_of, settle
-from core.arguments import bind
 from core.engine import ChartholdEngine
-from core.plan import Plan
+from core.statements.arguments import bind
+from core.statements.plan import Plan
 from core.tables import Client
 from piccolo_conf import DB
 from tests.conftest import owner_execute, superuser_connection

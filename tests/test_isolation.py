@@ -27,7 +27,7 @@ import asyncpg
 import pytest
 
 import core
-from core.disclosures import Disclosure
+from core.compliance.disclosures import Disclosure
 from core.engine import ChartholdEngine
 from core.ids import uuid7
 from core.scope import current_scope

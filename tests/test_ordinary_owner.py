@@ -16,7 +16,7 @@ import pytest
 from piccolo.apps.migrations.commands.clean import clean
 from piccolo.apps.migrations.commands.forwards import run_forwards
 
-import core.session
+import core.wire.session
 from core import (
     ScopeError,
     break_glass,
@@ -50,7 +50,7 @@ async def clinic(server: None) -> AsyncIterator[Clinic]:
     try:
         await DB.use(name)
         await owner_execute(name, f"alter schema public owner to {OWNER}")
-        patch.setattr(core.session, "OWNER_SESSION", core.session.OWNER_SESSION | {"role": OWNER})
+        patch.setattr(core.wire.session, "OWNER_SESSION", core.wire.session.OWNER_SESSION | {"role": OWNER})
         patch.setenv("CHARTHOLD_ROLE_PREFIX", "ordinary_")
         settings.cache_clear()
         await asyncio.create_task(run_forwards(app_name="core"))
@@ -144,14 +144,14 @@ async def test_the_mend_of_a_reference_works(broken: str, clinic: Clinic, ordina
 
 
 async def test_an_extension_that_a_superuser_made_is_left_where_it_is(clinic: Clinic) -> None:
-    patched = core.session.OWNER_SESSION
-    core.session.OWNER_SESSION = {name: value for name, value in patched.items() if name != "role"}
+    patched = core.wire.session.OWNER_SESSION
+    core.wire.session.OWNER_SESSION = {name: value for name, value in patched.items() if name != "role"}
     try:
         await owner_execute(DB.database, "create extension if not exists pg_trgm schema public")
     except asyncpg.FeatureNotSupportedError:
         pytest.skip("this server has no pg_trgm")
     finally:
-        core.session.OWNER_SESSION = patched
+        core.wire.session.OWNER_SESSION = patched
     assert [f for f in (await examine(["drift"])).findings if f.verdict == "fail"] == []
 
 

@@ -13,11 +13,11 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from core.disclosures import Disclosure
-from core.emergencies import EmergencyAccess
+from core.access.permissions import COMMANDS, roles_for
+from core.compliance.disclosures import Disclosure
+from core.compliance.emergencies import EmergencyAccess
+from core.compliance.reviews import ActivityReview
 from core.engine import ChartholdEngine
-from core.permissions import COMMANDS, roles_for
-from core.reviews import ActivityReview
 from core.schema import Grant
 from core.settings import settings
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog

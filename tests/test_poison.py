@@ -18,9 +18,9 @@ from piccolo.table import Table
 
 from core import ConfigurationError, ProtectedQueryError, ScopeError, find_tenant, transaction
 from core.engine import ChartholdEngine
-from core.residue import is_one_statement, leaves_nothing
-from core.session import OWNER_SESSION, SESSION
+from core.statements.residue import is_one_statement, leaves_nothing
 from core.tables import Client, Facility, Tenant
+from core.wire.session import OWNER_SESSION, SESSION
 from tests.conftest import Clinic
 
 # One SQL expression that changes the session, for wherever an expression may stand.

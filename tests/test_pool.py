@@ -14,10 +14,10 @@ import asyncpg
 import pytest
 
 from core import ProtectedQueryError, ScopeError, transaction
-from core.connections import MISPLACED
 from core.engine import ChartholdEngine
-from core.pool import Pool
 from core.tables import Client, Facility
+from core.wire.connections import MISPLACED
+from core.wire.pool import Pool
 from tests.conftest import Clinic
 
 

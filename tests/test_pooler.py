@@ -20,9 +20,9 @@ import pytest
 
 from core import ConfigurationError, transaction
 from core.engine import ChartholdEngine
-from core.pooler import MARK, configuration
-from core.session import SESSION, begin_session
 from core.tables import Client
+from core.wire.pooler import MARK, configuration
+from core.wire.session import SESSION, begin_session
 from tests.conftest import Clinic
 from tests.test_scope import set_up
 

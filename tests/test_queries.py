@@ -18,12 +18,12 @@ from piccolo.query.functions import Upper
 from piccolo.table import Table
 
 from core import ProtectedQueryError, ScopeError, SealedValueError, transaction
-from core.arguments import bind
 from core.columns import BlindIndex, EncryptedText
 from core.engine import ChartholdEngine
 from core.ids import uuid7
 from core.queries import shape
 from core.queries.shape import SHAPES
+from core.statements.arguments import bind
 from core.tables import Client, Facility, Tenant, TenantTable, User, UserActionAuditLog
 from tests.conftest import Clinic
 from tests.ledger import create

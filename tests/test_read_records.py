@@ -27,7 +27,7 @@ from piccolo.columns.m2m import M2M
 from piccolo.querystring import Selectable
 from piccolo.table import Table
 
-import core.late
+import core.statements.late
 from core import transaction
 from core.engine import ChartholdEngine
 from core.errors import ChartholdError, ProtectedQueryError
@@ -412,7 +412,7 @@ async def end_of_a_batch_by_a_lost_connection(w: World, owner: asyncpg.Connectio
 
 async def end_by_a_connection_lost_while_it_is_recorded(w: World, owner: asyncpg.Connection) -> Any:
     """The server ends all sessions between the rollback and the record of what it took away."""
-    record_again, ended = core.late.record_again, False
+    record_again, ended = core.statements.late.record_again, False
 
     async def after_the_loss(*what: Any) -> None:
         nonlocal ended
@@ -424,7 +424,7 @@ async def end_by_a_connection_lost_while_it_is_recorded(w: World, owner: asyncpg
             )
         await record_again(*what)
 
-    with patch("core.late.record_again", after_the_loss), pytest.raises(ZeroDivisionError):
+    with patch("core.statements.late.record_again", after_the_loss), pytest.raises(ZeroDivisionError):
         async with transaction():
             rows = await Patient.select(Patient.name).where(w.mine)
             raise ZeroDivisionError

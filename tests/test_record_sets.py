@@ -21,11 +21,11 @@ from core import (
     ScopeError,
     break_glass,
     record_set,
-    record_sets,
     scope,
 )
 from core.columns import EncryptedJSON, EncryptedText, TenantForeignKey
 from core.commands.record_set import record_set as command
+from core.compliance import record_sets
 from core.doctor import examine
 from core.engine import ChartholdEngine
 from core.errors import ChartholdError

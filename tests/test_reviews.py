@@ -16,12 +16,12 @@ import pytest
 
 from core import Emergency, break_glass, scope
 from core.commands.emergencies import emergencies, sign_off
+from core.compliance.emergencies import EmergencyAccess
+from core.compliance.reviews import ActivityReview
 from core.doctor.examination import examine
-from core.emergencies import EmergencyAccess
 from core.engine import ChartholdEngine
 from core.errors import ChartholdError
 from core.ids import uuid7
-from core.reviews import ActivityReview
 from core.tables import Client, Facility, User
 from tests.conftest import Clinic
 

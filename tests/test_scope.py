@@ -29,18 +29,18 @@ from core import (
     set_tenant_status,
     transaction,
 )
+from core.access.permissions import COMMANDS, PERMISSIONS, ROLES, roles_for
 from core.audit.seal import seal
-from core.disclosures import Disclosure
-from core.emergencies import EmergencyAccess, break_glass
+from core.compliance.disclosures import Disclosure
+from core.compliance.emergencies import EmergencyAccess, break_glass
+from core.compliance.reviews import ActivityReview
 from core.engine import ChartholdEngine, owner_mode
-from core.permissions import COMMANDS, PERMISSIONS, ROLES, roles_for
-from core.pool import Pool
 from core.provision import find_tenant, provision_tenant
-from core.reviews import ActivityReview
 from core.settings import Settings, settings
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog
 from core.token import TokenKey
 from core.tokenkeys import install_token_key
+from core.wire.pool import Pool
 from tests.conftest import Clinic, make_clinic
 from tests.reference import forget_all
 from tests.test_envelope import told
@@ -368,7 +368,7 @@ async def test_a_session_that_ends_as_it_begins_is_a_lost_connection(
 
     async with lakeside.as_admin():
         await database.close_connection_pool()
-        monkeypatch.setattr("core.session.Connection.fetchrow", ended)
+        monkeypatch.setattr("core.wire.session.Connection.fetchrow", ended)
         with pytest.raises(asyncpg.ConnectionDoesNotExistError, match="nothing was sent"):
             await Client.count()
         monkeypatch.undo()
@@ -556,7 +556,7 @@ async def roles(lakeside: Clinic) -> dict[str, UUID]:
     return {role: await add_user(lakeside, role) for role in ROLES}
 
 
-# Written by hand, so that a slip in core/permissions.py is noticed: who may select, insert, update, delete.
+# Written by hand, so that a slip in core/access/permissions.py is noticed: who may select, insert, update, delete.
 # A admin, C clinician, B billing, U auditor, S system; e a clinician in an emergency.
 MATRIX = {
     "tenant": ("ACBUSe", "S", "AS", ""),

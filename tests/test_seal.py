@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import core.audit.seal as sealing
 import core.audit.stream as stream
 import core.audit.verify as verifying
-import core.session
+import core.wire.session
 from core import record as record_action
 from core import scope, transaction
 from core.audit.canonical import COLUMNS, PROBE, PROBE_SQL, decode, encode, jsonb_text
@@ -805,7 +805,7 @@ async def test_a_standby_verifies_and_says_what_it_cannot_do(hillside, owner, da
     await write(hillside, 2)
     await seal_audit.__wrapped__(quiet=True)
     await database.close_connection_pool()
-    for session in (core.session.SESSION, core.session.OWNER_SESSION):
+    for session in (core.wire.session.SESSION, core.wire.session.OWNER_SESSION):
         monkeypatch.setitem(
             session, "default_transaction_read_only", "on"
         )  # as it is on a standby, whatever one asks for

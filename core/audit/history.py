@@ -20,9 +20,9 @@ from core.columns import Encrypted
 from core.crypto.keyring import MissingKeyError
 from core.engine import engine
 from core.errors import ChartholdError, ProtectedQueryError, ScopeError
-from core.plan import Plan
 from core.scope import current_scope
-from core.shown import Record
+from core.statements.plan import Plan
+from core.statements.shown import Record
 
 if TYPE_CHECKING:
     from core.tenant_table import TenantTable

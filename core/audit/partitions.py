@@ -11,8 +11,8 @@ from core.audit.head import HEAD_COLUMNS, TreeHead, public_keys
 from core.audit.retention import kept_since
 from core.engine import engine
 from core.errors import ChartholdError
-from core.explain import explain
 from core.settings import settings
+from core.statements.explain import explain
 
 __all__ = ["archive_partition", "make_partitions"]
 

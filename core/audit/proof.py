@@ -25,9 +25,9 @@ from core.audit.merkle import (
 from core.audit.record import record as record_action
 from core.audit.stream import Connection, canonical_record, in_scope
 from core.errors import ChartholdError
-from core.explain import explain
 from core.scope import current_scope
 from core.settings import settings
+from core.statements.explain import explain
 
 __all__ = ["prove", "prove_growth"]
 

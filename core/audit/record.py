@@ -10,10 +10,10 @@ from uuid import UUID
 from piccolo.table import Table
 
 from core.engine import engine
-from core.late import record_late
-from core.plan import Plan
 from core.scope import scope
-from core.shown import Record
+from core.statements.late import record_late
+from core.statements.plan import Plan
+from core.statements.shown import Record
 
 __all__ = ["record", "record_failed_login"]
 

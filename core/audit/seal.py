@@ -25,10 +25,10 @@ from core.audit.merkle import Frontier
 from core.audit.stream import Connection, in_scope, leaves_of
 from core.crypto.kms import master_key
 from core.errors import ChartholdError
-from core.explain import explain
 from core.ids import uuid7
 from core.scope import current_scope
 from core.settings import settings
+from core.statements.explain import explain
 
 __all__ = ["MOST", "Sealed", "seal"]
 

@@ -11,8 +11,8 @@ from core.audit.history import check_reader, check_times
 from core.audit.record import record
 from core.engine import engine
 from core.errors import ProtectedQueryError
-from core.plan import Plan
 from core.scope import current_scope
+from core.statements.plan import Plan
 
 __all__ = ["Filter", "search"]
 

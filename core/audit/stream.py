@@ -13,11 +13,11 @@ from uuid import UUID
 
 import asyncpg
 
+from core.access.permissions import roles_for
 from core.audit.canonical import COLUMNS_SQL, PROBE, PROBE_SQL, RECORD_SQL, encode
 from core.audit.merkle import leaf_hash
 from core.engine import engine
 from core.errors import ScopeError
-from core.permissions import roles_for
 from core.scope import current_scope
 
 __all__ = ["NOT_A_READER", "READS_THE_LOG", "Connection", "Leaf", "canonical_record", "in_scope", "leaves_of"]

@@ -21,9 +21,9 @@ from core.audit.merkle import HASH_BYTES, Frontier
 from core.audit.report import Report
 from core.audit.retention import kept_since
 from core.audit.stream import Connection, in_scope, leaves_of
-from core.explain import explain
 from core.scope import current_scope
 from core.settings import settings
+from core.statements.explain import explain
 
 __all__ = ["verify"]
 

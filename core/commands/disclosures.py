@@ -6,7 +6,7 @@ from datetime import date, datetime
 
 from core.commands.answers import an_id, reading, show
 from core.commands.family import Failure, command
-from core.disclosures import accounting_of_disclosures
+from core.compliance.disclosures import accounting_of_disclosures
 
 __all__ = ["disclosures"]
 

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from core.commands.answers import a_limit, a_time, an_id, emails_of, reading, show
 from core.commands.family import Failure, command, console
 from core.commands.options import existing_tenant, resolve_actor
-from core.emergencies import EmergencyAccess
+from core.compliance.emergencies import EmergencyAccess
+from core.compliance.reviews import FINDINGS, ActivityReview
 from core.errors import ScopeError
-from core.reviews import FINDINGS, ActivityReview
 from core.scope import scope
 
 __all__ = ["emergencies", "sign_off"]

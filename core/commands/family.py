@@ -31,7 +31,7 @@ from rich.console import Console
 from core.commands.streams import nobody_reads
 from core.engine import engine
 from core.errors import ChartholdError
-from core.explain import lost, refusal
+from core.statements.explain import lost, refusal
 
 __all__ = [
     "FOUND",

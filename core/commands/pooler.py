@@ -6,9 +6,9 @@ import json as jsonlib
 
 from core.commands.family import command, console
 from core.engine import engine
-from core.pooler import configuration
 from core.schema.quoting import quote_ident
-from core.session import SESSION
+from core.wire.pooler import configuration
+from core.wire.session import SESSION
 
 __all__ = ["pooler"]
 

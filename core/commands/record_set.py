@@ -8,8 +8,8 @@ from typing import Any
 
 from core.commands.answers import an_id, reading, show
 from core.commands.family import command, console
+from core.compliance.record_sets import record_set as copy_of
 from core.plural import plural
-from core.record_sets import record_set as copy_of
 
 __all__ = ["record_set"]
 

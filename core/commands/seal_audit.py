@@ -14,9 +14,9 @@ from core.audit.seal import MOST, Sealed, seal
 from core.commands.bar import bar
 from core.commands.family import SKIPPED, Failure, command, console, errors, sentence
 from core.commands.options import ALL, by_slug, reason_for, resolve_actor
-from core.explain import lost
 from core.scope import scope
 from core.settings import settings
+from core.statements.explain import lost
 
 __all__ = ["HeadFile", "seal_audit"]
 

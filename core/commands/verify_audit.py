@@ -21,9 +21,9 @@ from core.commands.family import FOUND, SKIPPED, Failure, command, console, erro
 from core.commands.options import ALL, by_slug, reason_for, resolve_actor
 from core.crypto.kms import master_key
 from core.errors import ChartholdError
-from core.explain import lost
 from core.scope import scope
 from core.settings import settings
+from core.statements.explain import lost
 
 __all__ = ["read_heads", "verify_audit"]
 

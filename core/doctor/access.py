@@ -5,9 +5,9 @@ from __future__ import annotations
 from time import time as now
 from typing import Any
 
+from core.access.permissions import COMMANDS
 from core.doctor.check import Notes, check
 from core.doctor.live import LOG, Live
-from core.permissions import COMMANDS
 from core.plural import plural
 from core.schema.quoting import quote_ident
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from core.disclosures import YEARS
+from core.compliance.disclosures import YEARS
+from core.compliance.record_sets import part_of
 from core.doctor.check import Notes, check
 from core.doctor.live import Live
 from core.errors import ConfigurationError
 from core.plural import plural
-from core.record_sets import part_of
 from core.tables import TenantTable
 
 __all__: list[str] = []

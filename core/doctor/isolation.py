@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from core.access.policies import policies
 from core.doctor.check import Notes, check
 from core.doctor.live import Live, TableInfo
 from core.doctor.policy import ask_policy, crosses, tenant_column
 from core.plural import plural
-from core.policies import policies
 
 # Unique indexes and foreign keys, with the column that each begins with on either side.
 KEYS = """

@@ -1,14 +1,14 @@
-"""Role by table by command, as the database enforces it now, against core/permissions.py."""
+"""Role by table by command, as the database enforces it now, against core/access/permissions.py."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from core.access.facilities import client_columns
+from core.access.permissions import COMMANDS, EMERGENCY, ROLES, roles_for
 from core.doctor.check import Notes, check
 from core.doctor.live import Live
 from core.doctor.policy import Asked, ask_policies
-from core.facilities import client_columns
-from core.permissions import COMMANDS, EMERGENCY, ROLES, roles_for
 from core.plural import plural
 from core.tenant_table import TenantTable
 
@@ -69,14 +69,17 @@ async def permissions(live: Live, notes: Notes) -> None:
                 notes.fail(
                     f"To {command} on {name}: {'; '.join(because)}.",
                     subject=f"policy {title}",
-                    mend="Bring core/permissions.py and the policies together: piccolo migrations new core --auto.",
+                    mend="Bring core/access/permissions.py and the policies together: "
+                    "piccolo migrations new core --auto.",
                 )
     live.shown["matrix"] = matrix
     live.shown["people"] = {
         row["role"]: {"users": row["users"], "bound": row["bound"]} for row in await live.connection.fetch(PEOPLE)
     }
     tables = len({row["table"] for row in matrix})
-    notes.end(f"{len(ROLES)} roles on {plural(tables, 'table')}, {len(matrix)} commands: as core/permissions.py says.")
+    notes.end(
+        f"{len(ROLES)} roles on {plural(tables, 'table')}, {len(matrix)} commands: as core/access/permissions.py says."
+    )
 
 
 def _extent(asked: Asked, role: str) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 
 import asyncpg
 
+from core.access.permissions import EMERGENCY, ROLES, Command
 from core.doctor.live import Live
-from core.permissions import EMERGENCY, ROLES, Command
 from core.schema.quoting import quote_ident
 
 __all__ = ["Asked", "ask_policies", "ask_policy", "crosses", "tenant_column"]

@@ -15,12 +15,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from piccolo.table import Table
 
+from core.access.permissions import COMMANDS, EMERGENCY, ROLES
 from core.doctor.check import RULES, SPECIFICATIONS, SYMBOLS
 from core.doctor.drawing import activity, diagram
 from core.doctor.encryption import LIMIT
 from core.doctor.examination import Examination
 from core.doctor.identifiers import IDENTIFIERS
-from core.permissions import COMMANDS, EMERGENCY, ROLES
 
 __all__ = ["render"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from core.compliance.emergencies import LONGEST
 from core.doctor.check import Notes, check
 from core.doctor.live import Live
-from core.emergencies import LONGEST
 from core.plural import plural
 
 __all__: list[str] = []

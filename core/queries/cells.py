@@ -14,10 +14,10 @@ from piccolo.columns import JSON, Array, Column
 from piccolo.table import Table
 from piccolo.utils.sql_values import convert_to_sql_value
 
-from core.arguments import TENANT, Deferred
 from core.columns import ActorId, BlindIndex, CreatedAt, Encrypted, TenantId
 from core.crypto.keyring import TenantKeys
 from core.queries.shape import is_computed
+from core.statements.arguments import TENANT, Deferred
 
 __all__ = ["PLAIN", "Cells", "Values", "index_argument", "indexes_of", "placeholder", "plain", "source"]
 

@@ -10,11 +10,11 @@ from piccolo.query import Delete
 from piccolo.querystring import QueryString
 
 from core.crypto.derive import forgetful
-from core.plan import Plan
 from core.queries.quiet import Kept
 from core.queries.returning import look_of, returning_plan, returning_shape
 from core.queries.shape import SHAPES, NoShapeError, where_shape
 from core.queries.where import exact, pin
+from core.statements.plan import Plan
 
 __all__ = ["TenantDelete"]
 

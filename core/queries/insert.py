@@ -17,7 +17,6 @@ from core import registered
 from core.columns import FIXED, BlindIndex, Encrypted, RowId, TenantId
 from core.crypto.derive import forgetful
 from core.errors import ProtectedQueryError, ScopeError
-from core.plan import Plan
 from core.queries.cells import PLAIN, Cells, Values, indexes_of
 from core.queries.quiet import Kept
 from core.queries.returning import refuse_fixed, returning_plan, returning_shape
@@ -25,7 +24,8 @@ from core.queries.shape import SHAPES, NoShapeError, is_computed
 from core.queries.where import exact, protect
 from core.schema import Index
 from core.scope import current_scope, open_scope
-from core.shown import Look, Record
+from core.statements.plan import Plan
+from core.statements.shown import Look, Record
 
 if TYPE_CHECKING:
     from core.tenant_table import TenantTable

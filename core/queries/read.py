@@ -30,7 +30,6 @@ from piccolo.table import Table
 from core.columns import BlindIndex, Encrypted
 from core.crypto.derive import forgetful_later
 from core.errors import ProtectedQueryError
-from core.plan import Plan, RawPlan
 from core.queries.quiet import Kept, QuietCreate, QuietGetOrCreate, QuietJSON, QuietList
 from core.queries.shape import SHAPES, NoShapeError, columns_shape, where_shape
 from core.queries.where import (
@@ -44,7 +43,8 @@ from core.queries.where import (
     searched,
 )
 from core.schema import Index
-from core.shown import Look, Opened, row_alias
+from core.statements.plan import Plan, RawPlan
+from core.statements.shown import Look, Opened, row_alias
 
 __all__ = ["TenantCount", "TenantExists", "TenantObjects", "TenantRaw", "TenantSelect", "opened_columns"]
 

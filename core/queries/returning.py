@@ -13,11 +13,11 @@ from piccolo.table import Table
 
 from core.columns import FIXED, BlindIndex, Inet
 from core.errors import ProtectedQueryError
-from core.plan import Plan
 from core.queries.read import opened_columns
 from core.queries.shape import columns_shape
 from core.queries.where import searched
-from core.shown import Look
+from core.statements.plan import Plan
+from core.statements.shown import Look
 
 __all__ = ["look_of", "refuse_fixed", "returning_plan", "returning_shape"]
 

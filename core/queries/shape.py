@@ -16,7 +16,7 @@ from piccolo.custom_types import Combinable
 from piccolo.querystring import QueryString
 
 from core.columns import TenantForeignKey
-from core.plan import Plan, Statement
+from core.statements.plan import Plan, Statement
 
 __all__ = ["SHAPES", "NoShapeError", "Shapes", "columns_shape", "is_computed", "where_shape"]
 

@@ -16,18 +16,18 @@ from piccolo.querystring import QueryString
 from piccolo.table import Table
 from piccolo.utils.sql_values import convert_to_sql_value
 
-from core.arguments import Deferred
 from core.columns import FIXED, BlindIndex, CreatedAt, Encrypted, RowId, TenantId, UpdatedAt
 from core.crypto.derive import forgetful, forgetful_later
 from core.crypto.values import Kind
 from core.errors import ProtectedQueryError
-from core.plan import Plan
 from core.queries.cells import PLAIN, index_argument, indexes_of, placeholder, plain, source
 from core.queries.quiet import Kept, QuietValues
 from core.queries.returning import look_of, refuse_fixed, returning_plan, returning_shape
 from core.queries.shape import SHAPES, NoShapeError, is_computed, where_shape
 from core.queries.where import exact, finds_one, pin, pinned_id
 from core.scope import current_scope
+from core.statements.arguments import Deferred
+from core.statements.plan import Plan
 
 if TYPE_CHECKING:
     from core.tenant_table import ProtectedTable

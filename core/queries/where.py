@@ -27,15 +27,15 @@ from piccolo.query.functions.aggregate import Count
 from piccolo.querystring import QueryString
 from piccolo.table import Table
 
-from core.arguments import TENANT, Deferred
 from core.columns import DIGESTED, BlindIndex, Encrypted, EndsWith, InMonth, InYear, StartsWith
 from core.crypto.blind import fold
 from core.crypto.derive import forgetful
 from core.crypto.keyring import TenantKeys
 from core.errors import ProtectedQueryError
-from core.plan import Plan
 from core.queries.cells import indexes_of
 from core.queries.shape import is_computed
+from core.statements.arguments import TENANT, Deferred
+from core.statements.plan import Plan
 
 __all__ = [
     "Approximate",

@@ -20,7 +20,7 @@ import asyncpg
 from core.crypto.keyring import TenantKeys, WrappedKey
 from core.engine import engine
 from core.errors import ChartholdError
-from core.explain import explain, lost, refusal
+from core.statements.explain import explain, lost, refusal
 
 __all__ = [
     "Progress",

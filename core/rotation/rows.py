@@ -17,12 +17,12 @@ from uuid import UUID
 
 import asyncpg
 
+from core.access.permissions import roles_for
 from core.columns import BlindIndex, Encrypted
 from core.crypto.derive import forgetful
 from core.crypto.envelope import envelope_header
 from core.crypto.keyring import TenantKeys
 from core.errors import ChartholdError
-from core.permissions import roles_for
 from core.registered import tenant_tables
 from core.schema.quoting import name_of, quote_ident
 from core.tables import TenantTable

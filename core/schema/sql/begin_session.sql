@@ -1,4 +1,4 @@
--- What a session of the application begins with. A direct connection brings it along when it connects (core/session.py);
+-- What a session of the application begins with. A direct connection brings it along (core/wire/session.py);
 -- a transaction pooler connects for us, and lets each of its sessions call this, at first and after each transaction.
 -- Whoever runs SQL may call it as well: it sets what it finds set. No search_path can be pinned, because the old one would
 -- be back at the end; the body is bound to what its names mean when it is made.

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import asyncpg
 
 from core.errors import ConfigurationError
-from core.group_commit import LANES, LOCK_TIMEOUT, GroupCommit
-from core.pool import Link, Pool
 from core.scope import Scope
+from core.wire.group_commit import LANES, LOCK_TIMEOUT, GroupCommit
+from core.wire.pool import Link, Pool
 
 __all__ = ["Connections"]
 

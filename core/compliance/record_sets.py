@@ -19,11 +19,11 @@ from piccolo.columns.combination import And, Or
 from piccolo.custom_types import Combinable
 from piccolo.table import Table
 
+from core.access.facilities import decisive
+from core.access.permissions import roles_for
 from core.audit.record import record
 from core.engine import engine
 from core.errors import ConfigurationError, ProtectedQueryError
-from core.facilities import decisive
-from core.permissions import roles_for
 from core.registered import tenant_tables
 from core.schema.quoting import table_name
 from core.scope import current_scope

@@ -13,10 +13,10 @@ import asyncpg
 from piccolo.engine.postgres import PostgresTransaction, Savepoint
 
 from core.errors import ScopeError
-from core.late import record_after, record_again
-from core.pool import LOST, Link
 from core.scope import Scope
-from core.shown import Record
+from core.statements.late import record_after, record_again
+from core.statements.shown import Record
+from core.wire.pool import LOST, Link
 
 if TYPE_CHECKING:
     from core.engine import ChartholdEngine

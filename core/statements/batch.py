@@ -10,19 +10,19 @@ import asyncpg
 from piccolo.engine.base import BaseBatch
 from piccolo.query.base import Query
 
-from core.arguments import bind, needs_keys
 from core.crypto.keyring import MissingKeyError
-from core.explain import explain
-from core.late import record_after
-from core.plan import Plan, RawPlan, open_rows
 from core.scope import Scope, current_scope
-from core.shown import Record
-from core.transactions import to_the_end
+from core.statements.arguments import bind, needs_keys
+from core.statements.explain import explain
+from core.statements.late import record_after
+from core.statements.plan import Plan, RawPlan, open_rows
+from core.statements.shown import Record
+from core.statements.transactions import to_the_end
 
 if TYPE_CHECKING:
     from core.crypto.tenantkeys import TenantKeys
     from core.engine import ChartholdEngine
-    from core.pool import Link
+    from core.wire.pool import Link
 
 __all__ = ["Batch"]
 

@@ -9,7 +9,7 @@ from piccolo.columns import Text, Timestamptz
 from piccolo.columns.base import OnDelete
 
 from core.columns import ActorId, TenantForeignKey
-from core.emergencies import EmergencyAccess
+from core.compliance.emergencies import EmergencyAccess
 from core.schema import Check, Index, Policy, SchemaObject
 from core.schema.constraint import one_of
 from core.tables import TenantTable

@@ -33,8 +33,8 @@ from typing import Any
 import asyncpg
 
 from core.errors import PoolExhaustedError, ScopeError
-from core.pool import Link, Pool
 from core.scope import Scope
+from core.wire.pool import Link, Pool
 
 __all__ = ["LANES", "LOCK_TIMEOUT", "GroupCommit", "RetryError", "is_small"]
 

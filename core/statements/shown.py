@@ -12,7 +12,7 @@ from core.crypto.derive import forgetful_later
 from core.crypto.values import Kind
 
 if TYPE_CHECKING:
-    from core.pool import Link
+    from core.wire.pool import Link
 
 __all__ = ["Look", "Opened", "Record", "row_alias"]
 

@@ -9,7 +9,7 @@ Who is bound to facilities does not see the clients of others. In an emergency t
 
 Inside that scope the user reads that chart, and what refers to it, as any clinician of its facility does, and changes
 nothing. The database keeps both promises (``core/schema/sql/break_glass.sql``). Afterwards somebody else reviews it
-(``core/reviews.py``).
+(``core/compliance/reviews.py``).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from piccolo.columns import Text, Timestamptz
 from piccolo.columns.base import OnDelete
 from piccolo.custom_types import Combinable
 
-from core.arguments import Deferred
 from core.columns import TenantForeignKey
 from core.engine import engine
 from core.errors import ChartholdError
-from core.plan import Plan
 from core.queries.where import equalities
 from core.schema import Check, Index, SchemaObject
 from core.scope import Scope, current_scope, one_line, scope
-from core.shown import Record
+from core.statements.arguments import Deferred
+from core.statements.plan import Plan
+from core.statements.shown import Record
 from core.tables import Client, TenantTable, User
 
 __all__ = ["LONGEST", "Emergency", "EmergencyAccess", "break_glass"]

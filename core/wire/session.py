@@ -8,8 +8,8 @@ from typing import Any
 
 import asyncpg
 
-from core import pooler
 from core.errors import ConfigurationError, UnreachableError
+from core.wire import pooler
 
 __all__ = ["SESSION", "begin_session"]
 
@@ -88,7 +88,7 @@ async def begin_session(
     """Connect, and act as ``role``; as the schema's owner when it is None.
 
     ``named_by``: the variable that names the server and the login, for errors; None for the embedded server.
-    ``bound``: whether tokens are bound to a backend, see ``core.pooler``.
+    ``bound``: whether tokens are bound to a backend, see ``core.wire.pooler``.
     ``lock_timeout``: how long a statement waits for a lock; as the server has it when it is None.
 
     Raises ``ConfigurationError`` when there is no connection, or it may not act as ``role``, or is bound by no policy;

@@ -1,6 +1,6 @@
-"""A planned statement: SQL whose sensitive arguments (``core.arguments``) are bound when it runs, and its rows opened.
+"""A planned statement: SQL whose sensitive arguments are bound when it runs (``core.statements.arguments``).
 
-Query classes plan, the engine executes.
+Query classes plan, the engine executes, and the rows are opened here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from piccolo.utils.encoding import JSONDict
 from core.crypto.derive import forgetful
 from core.crypto.values import Kind
 from core.errors import ProtectedQueryError
-from core.residue import answers_only, is_one_statement, leaves_nothing
-from core.shown import Look, Opened
+from core.statements.residue import answers_only, is_one_statement, leaves_nothing
+from core.statements.shown import Look, Opened
 
 if TYPE_CHECKING:
     from core.crypto.keyring import TenantKeys
@@ -30,7 +30,7 @@ class Statement:
 
     ``template`` is the SQL as Piccolo writes it, for use inside another query; ``gated`` is what is sent;
     ``relaxed`` is the same for a read by itself whose records need not be on disk before it is answered; ``grouped``
-    are these two as they are sent with those of other requests, or empty (``core.group_commit``).
+    are these two as they are sent with those of other requests, or empty (``core.wire.group_commit``).
     ``outputs``: how many of the columns that come back are the caller's; the ids behind them are ours.
     ``returns``: False for a statement without rows, such as an update without RETURNING; ``counted``: its tag says how
     many rows it wrote.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncpg
 
 from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError, ScopeError, UnreachableError
-from core.pooler import SEE
+from core.wire.pooler import SEE
 
 __all__ = ["explain", "lost", "refusal"]
 
@@ -124,7 +124,9 @@ def explain(error: asyncpg.PostgresError) -> Exception:
         return kind(remedy)
     said = error.args[0] if error.args else state
     if state == DENIED and "permission denied" not in said:
-        return ScopeError(f"The scope's role may not do that: {said}. The permission matrix is core/permissions.py.")
+        return ScopeError(
+            f"The scope's role may not do that: {said}. The permission matrix is core/access/permissions.py."
+        )
     if state == DENIED:
         return ScopeError(
             f"The application's role may not do that: {said}. What may be done with a table of tenants its permissions "

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeGuard
 from piccolo.columns import Column, ForeignKey
 from piccolo.table import Table
 
+from core.access.permissions import roles_for
 from core.errors import ConfigurationError
-from core.permissions import roles_for
 from core.schema.quoting import name_of, quote_ident
 
 if TYPE_CHECKING:

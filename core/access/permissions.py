@@ -14,7 +14,7 @@ __all__ = ["COMMANDS", "DEFAULT", "EMERGENCY", "PERMISSIONS", "ROLES", "Command"
 Command = Literal["select", "insert", "update", "delete"]
 
 ROLES = ("admin", "clinician", "billing", "auditor", "system")
-# The role of a user who broke the glass (core/emergencies.py): it reads what a clinician reads, and changes nothing.
+# The role of a user who broke the glass (core/compliance/emergencies.py): it reads as a clinician, and changes nothing.
 EMERGENCY = "emergency"
 COMMANDS: tuple[Command, ...] = ("select", "insert", "update", "delete")
 

@@ -11,14 +11,14 @@ import asyncpg
 
 from core.crypto.derive import forgetful_later
 from core.errors import ConfigurationError
-from core.explain import explain
-from core.pool import LOST
+from core.statements.explain import explain
+from core.wire.pool import LOST
 
 if TYPE_CHECKING:
     from core.engine import ChartholdEngine
-    from core.pool import Link
     from core.scope import Scope
-    from core.shown import Record
+    from core.statements.shown import Record
+    from core.wire.pool import Link
 
 __all__ = ["record_after", "record_again", "record_late"]
 

@@ -1,10 +1,10 @@
-"""The policies that a table of tenants is born with. What a role may do with which table is ``core/permissions.py``."""
+"""The policies that a table of tenants is born with; ``core/access/permissions.py`` says what a role may do with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from core.permissions import COMMANDS, EMERGENCY, ROLES, Command, roles_for
+from core.access.permissions import COMMANDS, EMERGENCY, ROLES, Command, roles_for
 from core.schema import Policy
 
 __all__ = ["policies"]

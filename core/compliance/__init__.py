@@ -1,0 +1,1 @@
+"""What compliance asks for beside the audit log: emergencies, sign-offs, disclosures, and copies for clients."""

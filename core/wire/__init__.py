@@ -1,0 +1,1 @@
+"""How statements reach the server: sessions, the pool of connections, group commit, and poolers before the server."""
