@@ -7,6 +7,7 @@
 | ``CHARTHOLD_HOME`` | where the embedded server and a development key live | ``~/.charthold`` |
 | ``CHARTHOLD_MASTER_KEY`` | the key-encrypting key: 32 bytes, base64; required with ``DATABASE_URL`` | made on first use |
 | ``CHARTHOLD_RETIRED_MASTER_KEYS`` | earlier master keys, comma-separated, still able to unwrap | none |
+| ``CHARTHOLD_RETIRED_SEAL_KEYS`` | public keys of seals made under master keys that are gone, comma-separated | none |
 | ``CHARTHOLD_TOKEN_GENERATION`` | a number to raise for a new key that signs scopes, under the same master key | 1 |
 | ``CHARTHOLD_ROLE_PREFIX`` | put before ``app_runtime`` and ``app_auditor``; one cluster, several databases | none |
 | ``CHARTHOLD_SCOPE_SECONDS`` | how long a scope lives, 164.312(a)(2)(iii) | 900 |
@@ -43,6 +44,7 @@ VARIABLES = (
     "CHARTHOLD_HOME",
     "CHARTHOLD_MASTER_KEY",
     "CHARTHOLD_RETIRED_MASTER_KEYS",
+    "CHARTHOLD_RETIRED_SEAL_KEYS",
     "CHARTHOLD_TOKEN_GENERATION",
     "CHARTHOLD_ROLE_PREFIX",
     "CHARTHOLD_SCOPE_SECONDS",
@@ -88,6 +90,7 @@ class Settings:
     home: Path = field(default_factory=lambda: Path.home() / ".charthold")
     master_key: bytes | None = field(default=None, repr=False)
     retired_master_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    retired_seal_keys: tuple[bytes, ...] = ()
     token_generation: int = 1
     role_prefix: str = ""
     scope_seconds: int = 900
@@ -137,10 +140,9 @@ class Settings:
             home=_home(environ.get("CHARTHOLD_HOME") or "~/.charthold"),
             master_key=_key("CHARTHOLD_MASTER_KEY", master_key) if master_key else None,
             retired_master_keys=tuple(
-                _key("CHARTHOLD_RETIRED_MASTER_KEYS", key.strip())
-                for key in environ.get("CHARTHOLD_RETIRED_MASTER_KEYS", "").split(",")
-                if key.strip()
+                _key("CHARTHOLD_RETIRED_MASTER_KEYS", key) for key in _listed(environ, "CHARTHOLD_RETIRED_MASTER_KEYS")
             ),
+            retired_seal_keys=tuple(map(_seal_key, _listed(environ, "CHARTHOLD_RETIRED_SEAL_KEYS"))),
             token_generation=_whole(
                 environ, "CHARTHOLD_TOKEN_GENERATION", cls.token_generation, least=1, most=1_000_000
             ),
@@ -199,6 +201,18 @@ def _key(name: str, value: str) -> bytes:
     if len(key) != 32:
         raise ConfigurationError(f"{name} must be 32 bytes in base64. Make one with {MAKE_A_KEY}")
     return key
+
+
+def _seal_key(text: str) -> bytes:
+    if not re.fullmatch(r"[0-9a-f]{64}", text, re.ASCII):
+        raise ConfigurationError(
+            "CHARTHOLD_RETIRED_SEAL_KEYS takes public keys of 64 hexadecimal digits, as seal_audit --json prints them."
+        )
+    return bytes.fromhex(text)
+
+
+def _listed(environ: Mapping[str, str], name: str) -> list[str]:
+    return [item.strip() for item in environ.get(name, "").split(",") if item.strip()]
 
 
 def _number(environ: Mapping[str, str], name: str, default: float, *, least: float, most: int = MOST_SECONDS) -> float:

@@ -288,7 +288,9 @@ async def test_who_may_not_read_the_log_may_not_seal_it(hillside):
             await verify()
 
 
-async def test_heads_stay_valid_under_a_new_master_key_while_the_old_one_is_retired(hillside, monkeypatch):
+async def test_heads_stay_valid_under_a_new_master_key_while_the_old_one_or_its_public_key_is_known(
+    hillside, monkeypatch
+):
     await write(hillside, 1)
     old = (await sealed(hillside)).newest
     rotated = replace(settings(), master_key=os.urandom(32), retired_master_keys=(master_key(settings()),))
@@ -299,6 +301,9 @@ async def test_heads_stay_valid_under_a_new_master_key_while_the_old_one_is_reti
     report = await verified(hillside)
     assert len(report.findings) == report.heads
     assert f"unknown key {old.key_id}" in str(report.findings[0])
+    gone = replace(rotated, retired_master_keys=(), retired_seal_keys=(SealKey(rotated.retired_master_keys[0]).public,))
+    monkeypatch.setattr(verifying, "settings", lambda: gone)
+    assert (await verified(hillside, [old])).good, "the public key of a master key that was destroyed is enough"
     monkeypatch.setattr(sealing, "settings", lambda: replace(rotated, retired_master_keys=()))
     with pytest.raises(ChartholdError, match="CHARTHOLD_RETIRED_MASTER_KEYS"):
         await sealed(hillside)

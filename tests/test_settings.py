@@ -47,6 +47,7 @@ def test_an_error_names_the_variable_by_which_somebody_connects() -> None:
         ("CHARTHOLD_ROLE_PREFIX", "Clinic-", "must match"),
         ("CHARTHOLD_MASTER_KEY", "c2hvcnQ=", "must be 32 bytes in base64"),
         ("CHARTHOLD_RETIRED_MASTER_KEYS", f"{KEY},short", "must be 32 bytes in base64"),
+        ("CHARTHOLD_RETIRED_SEAL_KEYS", f"{'a' * 64},{'a' * 63}", "takes public keys of 64 hexadecimal digits"),
         ("CHARTHOLD_HOME", "~no-such-user/x", "this machine knows no such home"),
         ("CHARTHOLD_SCOPE_SECOND", "60", "there is no such setting. Did you mean CHARTHOLD_SCOPE_SECONDS?"),
         ("CHARTHOLD_COLOUR", "blue", "there is no such setting. There are CHARTHOLD_HOME, CHARTHOLD_MASTER_KEY"),

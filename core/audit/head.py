@@ -151,9 +151,10 @@ def key_id_of(public: bytes) -> str:
 
 
 def public_keys(settings: Settings) -> dict[str, bytes]:
-    """The public keys, by id, whose heads are believed: of the master key and of the retired ones."""
-    keys = [SealKey(master) for master in (master_key(settings), *settings.retired_master_keys)]
-    return {key.id: key.public for key in keys}
+    """The public keys, by id, whose heads are believed: of the master key, of retired ones, of those that are gone."""
+    masters = (master_key(settings), *settings.retired_master_keys)
+    publics = [*settings.retired_seal_keys, *(SealKey(master).public for master in masters)]
+    return {key_id_of(public): public for public in publics}
 
 
 def leaf_list_hash(record_ids: Iterable[UUID], leaf_hashes: bytes) -> bytes:

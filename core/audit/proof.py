@@ -93,7 +93,8 @@ async def prove_growth(first: TreeHead) -> dict[str, Any]:
                 if head.tenant_id != tenant or not head.is_signed_by(keys):
                     raise ChartholdError(
                         f"The {whose} head is not signed for this tenant by a master key that is configured. "
-                        "Set CHARTHOLD_RETIRED_MASTER_KEYS to those before, or run: piccolo core verify_audit"
+                        "Set CHARTHOLD_RETIRED_MASTER_KEYS or CHARTHOLD_RETIRED_SEAL_KEYS, or run: piccolo core "
+                        "verify_audit"
                     )
             path: list[bytes] = []
             if 0 < first.tree_size <= newest.tree_size:

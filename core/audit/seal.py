@@ -176,7 +176,8 @@ def _believed(row: Any) -> TreeHead:
     if not head.is_signed_by(public_keys(settings())) or not head.fits(row["frontier"]):
         raise ChartholdError(
             f"The head of size {head.tree_size} does not verify, so nothing is built upon it. Run: piccolo core "
-            "verify_audit. If it was signed under another master key, add that to CHARTHOLD_RETIRED_MASTER_KEYS."
+            "verify_audit. If it was signed under another master key, add that to CHARTHOLD_RETIRED_MASTER_KEYS, or "
+            "the public key to CHARTHOLD_RETIRED_SEAL_KEYS."
         )
     return head
 

@@ -91,8 +91,9 @@ class _Verification:
                 why = (
                     "was rewritten: its signature does not hold"
                     if head.key_id in self.keys
-                    else f"was signed by the unknown key {head.key_id}: if that was an earlier master key, add it to "
-                    "CHARTHOLD_RETIRED_MASTER_KEYS; if not, the head was forged"
+                    else f"was signed by the unknown key {head.key_id}: if it is an earlier master key's, add that to "
+                    "CHARTHOLD_RETIRED_MASTER_KEYS, or the public key to CHARTHOLD_RETIRED_SEAL_KEYS; if not, the head "
+                    "was forged"
                 )
                 report.found("head", f"The head of size {head.tree_size} {why}.")
                 continue
