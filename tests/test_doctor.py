@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -1100,6 +1101,22 @@ async def test_a_report_that_cannot_be_written_is_a_sentence(owner, capsys, tmp_
         await asyncio.to_thread(doctor, only="views", report=str(tmp_path / "no" / "r.html"))
     assert stopped.value.code == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+async def test_a_report_that_finds_no_room_leaves_the_one_that_was_there(owner, capsys, tmp_path, monkeypatch):
+    report, write = tmp_path / "r.html", Path.write_text
+    report.write_text("the last one")
+
+    def full(path, text, **options):
+        write(path, text[:100], **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SystemExit) as stopped:
+        await asyncio.to_thread(doctor, only="views", report=str(report))
+    assert stopped.value.code == 2
+    assert "cannot be written: No space left on device" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("r.html", "the last one")]
 
 
 async def test_the_sample_is_looked_at_in_less_than_five_seconds(owner, capsys):

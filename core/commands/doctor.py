@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsonlib
+import os
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
@@ -67,9 +69,17 @@ def _names(only: str) -> list[str]:
 
 
 def _write(path: Path, page: str) -> None:
+    """Write it whole, or leave the file that was there: a disk may be full."""
+    in_place = path.exists() and not path.is_file()  # such as /dev/stdout
+    beside = path if in_place else path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.write_text(page, encoding="utf-8")
+        beside.write_text(page, encoding="utf-8")
+        if not in_place:
+            beside.replace(path.resolve())
     except OSError as error:
+        if not in_place:
+            with contextlib.suppress(OSError):
+                beside.unlink()
         raise Failure(f"{path} cannot be written: {error.strerror}.") from None
 
 
