@@ -14,7 +14,7 @@ VERSION = "1.38.0"
 DESCRIPTION = "tenant_key"
 
 
-async def forwards():
+async def forwards() -> MigrationManager:
     manager = MigrationManager(
         migration_id=ID, app_name="core", description=DESCRIPTION
     )

@@ -36,7 +36,7 @@ VERSION = "1.38.0"
 DESCRIPTION = "user_action_audit_log"
 
 
-async def forwards():
+async def forwards() -> MigrationManager:
     manager = MigrationManager(
         migration_id=ID, app_name="core", description=DESCRIPTION
     )

@@ -46,7 +46,7 @@ VERSION = "1.38.0"
 DESCRIPTION = "emergency_access"
 
 
-async def forwards():
+async def forwards() -> MigrationManager:
     manager = MigrationManager(
         migration_id=ID, app_name="core", description=DESCRIPTION
     )
