@@ -6,12 +6,19 @@ The class, the SQLSTATE, the table, the column and the constraint stay; whatever
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from typing import Any
+
 import asyncpg
 
 from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError, ScopeError, UnreachableError
 from core.wire.pooler import SEE
 
 __all__ = ["explain", "lost", "refusal"]
+
+# How the driver begins when it cannot encode an argument; the value follows.
+UNFIT = re.compile(r"invalid input for query argument \$(\d+):")
 
 # What charthold.scope() and its sisters raise, and what to do about it.
 OURS: dict[str, tuple[type[ChartholdError], str]] = {
@@ -116,8 +123,11 @@ def refusal(error: asyncpg.PostgresError) -> str:
     return OPERATORS.get(state, f"The database refused: {named} (SQLSTATE {state}).")
 
 
-def explain(error: asyncpg.PostgresError) -> Exception:
-    """The error to raise instead: ours with a remedy, or PostgreSQL's own with every value taken out."""
+def explain(error: asyncpg.PostgresError, arguments: Sequence[Any] = ()) -> Exception:
+    """The error to raise instead: ours with a remedy, or PostgreSQL's own with every value taken out.
+
+    ``arguments``: those of the statement, of which one may be named by its place and its type.
+    """
     state = getattr(error, "sqlstate", None) or ""
     if state in OURS:
         kind, remedy = OURS[state]
@@ -149,6 +159,8 @@ def explain(error: asyncpg.PostgresError) -> Exception:
         # It quotes the place: a name with an apostrophe that somebody put into the text, and did not bind.
         error.args = (f"PostgreSQL cannot read the SQL (SQLSTATE {state}). Values belong into its arguments, {{}}.",)
     elif not state.startswith(NAMES_ONLY):
-        error.args = (f"A value does not fit its column or its operation (SQLSTATE {state or '22000'}).",)
+        place = UNFIT.match(said)
+        which = f" of type {type(arguments[int(place[1]) - 1]).__name__}, ${place[1]}," if place and arguments else ""
+        error.args = (f"A value{which} does not fit its column or its operation (SQLSTATE {state or '22000'}).",)
     error.message = error.args[0] if error.args else state  # another copy of the text
     return error
