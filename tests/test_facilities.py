@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -205,6 +205,25 @@ async def test_an_audit_reader_of_one_facility_is_not_told_that_the_log_is_as_it
 def test_a_reference_that_there_is_not_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="facility_from names 'patient_id'"):
         type("Wrong", (TenantTable,), {"client_id": TenantForeignKey(Client), "facility_from": ("patient_id",)})
+
+
+def test_a_way_by_what_nobody_may_read_is_not_taken_for_none() -> None:
+    """Threat: the whole tenant would see the rows."""
+
+    class Sealed(TenantTable):
+        client_id = TenantForeignKey(Client)
+        permissions: ClassVar[dict[str, tuple[str, ...]]] = {"insert": ("admin",)}
+
+    class Below(TenantTable):
+        sealed_id = TenantForeignKey(Sealed)
+
+    class Open(TenantTable):
+        sealed_id = TenantForeignKey(Sealed)
+        facility_from = ()
+
+    with pytest.raises(ConfigurationError, match=r"Below\.sealed_id leads to a facility only by a table that no role"):
+        Below.narrowed_by()
+    assert Open.narrowed_by() == []
 
 
 def test_each_table_is_narrowed_by_what_is_nearest_to_a_facility() -> None:

@@ -6,8 +6,8 @@ narrowed by what it refers to, without being asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from piccolo.columns import Column, ForeignKey
 from piccolo.table import Table
@@ -50,7 +50,21 @@ def narrowing(table: type[TenantTable]) -> list[Column]:
     if direct := [column for column, way in ways.items() if way == 0]:
         return list(direct)
     near = [(way, column._meta.null, at) for at, (column, way) in enumerate(ways.items()) if way is not None]
+    if not near:
+        _refuse_unread_ways(table, ways)
     return [list(ways)[min(near)[2]]] if near else []
+
+
+def _refuse_unread_ways(table: type[TenantTable], references: Iterable[ForeignKey[Any]]) -> None:
+    """Threat: what leads to a facility by a table that no role may read would be shown to the whole tenant."""
+    for column in references:
+        to = column._foreign_key_meta.resolved_references
+        if way_from(to, frozenset({table}), unread=True) is not None:
+            raise ConfigurationError(
+                f"{table.__name__}.{column._meta.name} leads to a facility only by a table that no role may read: it "
+                "narrows nobody. Say with facility_from = () that everybody in the tenant sees the rows, or let a role "
+                "select that table."
+            )
 
 
 def within(table: type[TenantTable]) -> str | None:
@@ -138,22 +152,23 @@ def shown_by(table: type[TenantTable], column: Column) -> str:
     return of_emergency(name) if is_ours(to, CLIENT) else with_row_of(to, table, name)
 
 
-def way_from(table: type[Table], below: frozenset[type[Table]]) -> int | None:
+def way_from(table: type[Table], below: frozenset[type[Table]], *, unread: bool = False) -> int | None:
     """How many references lie between a table and the facilities; None when none leads there.
 
-    ``below``: the tables from which references led here; a way back to one of them does not count.
+    ``below``: the tables from which references led here; a way back to one of them does not count. ``unread``: whether
+    a way by a table that no role may read does.
     """
     if is_facility(table):
         return 0
     if not of_tenants(table) or table in below:
         return None
-    if not roles_for(table._meta.tablename, "select", table.permissions):
+    if not unread and not roles_for(table._meta.tablename, "select", table.permissions):
         return None  # nobody may ask it
     if table.facility_column is not None:
         return 1
     named = table.facility_from
     ways = [
-        way_from(column._foreign_key_meta.resolved_references, below | {table})
+        way_from(column._foreign_key_meta.resolved_references, below | {table}, unread=unread)
         for column in table._meta.foreign_key_columns
         if named is None or column._meta.name in named
     ]
