@@ -114,10 +114,9 @@ async def superuser_connection() -> asyncpg.Connection:
 
 
 async def connection_of_the_login() -> asyncpg.Connection:
-    """A connection as who makes databases."""
-    connection = await DB.connect(owner=True)
-    await connection.execute("set role none")
-    return connection
+    """A connection as who makes databases, and roles: also the one that owns the schema, which may not be there yet."""
+    with owned_by(None):
+        return await DB.connect(owner=True)
 
 
 async def schema_owner(connection: asyncpg.Connection) -> str:
@@ -146,10 +145,12 @@ def owned_by(role: str | None) -> Iterator[None]:
     before = core.wire.session.OWNER_SESSION.pop("role", None)
     if role is not None:
         core.wire.session.OWNER_SESSION["role"] = role
-    yield
-    core.wire.session.OWNER_SESSION.pop("role", None)
-    if before is not None:
-        core.wire.session.OWNER_SESSION["role"] = before
+    try:
+        yield
+    finally:
+        core.wire.session.OWNER_SESSION.pop("role", None)
+        if before is not None:
+            core.wire.session.OWNER_SESSION["role"] = before
 
 
 @pytest.fixture(scope="module", autouse=True)
