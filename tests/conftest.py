@@ -62,6 +62,11 @@ async def _is_superuser() -> bool:
 SUPERUSER = settings().embedded or asyncio.run(_is_superuser())
 
 
+IN_ITS_FILES = pytest.mark.skipif(
+    not settings().embedded, reason="looks into the server's files, and DATABASE_URL names another's"
+)
+
+
 @dataclass(frozen=True)
 class Clinic:
     """A tenant with somebody of each role, a facility and a client."""

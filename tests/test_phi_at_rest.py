@@ -29,7 +29,7 @@ from core.commands.import_synthea import import_export
 from core.engine import ChartholdEngine
 from core.tables import Client, Facility
 from piccolo_conf import DB
-from tests.conftest import Clinic, make_clinic, superuser_connection
+from tests.conftest import IN_ITS_FILES, Clinic, make_clinic, superuser_connection
 
 BORN = date(1931, 3, 7)
 PHI: dict[str, Any] = {
@@ -349,6 +349,7 @@ async def test_what_fails_tells_no_values(busy: Clinic, sight: Sight, number: in
 # -- at rest -------------------------------------------------------------------------------------------------------
 
 
+@IN_ITS_FILES
 async def test_a_dump_holds_no_plaintext(busy: Clinic, sight: Sight) -> None:
     server = DB._server
     assert server is not None
@@ -362,6 +363,7 @@ async def test_a_dump_holds_no_plaintext(busy: Clinic, sight: Sight) -> None:
     assert sight.found(done.stdout) == []
 
 
+@IN_ITS_FILES
 async def test_the_servers_files_and_its_wal_hold_no_plaintext(
     busy: Clinic, sight: Sight, owner: asyncpg.Connection
 ) -> None:
@@ -391,6 +393,7 @@ async def test_the_servers_files_and_its_wal_hold_no_plaintext(
     assert {"base", "pg_wal"} <= marked
 
 
+@IN_ITS_FILES
 async def test_a_server_that_logs_every_parameter_logs_ciphertext(busy: Clinic, sight: Sight) -> None:
     server = DB._server
     assert server is not None

@@ -35,7 +35,7 @@ from core.rotation.rows import SealedTable, sealed_tables
 from core.settings import settings
 from core.tables import Client, Facility, User
 from piccolo_conf import DB
-from tests.conftest import Clinic, make_clinic
+from tests.conftest import IN_ITS_FILES, Clinic, make_clinic
 from tests.reference import forget_all, key_version
 
 CACHE = 0.3
@@ -494,6 +494,7 @@ async def test_a_frozen_insert_that_is_run_after_a_rotation_seals_and_indexes_un
     assert {key_version(bytes(value)) for value in stored.values()} == {2}
 
 
+@IN_ITS_FILES
 async def test_an_old_version_is_destroyed_when_nothing_but_the_log_needs_it(
     clinic: Clinic, target: Target, owner: asyncpg.Connection
 ) -> None:
@@ -540,6 +541,7 @@ def on_disk(needle: bytes) -> bool:
     return any(needle in path.read_bytes() for path in (server.data_dir / "base").rglob("*") if path.is_file())
 
 
+@IN_ITS_FILES
 async def test_a_new_master_key_wraps_every_key_again_and_the_old_one_can_go(
     clinic: Clinic, target: Target, owner: asyncpg.Connection, database: ChartholdEngine
 ) -> None:

@@ -24,7 +24,7 @@ from core.rotation import Target, key_lock
 from core.settings import settings
 from core.shredding import cancel, due, request, shred
 from core.tables import Client, Tenant
-from tests.conftest import Clinic, make_clinic
+from tests.conftest import IN_ITS_FILES, Clinic, make_clinic
 from tests.test_rotation import on_disk
 
 
@@ -85,6 +85,7 @@ async def test_nothing_happens_before_its_time(clinic: Clinic, target: Target, o
     assert await steps(owner, clinic) == ["requested", "withdrawn"]
 
 
+@IN_ITS_FILES
 async def test_a_shredded_tenants_phi_opens_nowhere_and_its_log_is_what_it_was(
     clinic: Clinic, target: Target, owner: asyncpg.Connection, database: ChartholdEngine
 ) -> None:
