@@ -34,11 +34,11 @@ from core.settings import Settings, settings
 from core.statements.arguments import LATE, bind, needs_keys
 from core.statements.batch import Batch
 from core.statements.explain import explain
-from core.statements.late import record_late
+from core.statements.late import record_after
 from core.statements.plan import Plan, RawPlan, Statement, open_rows
 from core.statements.residue import ends_a_transaction, leaves_nothing
 from core.statements.shown import Record
-from core.statements.transactions import Transaction
+from core.statements.transactions import Transaction, to_the_end
 from core.token import TokenKey
 from core.wire.connections import Connections
 from core.wire.group_commit import RetryError, is_small
@@ -253,7 +253,7 @@ class ChartholdEngine(PostgresEngine):
                 else self._in_transaction(transaction, statement, scope, bound)
             )
         except asyncpg.UniqueViolationError as refused:
-            await self._record_refusal(scope, refused)
+            self._note_refusal(refused)
             raise
         if transaction is not None and plan.look is not None and not (plan.look.unless_shown and rows):
             transaction.shown.append(plan.look.record(len(rows) if plan.returns else rows[0][0]))
@@ -289,7 +289,13 @@ class ChartholdEngine(PostgresEngine):
 
         async def alone(link: Link) -> Any:
             link.dirty |= not statement.trusted
-            return await self._send(link, scope, sql, bound, counted=statement.counted)
+            try:
+                return await self._send(link, scope, sql, bound, counted=statement.counted)
+            except asyncpg.UniqueViolationError as refused:
+                # On the same connection: whoever is refused could keep every other busy.
+                if (record := refusal(refused.table_name, refused.constraint_name)) is not None:
+                    await to_the_end(record_after(self, link, scope, [record]))
+                raise
 
         here = self._here()
         if grouped and here.lanes is not None and is_small(bound):
@@ -324,7 +330,7 @@ class ChartholdEngine(PostgresEngine):
                     written += await sending
                 _all_of(plan, written)
             except asyncpg.UniqueViolationError as refused:
-                await self._record_refusal(scope, refused)
+                self._note_refusal(refused)
                 raise
             finally:
                 # Nothing is on the wire when the transaction ends, whatever happened to the next.
@@ -333,13 +339,10 @@ class ChartholdEngine(PostgresEngine):
                     await asyncio.gather(sending, return_exceptions=True)
         return plan.answer
 
-    async def _record_refusal(self, scope: Scope, refused: asyncpg.UniqueViolationError) -> None:
-        """Record that somebody was refused a sealed value, and so knows who has it: no record stays of a refusal."""
-        record = refusal(refused.table_name, refused.constraint_name)
-        if record is not None and self.open_transaction is not None:
+    def _note_refusal(self, refused: asyncpg.UniqueViolationError) -> None:
+        """Note that somebody was refused a sealed value, and so knows who has it: no record stays of a refusal."""
+        if (record := refusal(refused.table_name, refused.constraint_name)) is not None:
             self.note(record)
-        elif record is not None:
-            await record_late(self, scope, [record])
 
     async def _run_raw(self, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
         """Run SQL that a person wrote, in the open scope. Envelopes in it stay closed.

@@ -719,6 +719,24 @@ async def test_who_is_refused_a_value_that_somebody_has_is_on_record(
     assert await searches(owner, reason) == [("client", {"rows": 1, "columns": ["mrn"]})]
 
 
+async def test_a_refusal_is_on_record_also_when_no_connection_is_free_and_nobody_waits_for_it(
+    lakeside: Clinic, database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    """Threat: who keeps every connection busy, or gives up at once, is refused, and waits for no record of it."""
+    reason, pool = f"guess {uuid4()}", database._here().pool
+    async with lakeside.as_clinician(reason):
+        await newcomer(lakeside).save()  # a lane is open
+        held = [await pool.acquire() for _ in range(pool.size)]
+        try:
+            with pytest.raises(asyncpg.UniqueViolationError):
+                async with asyncio.timeout(5):
+                    await newcomer(lakeside, mrn="lakeside-1").save()
+        finally:
+            for link in held:
+                await pool.release(link)
+    assert await searches(owner, reason) == [("client", {"rows": 1, "columns": ["mrn"]})]
+
+
 async def test_a_batch_that_would_open_phi_and_finds_nobody_is_a_search(
     lakeside: Clinic, owner: asyncpg.Connection
 ) -> None:
