@@ -293,7 +293,7 @@ class ChartholdEngine(PostgresEngine):
                 return await self._send(link, scope, sql, bound, counted=statement.counted)
             except asyncpg.UniqueViolationError as refused:
                 # On the same connection: whoever is refused could keep every other busy.
-                if (record := refusal(refused.table_name, refused.constraint_name)) is not None:
+                if (record := refusal(refused)) is not None:
                     await to_the_end(record_after(self, link, scope, [record]))
                 raise
 
@@ -341,7 +341,7 @@ class ChartholdEngine(PostgresEngine):
 
     def _note_refusal(self, refused: asyncpg.UniqueViolationError) -> None:
         """Note that somebody was refused a sealed value, and so knows who has it: no record stays of a refusal."""
-        if (record := refusal(refused.table_name, refused.constraint_name)) is not None:
+        if (record := refusal(refused)) is not None:
             self.note(record)
 
     async def _run_raw(self, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:

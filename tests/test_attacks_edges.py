@@ -21,12 +21,15 @@ from core.audit.history import history
 from core.audit.partitions import archive_partition
 from core.audit.recorded import ALTERED, DESTROYED
 from core.audit.seal import seal
+from core.columns import BlindIndex, EncryptedText
 from core.engine import ChartholdEngine
 from core.errors import SealedValueError
 from core.ids import uuid7
-from core.tables import Client, Facility, Tenant, User
+from core.schema import Unique
+from core.tables import Client, Facility, Tenant, TenantTable, User
 from core.token import TokenKey
 from tests.conftest import Clinic, schema_owner
+from tests.ledger import create
 from tests.test_scope import someone as newcomer
 
 LOG = "user_action_audit_log"
@@ -735,6 +738,33 @@ async def test_a_refusal_is_on_record_also_when_no_connection_is_free_and_nobody
             for link in held:
                 await pool.release(link)
     assert await searches(owner, reason) == [("client", {"rows": 1, "columns": ["mrn"]})]
+
+
+class Pump(TenantTable, tablename="edge_pump"):
+    serial = EncryptedText(identifier="device_identifiers")
+    serial_exact = BlindIndex("serial", kind="exact")
+    declares = (Unique("edge_pump_serial_key", columns=("tenant_id", "serial_exact")),)
+
+
+class Namesake(TenantTable, tablename="edge_pump", schema="elsewhere"):
+    label = EncryptedText(identifier="device_identifiers")
+    label_exact = BlindIndex("label", kind="exact")
+    declares = (Unique("edge_pump_serial_key", table="elsewhere.edge_pump", columns=("tenant_id", "label_exact")),)
+
+
+async def test_a_refusal_by_a_unique_constraint_is_on_record_too_and_names_the_columns_of_its_own_table(
+    lakeside: Clinic, database: ChartholdEngine, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(database, Pump)
+    monkeypatch.setattr("core.registered.tenant_tables", lambda: [Namesake, Pump])
+    reason = f"guess {uuid4()}"
+    async with lakeside.as_clinician(reason):
+        await Pump(serial="A-1").save()
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await Pump(serial="A-1").save()
+        await Pump.insert(Pump(serial="A-1")).on_conflict(target=Pump.serial, action="DO NOTHING")
+    columns = {"columns": ["serial"]}
+    assert await searches(owner, reason) == [("edge_pump", {"rows": n, **columns}) for n in (1, 0)]
 
 
 async def test_a_batch_that_would_open_phi_and_finds_nobody_is_a_search(

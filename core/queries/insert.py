@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import asyncpg
 from piccolo.columns import Column
 from piccolo.query import Insert
 from piccolo.query.mixins import OnConflictAction, OnConflictItem, Returning
@@ -22,7 +23,8 @@ from core.queries.quiet import Kept
 from core.queries.returning import refuse_fixed, returning_plan, returning_shape
 from core.queries.shape import SHAPES, NoShapeError, is_computed
 from core.queries.where import exact, protect
-from core.schema import Index
+from core.schema import Index, Unique
+from core.schema.quoting import catalog_name
 from core.scope import current_scope, open_scope
 from core.statements.plan import Plan
 from core.statements.shown import Look, Record
@@ -178,17 +180,18 @@ def unique_by_hash(table: type[TenantTable], constraint: str | None = None) -> t
     unique = [
         name
         for o in table.schema_objects()
-        if isinstance(o, Index) and o.unique and constraint in (None, o.name)
+        if (isinstance(o, Unique) or (isinstance(o, Index) and o.unique)) and constraint in (None, o.name)
         for name in o.columns
     ]
-    return tuple(sorted({column for name in unique for column in indexes.get(name, ())}))
+    return tuple(sorted({column for name in unique for column in indexes.get(name.partition(" ")[0], ())}))
 
 
-def refusal(table_name: str | None, constraint: str | None) -> Record | None:
+def refusal(refused: asyncpg.UniqueViolationError) -> Record | None:
     """What is recorded of a row that a unique index refuses: who is refused knows that somebody has the value."""
+    name = f"{refused.schema_name}.{refused.table_name}"
     for table in registered.tenant_tables():
-        if table._meta.tablename == table_name and (columns := unique_by_hash(table, constraint)):
-            return Look("search", table_name, columns).record(1)
+        if catalog_name(table) == name and (columns := unique_by_hash(table, refused.constraint_name)):
+            return Look("search", table._meta.tablename, columns).record(1)
     return None
 
 
