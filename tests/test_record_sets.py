@@ -75,6 +75,21 @@ class Call(TenantTable, tablename="set_call"):
     facility_from = ("client_id", "visit_id")
 
 
+class Sample(TenantTable, tablename="set_sample"):
+    """Of a client, or else of a visit; nobody said so."""
+
+    facility_id = TenantForeignKey(Facility)
+    client_id = TenantForeignKey(Client, null=True)
+    visit_id = TenantForeignKey(Visit, null=True)
+
+
+class Message(TenantTable, tablename="set_message"):
+    """Of a client, or an answer to one that is."""
+
+    client_id = TenantForeignKey(Client, null=True)
+    answers = TenantForeignKey("self", null=True)
+
+
 class Psychotherapy(TenantTable, tablename="set_psychotherapy"):
     client_id = TenantForeignKey(Client)
     in_record_set = False
@@ -112,7 +127,7 @@ PARTS = ["client", "set_visit", "set_letter", "set_invoice", "set_finding", "set
 
 @pytest.fixture(scope="module")
 async def tables(database: ChartholdEngine) -> None:
-    await create(database, *TABLES, Transplant, Complaint)
+    await create(database, *TABLES, Transplant, Complaint, Sample, Message)
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +221,21 @@ async def test_of_several_references_that_narrow_a_table_all_that_are_given_must
     assert calls[1:] == [one.id, two.id]
 
 
+async def test_a_row_without_the_reference_that_says_whose_it_is_goes_by_the_next_that_it_has(
+    lakeside: Clinic, clients: tuple[UUID, UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_sets, "tenant_tables", lambda: [*EVERYTHING, Sample])
+    ida, tom = clients
+    async with lakeside.as_admin():
+        visit = (await Visit.select(Visit.id).where(Visit.client_id == ida).first())["id"]
+        references = ({"client_id": ida}, {"visit_id": visit}, {"client_id": tom, "visit_id": visit}, {})
+        samples = [Sample(facility_id=lakeside.facility, **given) for given in references]
+        for sample in samples:
+            await sample.save()
+        of_ida, of_tom = await record_set(ida), await record_set(tom)
+    assert (ids(of_ida, Sample), ids(of_tom, Sample)) == ([samples[0].id, samples[1].id], [samples[2].id])
+
+
 async def test_the_oldest_row_comes_first(lakeside: Clinic, clients: tuple[UUID, UUID]) -> None:
     async with lakeside.as_admin():
         later = [Letter(client_id=clients[0]) for _ in range(3)]
@@ -281,6 +311,23 @@ async def test_whose_role_does_not_see_a_table_makes_no_copy(
             await record_set(clients[0])
     async with lakeside.as_admin():
         assert (await record_set(clients[0])).rows["set_complaint"] == []
+
+
+async def test_no_copy_is_made_that_would_lack_what_follows_a_row_of_the_clients_and_names_nobody(
+    lakeside: Clinic, clients: tuple[UUID, UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_sets, "tenant_tables", lambda: [*EVERYTHING, Message])
+    ida, tom = clients
+    async with lakeside.as_admin():
+        asked = Message(client_id=ida)
+        await asked.save()
+        answer = Message(answers=asked.id)
+        await answer.save()
+        with pytest.raises(ProtectedQueryError, match=r"A row of Message follows .* Fill in client_id there\."):
+            await record_set(ida)
+        assert (await record_set(tom)).rows["set_message"] == []
+        await answer.update_self({Message.client_id: ida})
+        assert ids(await record_set(ida), Message) == [asked.id, answer.id]
 
 
 async def test_a_table_of_which_nobody_can_tell_whose_its_rows_are_is_named(

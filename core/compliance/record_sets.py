@@ -7,7 +7,7 @@ without being asked for, because what is forgotten is withheld. A table that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import reduce
@@ -56,7 +56,8 @@ async def record_set(client_id: UUID) -> RecordSet:
         rows = {}
         for table, part in sorted(parts.items(), key=lambda item: item[1].steps):
             query = table.select(*table.all_columns(["tenant_id"]), exclude_secrets=True).where(part.condition)
-            rows[table_name(table)] = await query.order_by(table.created_at, table.id)
+            rows[table_name(table)] = found = await query.order_by(table.created_at, table.id)
+            await _refuse_lost(table, part.ways, [row["id"] for row in found])
         if not rows[Client._meta.tablename]:
             raise ProtectedQueryError(
                 "There is no such client, or it is not yours to see. Ask with the id of one that you see."
@@ -73,6 +74,7 @@ class Part:
 
     condition: Combinable
     steps: int
+    ways: tuple[Column, ...] = ()  # the references that lead to the client
 
 
 def part_of(table: type[Table], client_id: UUID, below: frozenset[type[Table]] = frozenset()) -> Part | None:
@@ -93,8 +95,11 @@ def part_of(table: type[Table], client_id: UUID, below: frozenset[type[Table]] =
             conditions[column] = (
                 column == client_id if to is Client else column.is_in(to.select(to.id).where(there.condition))
             )
-    if not ways:
-        return None
+    return _decided(table, ways, conditions) if ways else None
+
+
+def _decided(table: type[TenantTable], ways: dict[Column, int], conditions: dict[Column, Combinable]) -> Part:
+    """The part by the references that say whose a row is; of rows that have none of these, by those that are left."""
     decide = decisive(table, ways)
     if not decide:
         raise ConfigurationError(
@@ -103,12 +108,23 @@ def part_of(table: type[Table], client_id: UUID, below: frozenset[type[Table]] =
             "leave the table out with in_record_set = False."
         )
     steps = max(ways[column] for column in decide)
-    if len(decide) == 1:
-        return Part(conditions[decide[0]], steps)
     # A row may do without one of them, but not without all.
     given: list[Combinable] = [column.is_not_null() for column in decide]
     fits: list[Combinable] = [Or(column.is_null(), conditions[column]) for column in decide]
-    return Part(And(reduce(Or, given), reduce(And, fits)), steps)
+    theirs = conditions[decide[0]] if len(decide) == 1 else And(reduce(Or, given), reduce(And, fits))
+    taken = frozenset(decide)  # a list would ask by ==, which makes a condition of columns
+    left = {column: way for column, way in ways.items() if column not in taken}
+    named = any(column._meta.name in (table.facility_from or ()) for column in decide)
+    if not left or named or not _may_lack(decide):
+        return Part(theirs, steps, tuple(ways))
+    without: list[Combinable] = [column.is_null() for column in decide]
+    other = _decided(table, left, conditions)
+    return Part(Or(theirs, And(reduce(And, without), other.condition)), max(steps, other.steps), tuple(ways))
+
+
+def _may_lack(references: Iterable[Column]) -> bool:
+    """Whether a row may have none of the references."""
+    return all(column._meta.null for column in references)
 
 
 async def _refuse_gaps(parts: Iterable[type[TenantTable]]) -> None:
@@ -128,3 +144,17 @@ async def _refuse_gaps(parts: Iterable[type[TenantTable]]) -> None:
                 f"The role {actor.role} does not see {table.__name__}, which is a part of the record. "
                 + (f"Let somebody ask who is: {', '.join(able)}." if able else "Leave it out: in_record_set = False.")
             )
+
+
+async def _refuse_lost(table: type[TenantTable], ways: Sequence[Column], found: list[UUID]) -> None:
+    """Threat: a reply names what it answers, and no client: nothing finds it, and nobody misses it."""
+    to_itself = [c for c in table._meta.foreign_key_columns if c._foreign_key_meta.resolved_references is table]
+    if not found or not ways or not to_itself or not _may_lack(ways):
+        return
+    follows: list[Combinable] = [column.is_in(found) for column in to_itself]
+    nobodys: list[Combinable] = [column.is_null() for column in ways]
+    if await table.exists().where(And(reduce(Or, follows), reduce(And, nobodys))):
+        raise ProtectedQueryError(
+            f"A row of {table.__name__} follows one of this client's and says not whose it is, so the copy would lack "
+            f"it. Fill in {' or '.join(column._meta.name for column in ways)} there."
+        )
