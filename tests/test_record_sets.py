@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import textwrap
+from contextvars import Context
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -22,6 +24,7 @@ from core import (
     break_glass,
     record_set,
     scope,
+    transaction,
 )
 from core.columns import EncryptedJSON, EncryptedText, TenantForeignKey
 from core.commands.record_set import record_set as command
@@ -274,6 +277,33 @@ async def test_a_copy_that_cannot_be_recorded_is_not_made(
             await record_set(clients[0])
 
 
+async def test_a_copy_is_of_one_moment(
+    lakeside: Clinic, clients: tuple[UUID, UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ida, tom = clients
+    refuse_lost = record_sets._refuse_lost
+
+    async def give_to_tom() -> None:
+        async with lakeside.as_admin():
+            await Visit.update({Visit.client_id: tom}).where(Visit.client_id == ida)
+
+    async def meanwhile(table: type[TenantTable], *given: Any) -> None:
+        await refuse_lost(table, *given)
+        if table is Visit:
+            await asyncio.create_task(give_to_tom(), context=Context())
+
+    monkeypatch.setattr(record_sets, "_refuse_lost", meanwhile)
+    async with lakeside.as_clinician():
+        copy = await record_set(ida)
+    assert {part: len(rows) for part, rows in copy.rows.items()} == dict.fromkeys(PARTS, 1)
+
+
+async def test_no_rollback_takes_the_record_of_a_copy(lakeside: Clinic, clients: tuple[UUID, UUID]) -> None:
+    async with lakeside.as_clinician(), transaction():
+        with pytest.raises(ScopeError, match="transaction"):
+            await record_set(clients[0])
+
+
 # -- what would leave gaps -------------------------------------------------------------------------------------------
 
 
@@ -311,6 +341,9 @@ async def test_whose_role_does_not_see_a_table_makes_no_copy(
             await record_set(clients[0])
     async with lakeside.as_admin():
         assert (await record_set(clients[0])).rows["set_complaint"] == []
+        monkeypatch.setattr(Complaint, "permissions", {"select": ("clinician",)})
+        with pytest.raises(ProtectedQueryError, match=r"ask who is: clinician\."):  # who breaks the glass makes none
+            await record_set(clients[0])
 
 
 async def test_no_copy_is_made_that_would_lack_what_follows_a_row_of_the_clients_and_names_nobody(

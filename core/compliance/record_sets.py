@@ -20,10 +20,10 @@ from piccolo.custom_types import Combinable
 from piccolo.table import Table
 
 from core.access.facilities import decisive
-from core.access.permissions import roles_for
+from core.access.permissions import EMERGENCY, roles_for
 from core.audit.record import record
 from core.engine import engine
-from core.errors import ConfigurationError, ProtectedQueryError
+from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
 from core.registered import tenant_tables
 from core.schema.quoting import table_name
 from core.scope import current_scope
@@ -45,13 +45,18 @@ class RecordSet:
 
 
 async def record_set(client_id: UUID) -> RecordSet:
-    """All that is kept about a client, for the client. Each row is recorded as read, and the copy as an ``export``.
+    """All that is kept about a client, for the client. PHI is recorded as read, and the copy as an ``export``.
 
     Raises ``ProtectedQueryError`` for a client or an actor who does not see all of it: a copy with gaps would say that
-    there was no more; ``ConfigurationError`` for a table of which nobody can tell whose its rows are.
+    there was no more; ``ConfigurationError`` for a table of which nobody can tell whose its rows are;
+    ``ScopeError`` inside a transaction.
     """
     parts = {table: part for table in tenant_tables() if (part := part_of(table, client_id))}
-    async with engine().transaction():
+    if engine().open_transaction is not None:
+        raise ScopeError("A rollback would take the record of a copy. Make it outside of every transaction.")
+    async with engine().transaction() as transaction:
+        # Threat: what is given to another client meanwhile, and what refers to it, is in neither's copy.
+        await transaction.link.connection.execute("set transaction isolation level repeatable read")
         await _refuse_gaps(parts)
         rows = {}
         for table, part in sorted(parts.items(), key=lambda item: item[1].steps):
@@ -138,7 +143,8 @@ async def _refuse_gaps(parts: Iterable[type[TenantTable]]) -> None:
             "Who is bound to facilities does not see all of a client's record. Let somebody ask who is not."
         )
     for table in parts:
-        able = roles_for(table._meta.tablename, "select", table.permissions)
+        granted = roles_for(table._meta.tablename, "select", table.permissions)
+        able = [role for role in granted if role != EMERGENCY]
         if actor.role not in able:
             raise ProtectedQueryError(
                 f"The role {actor.role} does not see {table.__name__}, which is a part of the record. "
