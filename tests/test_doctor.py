@@ -1119,6 +1119,27 @@ async def test_a_report_that_finds_no_room_leaves_the_one_that_was_there(owner, 
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("r.html", "the last one")]
 
 
+async def test_a_report_takes_the_place_of_what_a_link_names_and_is_shown_to_nobody_who_did_not_see_that(
+    owner, tmp_path, monkeypatch
+):
+    elsewhere, written, write = tmp_path / "elsewhere", [], Path.write_text  # perhaps another disk
+    elsewhere.mkdir()
+    there, link = elsewhere / "r.html", tmp_path / "link.html"
+    there.write_text("the last one")
+    there.chmod(0o600)
+    link.symlink_to(there)
+
+    def noted(path, text, **options):
+        write(path, text, **options)
+        written.append((path.parent, path.stat().st_mode & 0o777))
+
+    monkeypatch.setattr(Path, "write_text", noted)
+    await asyncio.to_thread(doctor, only="views", report=str(link))
+    assert written == [(elsewhere, 0o600)]
+    assert (link.is_symlink(), there.stat().st_mode & 0o777) == (True, 0o600)
+    assert there.read_text().startswith("<!doctype html>")
+
+
 async def test_the_sample_is_looked_at_in_less_than_five_seconds(owner, capsys):
     assert await import_export(tenant="synthea") == 0
     began = time.monotonic()

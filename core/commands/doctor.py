@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json as jsonlib
 import os
+import shutil
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
@@ -71,11 +72,16 @@ def _names(only: str) -> list[str]:
 def _write(path: Path, page: str) -> None:
     """Write it whole, or leave the file that was there: a disk may be full."""
     in_place = path.exists() and not path.is_file()  # such as /dev/stdout
-    beside = path if in_place else path.with_name(f".{path.name}.{os.getpid()}")
+    target = path.resolve()  # which may be on another disk than the link to it
+    beside = path if in_place else target.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if not in_place:
+            beside.touch(exist_ok=False)  # nor is it a link that somebody else left there
+            if target.exists():
+                shutil.copymode(target, beside)
         beside.write_text(page, encoding="utf-8")
         if not in_place:
-            beside.replace(path.resolve())
+            beside.replace(target)
     except OSError as error:
         if not in_place:
             with contextlib.suppress(OSError):
