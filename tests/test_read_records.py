@@ -27,6 +27,7 @@ from piccolo.columns.m2m import M2M
 from piccolo.querystring import Selectable
 from piccolo.table import Table
 
+import core.engine
 import core.statements.late
 from core import transaction
 from core.engine import ChartholdEngine
@@ -431,6 +432,29 @@ async def end_by_a_connection_lost_while_it_is_recorded(w: World, owner: asyncpg
     return rows
 
 
+async def end_where_the_server_has_no_connection_left(w: World, owner: asyncpg.Connection) -> Any:
+    """The connection is lost, and others take all that there are for a moment."""
+    begin_session, refused = core.engine.begin_session, 0
+
+    async def after_a_while(*given: Any, **how: Any) -> asyncpg.Connection:
+        nonlocal refused
+        if refused < 2:
+            refused += 1
+            raise (asyncpg.TooManyConnectionsError, asyncpg.CrashShutdownError)[refused - 1]("sorry")
+        return await begin_session(*given, **how)
+
+    with patch("core.engine.begin_session", after_a_while), pytest.raises(ZeroDivisionError):
+        async with transaction() as unit:
+            rows = await Patient.select(Patient.name).where(w.mine)
+            unit.connection.terminate()
+            while (pool := core.engine.engine()._here().pool)._idle:
+                pool._idle.pop().connection.terminate()
+                pool._open -= 1
+            raise ZeroDivisionError
+    assert refused == 2
+    return rows
+
+
 async def end_by_a_raw_rollback(w: World, owner: asyncpg.Connection) -> Any:
     rows = None
     with contextlib.suppress(ProtectedQueryError):
@@ -456,7 +480,8 @@ async def end_by_a_raw_savepoint(w: World, owner: asyncpg.Connection) -> Any:
         end_by_rollback, end_by_rollback_and_error, end_of_a_savepoint, end_of_a_savepoint_by_name,
         end_of_a_savepoint_and_of_all, end_of_an_inner_one_and_of_all, end_by_a_statement_that_fails,
         end_by_a_commit_that_fails, end_by_a_lost_connection, end_of_a_batch_by_a_lost_connection,
-        end_by_a_connection_lost_while_it_is_recorded, end_by_a_raw_rollback, end_by_a_raw_savepoint,
+        end_by_a_connection_lost_while_it_is_recorded, end_where_the_server_has_no_connection_left,
+        end_by_a_raw_rollback, end_by_a_raw_savepoint,
     ],
     ids=lambda end: end.__name__,
 )  # fmt: skip

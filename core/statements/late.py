@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["record_after", "record_again", "record_late"]
 
+# What passes: the server ends sessions, or takes no other for now.
+PASSES = (
+    *LOST,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    ConfigurationError,
+)
 PATIENCE = 10.0  # seconds for which what was shown waits for a connection to be recorded on
 
 
@@ -52,7 +61,7 @@ async def record_after(engine: ChartholdEngine, link: Link, scope: Scope | None,
             async with way as here, here.connection.transaction():
                 await record_again(engine, here, scope, shown)
             break
-        except (*LOST, asyncpg.InterfaceError, asyncpg.CannotConnectNowError, ConfigurationError):
+        except PASSES:
             if loop.time() > until:
                 raise
             link.dirty = True
