@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from typing import Any
 from uuid import uuid4
@@ -723,3 +725,23 @@ async def test_long_lists_out_of_requests_take_no_memory(lakeside: Clinic, monke
             tracemalloc.stop()
         assert 0 < sum(len(statement.sql) for statement in SHAPES._kept.values()) == SHAPES._size <= 50_000
         assert await often == []
+
+
+def test_threads_that_compile_at_once_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread may have an event loop of its own; one lets go of the statement that another is about to."""
+    monkeypatch.setattr(shape, "MOST", 8)
+    ids = [uuid7() for _ in range(40)]
+    SHAPES.clear()
+
+    def compile_all(_: int) -> None:
+        for count in [*range(1, 40)] * 20:
+            Facility.select(Facility.id).where(Facility.id.is_in(ids[:count])).querystrings[0].compiled()  # type: ignore[attr-defined]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(compile_all, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert SHAPES._size == sum(len(kept.sql) for kept in SHAPES._kept.values())

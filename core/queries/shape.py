@@ -7,6 +7,7 @@ Whatever is not known to be safe has no shape and is compiled each time, as Picc
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -35,11 +36,13 @@ class Shapes:
     def __init__(self) -> None:
         self._kept: dict[Hashable, Statement] = {}
         self._size = 0
+        self._lock = threading.Lock()  # each thread may have an event loop, and compile the same as another
 
     def clear(self) -> None:
         """Forget all of them."""
-        self._kept.clear()
-        self._size = 0
+        with self._lock:
+            self._kept.clear()
+            self._size = 0
 
     def find(self, shape: Hashable, arguments: list[Any]) -> Plan | None:
         """The plan for these arguments, if the shape was met before."""
@@ -53,11 +56,14 @@ class Shapes:
         """
         statement, theirs = plan.compiled(single=single)
         if len(theirs) == len(arguments) and all(a is b for a, b in zip(theirs, arguments, strict=True)):
-            self._kept[shape] = statement
-            self._size += len(statement.sql)
-            # The oldest go: pages have numbers and lists have lengths, which come from requests.
-            while len(self._kept) > MOST or self._size > LARGEST:
-                self._size -= len(self._kept.pop(next(iter(self._kept))).sql)
+            with self._lock:
+                if shape in self._kept:
+                    return plan
+                self._kept[shape] = statement
+                self._size += len(statement.sql)
+                # The oldest go: pages have numbers and lists have lengths, which come from requests.
+                while len(self._kept) > MOST or self._size > LARGEST:
+                    self._size -= len(self._kept.pop(next(iter(self._kept))).sql)
         return plan
 
 
