@@ -817,9 +817,9 @@ $$""",
     manager.add_function(
         name="charthold.record_late",
         signature="(text, text, text, uuid[], text[], jsonb)",
-        source="""-- Records, for a token that was signed for it, what its user was shown in a transaction that was rolled back: also when the
--- user was locked meanwhile, or the tenant suspended, which may be why it was rolled back. And that somebody failed to log
--- in as that user, who may be locked for it.
+        source="""-- Records, for a token that was signed for it, what its user was shown, or took away, in a transaction that was rolled back,
+-- even if the user was locked meanwhile, or the tenant suspended, which may be why it was rolled back. And that somebody
+-- failed to log in as that user, who may be locked for it.
 --
 -- Threat: a user who will soon be locked reads in a transaction and lets it fail. So no scope is asked for, only that the
 -- token holds; and what is written is about that user alone, whatever role the user has by now. The log's own policies want
@@ -840,7 +840,7 @@ declare
     hurried uuid;
     written bigint;
 begin
-    if action is null or action not in ('read', 'search', 'audit_read', 'login_failed')
+    if action is null or action not in ('read', 'search', 'audit_read', 'export', 'login_failed')
         or action <> 'read' and cardinality(ids) is distinct from 1
         or action in ('read', 'login_failed') and said is not null
     then

@@ -298,10 +298,20 @@ async def test_a_copy_is_of_one_moment(
     assert {part: len(rows) for part, rows in copy.rows.items()} == dict.fromkeys(PARTS, 1)
 
 
-async def test_no_rollback_takes_the_record_of_a_copy(lakeside: Clinic, clients: tuple[UUID, UUID]) -> None:
-    async with lakeside.as_clinician(), transaction():
-        with pytest.raises(ScopeError, match="transaction"):
-            await record_set(clients[0])
+async def test_no_rollback_takes_the_record_of_a_copy(
+    lakeside: Clinic, clients: tuple[UUID, UUID], owner: asyncpg.Connection
+) -> None:
+    async with scope(tenant=lakeside.tenant, actor=lakeside.clinician, reason="test", request_id="copy-2"):
+        with pytest.raises(ZeroDivisionError):
+            async with transaction():
+                await record_set(clients[0])
+                raise ZeroDivisionError
+    exports = await owner.fetch(
+        "select user_id, record_id, new_values from user_action_audit_log"
+        " where request_id = 'copy-2' and action_type = 'export'"
+    )
+    assert [(row["user_id"], row["record_id"]) for row in exports] == [(lakeside.clinician, clients[0])]
+    assert json.loads(exports[0]["new_values"]) == {"record_set": dict.fromkeys(PARTS, 1)}
 
 
 # -- what would leave gaps -------------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ async def record(
         None if new is None else json.dumps(new, default=str),
     )
     rows = await engine().run_plan(plan)
-    if action == "audit_read":
+    if action in ("audit_read", "export"):
+        # What was shown, or taken away, a rollback does not bring back.
         name, row, _, said = plan.args[1:]
         engine().note(Record.of_action(action, name, row, said))
     return cast("UUID", rows[0]["id"])

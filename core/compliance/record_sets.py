@@ -23,7 +23,7 @@ from core.access.facilities import decisive
 from core.access.permissions import EMERGENCY, roles_for
 from core.audit.record import record
 from core.engine import engine
-from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
+from core.errors import ConfigurationError, ProtectedQueryError
 from core.registered import tenant_tables
 from core.schema.quoting import table_name
 from core.scope import current_scope
@@ -48,15 +48,15 @@ async def record_set(client_id: UUID) -> RecordSet:
     """All that is kept about a client, for the client. PHI is recorded as read, and the copy as an ``export``.
 
     Raises ``ProtectedQueryError`` for a client or an actor who does not see all of it: a copy with gaps would say that
-    there was no more; ``ConfigurationError`` for a table of which nobody can tell whose its rows are;
-    ``ScopeError`` inside a transaction.
+    there was no more; ``ConfigurationError`` for a table of which nobody can tell whose its rows are. It is of one
+    moment; inside a transaction of yours it is as that is.
     """
     parts = {table: part for table in tenant_tables() if (part := part_of(table, client_id))}
-    if engine().open_transaction is not None:
-        raise ScopeError("A rollback would take the record of a copy. Make it outside of every transaction.")
+    alone = engine().open_transaction is None
     async with engine().transaction() as transaction:
-        # Threat: what is given to another client meanwhile, and what refers to it, is in neither's copy.
-        await transaction.link.connection.execute("set transaction isolation level repeatable read")
+        if alone:
+            # Threat: what is given to another client meanwhile, and what refers to it, is in neither's copy.
+            await transaction.link.connection.execute("set transaction isolation level repeatable read")
         await _refuse_gaps(parts)
         rows = {}
         for table, part in sorted(parts.items(), key=lambda item: item[1].steps):
