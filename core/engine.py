@@ -14,7 +14,6 @@ import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any, cast
-from urllib.parse import unquote
 from uuid import UUID
 
 import asyncpg
@@ -23,14 +22,11 @@ from piccolo.engine.postgres import PostgresEngine
 from piccolo.query.base import Query
 from piccolo.querystring import QueryString
 
-from core import embedded
-from core.crypto.derive import forgetful_later
 from core.crypto.keyring import Keyring, MissingKeyError, TenantKeys, WrappedKey
 from core.crypto.kms import master_key, provider_from_settings
 from core.errors import ConfigurationError, ProtectedQueryError, ScopeError
-from core.queries.insert import refusal
 from core.scope import Scope, current_scope
-from core.settings import Settings, settings
+from core.settings import Settings
 from core.statements.arguments import LATE, bind, needs_keys
 from core.statements.batch import Batch
 from core.statements.explain import explain
@@ -38,12 +34,13 @@ from core.statements.late import record_after
 from core.statements.plan import Plan, RawPlan, Statement, open_rows
 from core.statements.residue import ends_a_transaction, leaves_nothing
 from core.statements.shown import Record
+from core.statements.taken import told_by
 from core.statements.transactions import Transaction, to_the_end
 from core.token import TokenKey
 from core.wire.connections import Connections
+from core.wire.database import Database
 from core.wire.group_commit import RetryError, is_small
 from core.wire.pool import Lease, Link
-from core.wire.session import begin_session
 
 __all__ = ["ChartholdEngine", "engine", "owner_mode"]
 
@@ -57,12 +54,10 @@ _asker: ContextVar[Scope] = ContextVar("charthold_asker")
 class ChartholdEngine(PostgresEngine):
     """Piccolo's engine, taught to run planned statements in the open scope. Connects on first use, not on import."""
 
-    __slots__ = ("_connections", "_keyring", "_server", "_token_key", "database")
+    __slots__ = ("_connections", "_keyring", "_token_key", "place")
 
     def __init__(self) -> None:
-        self._server: embedded.Server | None = None
-        # Overrides the database that the settings name.
-        self.database: str | None = None
+        self.place = Database()
         self._keyring: Keyring | None = None
         self._token_key: TokenKey | None = None
         # Connections belong to an event loop, and the command line uses several in turn.
@@ -79,37 +74,25 @@ class ChartholdEngine(PostgresEngine):
     @property
     def settings(self) -> Settings:
         """The process's settings, read when first needed."""
-        return settings()
+        return self.place.settings
+
+    @property
+    def database(self) -> str | None:
+        """The database's name where another is used than the settings name."""
+        return self.place.name
+
+    @database.setter
+    def database(self, name: str | None) -> None:
+        self.place.name = name
 
     @property
     def config(self) -> dict[str, Any]:
-        """Where Piccolo's own commands connect, such as ``piccolo sql_shell run``; worked out when one asks.
-
-        The password stands by itself: a URL is an argument of psql, which everybody on the machine sees.
-        """
-        arguments = self._arguments(owner=False)
-        url = arguments.get("dsn", "")
-        scheme, slashes, rest = url.partition("://")
-        place, slash, after = rest.partition("/")
-        login, at, server = place.rpartition("@")
-        name, colon, password = login.partition(":")
-        if not colon:
-            return arguments
-        return arguments | {"dsn": f"{scheme}{slashes}{name}{at}{server}{slash}{after}", "password": unquote(password)}
+        """Where Piccolo's own commands connect."""
+        return self.place.for_piccolo()
 
     @config.setter
     def config(self, _: dict[str, Any]) -> None:
         """Piccolo's constructor sets it."""
-
-    def _arguments(self, *, owner: bool) -> dict[str, Any]:
-        configured = self.settings
-        if configured.embedded:
-            if self._server is None:
-                self._server = embedded.start(configured.home)
-            login: embedded.Login = "owner" if owner else "application"
-            return self._server.dsn(login=login, database=self.database or embedded.DATABASE)
-        named = {"database": self.database} if self.database else {}
-        return {"dsn": configured.owner_url if owner else configured.database_url, **named}
 
     async def use(self, database: str | None) -> None:
         """Work on another database of the same server from now on: for tests, each of which has its own."""
@@ -117,17 +100,9 @@ class ChartholdEngine(PostgresEngine):
         self.database = database
         self._keyring = self._token_key = None
 
-    @forgetful_later
     async def connect(self, *, owner: bool, lock_timeout: str | None = None) -> asyncpg.Connection[Any]:
-        """A new connection, as the schema's owner or as the application's role. The frames below hold the password."""
-        arguments, configured = self._arguments(owner=owner), self.settings
-        return await begin_session(
-            arguments,
-            role=None if owner else f"{configured.role_prefix}app_runtime",
-            named_by=configured.owner_named_by if owner else configured.named_by,
-            bound=configured.bind_backend,
-            lock_timeout=lock_timeout,
-        )
+        """A new connection, as the schema's owner or as the application's role."""
+        return await self.place.connect(owner=owner, lock_timeout=lock_timeout)
 
     @contextlib.asynccontextmanager
     async def as_owner(self) -> AsyncIterator[asyncpg.Connection[Any]]:
@@ -253,7 +228,7 @@ class ChartholdEngine(PostgresEngine):
                 else self._in_transaction(transaction, statement, scope, bound)
             )
         except asyncpg.UniqueViolationError as refused:
-            self._note_refusal(refused)
+            self._note_what_is_told(refused)
             raise
         if transaction is not None and plan.look is not None and not (plan.look.unless_shown and rows):
             transaction.shown.append(plan.look.record(len(rows) if plan.returns else rows[0][0]))
@@ -293,7 +268,7 @@ class ChartholdEngine(PostgresEngine):
                 return await self._send(link, scope, sql, bound, counted=statement.counted)
             except asyncpg.UniqueViolationError as refused:
                 # On the same connection: whoever is refused could keep every other busy.
-                if (record := refusal(refused)) is not None:
+                if (record := told_by(refused)) is not None:
                     await to_the_end(record_after(self, link, scope, [record]))
                 raise
 
@@ -330,7 +305,7 @@ class ChartholdEngine(PostgresEngine):
                     written += await sending
                 _all_of(plan, written)
             except asyncpg.UniqueViolationError as refused:
-                self._note_refusal(refused)
+                self._note_what_is_told(refused)
                 raise
             finally:
                 # Nothing is on the wire when the transaction ends, whatever happened to the next.
@@ -339,9 +314,9 @@ class ChartholdEngine(PostgresEngine):
                     await asyncio.gather(sending, return_exceptions=True)
         return plan.answer
 
-    def _note_refusal(self, refused: asyncpg.UniqueViolationError) -> None:
+    def _note_what_is_told(self, refused: asyncpg.UniqueViolationError) -> None:
         """Note that somebody was refused a sealed value, and so knows who has it: no record stays of a refusal."""
-        if (record := refusal(refused)) is not None:
+        if (record := told_by(refused)) is not None:
             self.note(record)
 
     async def _run_raw(self, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:

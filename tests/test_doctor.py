@@ -42,7 +42,7 @@ from core.doctor.transmission import judge
 from core.schema import application_login
 from core.settings import settings
 from core.tables import Client, Facility, TenantTable
-from piccolo_conf import DB
+from core.wire.database import Database
 from tests.conftest import connection_of_the_login
 
 OWNER_IS_SUPERUSER = True
@@ -672,9 +672,9 @@ def elsewhere(owner, monkeypatch):
     """The application connects with other arguments."""
 
     def connects(**arguments: str) -> None:
-        before = type(DB)._arguments
+        before = Database.arguments
         monkeypatch.setattr(
-            type(DB), "_arguments", lambda self, *, owner: before(self, owner=owner) | ({} if owner else arguments)
+            Database, "arguments", lambda self, *, owner: before(self, owner=owner) | ({} if owner else arguments)
         )
 
     return connects

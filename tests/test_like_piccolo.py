@@ -36,7 +36,7 @@ from piccolo.query.functions import Case, Coalesce, Count, Length, Lower, Max, M
 from piccolo.querystring import QueryString
 from piccolo.utils.pydantic import create_pydantic_model
 
-import core.engine
+import core.wire.database
 from core import ConfigurationError, ProtectedQueryError, transaction
 from core.columns import (
     BlindIndex,
@@ -47,6 +47,7 @@ from core.columns import (
     Inet,
     TenantForeignKey,
 )  # fmt: skip
+from core.engine import ChartholdEngine
 from core.ids import uuid7
 from core.settings import Settings, settings
 from core.tables import Client, Facility, User
@@ -833,8 +834,8 @@ async def test_a_reference_that_is_unique_is_so_in_the_database_and_can_be_rever
 def test_piccolos_commands_connect_where_we_do(url: str, config: dict[str, Any], monkeypatch: Any) -> None:
     key = base64.b64encode(bytes(32)).decode()
     read = Settings.from_environ({"DATABASE_URL": url, "CHARTHOLD_MASTER_KEY": key})
-    monkeypatch.setattr(core.engine, "settings", lambda: read)
-    assert core.engine.ChartholdEngine().config == config
+    monkeypatch.setattr(core.wire.database, "settings", lambda: read)
+    assert ChartholdEngine().config == config
 
 
 @pytest.mark.skipif(not settings().embedded, reason="with a URL the database of the tests is not the configured one")

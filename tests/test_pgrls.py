@@ -58,7 +58,7 @@ async def url(database: ChartholdEngine) -> AsyncIterator[str]:
         await owner.execute(f"drop table {month['name']}")
     await owner.close()
     if settings().embedded:
-        to = database._arguments(owner=True)
+        to = database.place.arguments(owner=True)
         yield (
             f"postgresql://{to['user']}:{quote(to['password'], safe='')}@/{to['database']}"
             f"?host={quote(to['host'], safe='')}&port={to['port']}"

@@ -536,7 +536,7 @@ async def test_an_old_version_is_destroyed_when_nothing_but_the_log_needs_it(
 
 def on_disk(needle: bytes) -> bool:
     """Whether the database's own files (not the WAL) hold these bytes."""
-    server = DB._server
+    server = DB.place.server
     assert server is not None
     return any(needle in path.read_bytes() for path in (server.data_dir / "base").rglob("*") if path.is_file())
 

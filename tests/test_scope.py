@@ -40,6 +40,7 @@ from core.settings import Settings, settings
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog
 from core.token import TokenKey
 from core.tokenkeys import install_token_key
+from core.wire.database import Database
 from core.wire.pool import Pool
 from tests.conftest import Clinic, make_clinic
 from tests.reference import forget_all
@@ -817,7 +818,7 @@ async def test_no_error_carries_a_token_or_a_password_in_its_frames(
     assert made
     assert not any(token[:64] in told(nobody.value) for token in made)
     arguments = {"host": "127.0.0.1", "port": 1, "user": "app", "password": "hunter2", "database": "clinic"}
-    monkeypatch.setattr(type(database), "_arguments", lambda *_, **__: arguments)
+    monkeypatch.setattr(Database, "arguments", lambda *_, **__: arguments)
     with pytest.raises(ConfigurationError) as refused:
         await database.connect(owner=False)
     assert "hunter2" not in told(refused.value)

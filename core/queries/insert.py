@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
-import asyncpg
 from piccolo.columns import Column
 from piccolo.query import Insert
 from piccolo.query.mixins import OnConflictAction, OnConflictItem, Returning
 from piccolo.querystring import QueryString
 from piccolo.table import Table
 
-from core import registered
-from core.columns import FIXED, BlindIndex, Encrypted, RowId, TenantId
+from core.columns import FIXED, Encrypted, RowId, TenantId
 from core.crypto.derive import forgetful
 from core.errors import ProtectedQueryError, ScopeError
 from core.queries.cells import PLAIN, Cells, Values, indexes_of
@@ -23,16 +20,12 @@ from core.queries.quiet import Kept
 from core.queries.returning import refuse_fixed, returning_plan, returning_shape
 from core.queries.shape import SHAPES, NoShapeError, is_computed
 from core.queries.where import exact, protect
-from core.schema import Index, Unique
-from core.schema.quoting import catalog_name
 from core.scope import current_scope, open_scope
 from core.statements.plan import Plan
-from core.statements.shown import Look, Record
+from core.statements.shown import Look
+from core.statements.taken import unique_by_hash
 
-if TYPE_CHECKING:
-    from core.tenant_table import TenantTable
-
-__all__ = ["TenantInsert", "refusal"]
+__all__ = ["TenantInsert"]
 
 UUID7 = 7
 LEFT_OUT = "Not every row was inserted: a trigger of the table left some out, so none was kept. Insert the others."
@@ -171,28 +164,6 @@ def check_identity(row: Table) -> None:
         raise ProtectedQueryError(f"Leave the id of a new {type(row).__name__} to Charthold: it makes a UUIDv7.")
     if tenant is not None and tenant != current_scope().tenant:
         raise ScopeError("The row belongs to another tenant than the open scope.")
-
-
-@functools.cache
-def unique_by_hash(table: type[TenantTable], constraint: str | None = None) -> tuple[str, ...]:
-    """The encrypted columns that are unique by their blind indexes; ``constraint``: by this one."""
-    indexes = {c._meta.db_column_name: c.of for c in table._meta.columns if isinstance(c, BlindIndex)}
-    unique = [
-        name
-        for o in table.schema_objects()
-        if (isinstance(o, Unique) or (isinstance(o, Index) and o.unique)) and constraint in (None, o.name)
-        for name in o.columns
-    ]
-    return tuple(sorted({column for name in unique for column in indexes.get(name.partition(" ")[0], ())}))
-
-
-def refusal(refused: asyncpg.UniqueViolationError) -> Record | None:
-    """What is recorded of a row that a unique index refuses: who is refused knows that somebody has the value."""
-    name = f"{refused.schema_name}.{refused.table_name}"
-    for table in registered.tenant_tables():
-        if catalog_name(table) == name and (columns := unique_by_hash(table, refused.constraint_name)):
-            return Look("search", table._meta.tablename, columns).record(1)
-    return None
 
 
 def _unique(column: Encrypted[Any]) -> Column:
