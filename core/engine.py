@@ -362,7 +362,7 @@ class ChartholdEngine(PostgresEngine):
         except asyncpg.PostgresError as error:
             # Threat: who reports an error reports the frames that it passed through, and these hold a token, which with
             # CHARTHOLD_BIND_BACKEND=off is good everywhere.
-            failure = explain(error, arguments).with_traceback(None)
+            failure = explain(error, arguments, sql).with_traceback(None)
         except asyncpg.InternalClientError:
             # The server ended the idle session a moment ago, and the driver has not seen the socket close yet.
             failure = asyncpg.ConnectionDoesNotExistError("the server closed the connection; nothing was sent")

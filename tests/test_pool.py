@@ -88,7 +88,7 @@ async def test_an_argument_that_cannot_be_encoded_costs_no_connection(
             await Client.count()
         backends = {link.backend for link in pool._idle}
         for _ in range(3):
-            with pytest.raises(asyncpg.DataError, match=r"A value of type str, \$2, does not fit its column"):
+            with pytest.raises(asyncpg.DataError, match=r"A value of type str, for \"admitted_on\", \$2, does not"):
                 await Client.count().where(Client.admitted_on == "nonsense")
     assert backends <= {link.backend for link in pool._idle}
 

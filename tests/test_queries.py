@@ -370,6 +370,22 @@ async def test_rows_and_errors_print_no_values(lakeside: Clinic) -> None:
         assert "Nguyen" not in f"{refused.value!r} {refused.value} {vars(refused.value)}"
 
 
+async def test_an_argument_that_does_not_fit_is_named_by_its_column(lakeside: Clinic) -> None:
+    wrong: Any = "Nguyen"
+    queries = {
+        "one row": Client.insert(someone(lakeside, "One", admitted_on=wrong)),
+        "several rows": Client.insert(someone(lakeside, "One"), someone(lakeside, "Two", admitted_on=wrong)),
+        "conflict": Client.insert(someone(lakeside, "One", admitted_on=wrong)).on_conflict(action="DO NOTHING"),
+        "update": Client.update({Client.status: "active", Client.admitted_on: wrong}).where(Client.id == uuid7()),
+        "condition": Client.select(Client.id).where(Client.status == "active", Client.admitted_on < wrong),
+    }
+    for what, query in queries.items():
+        async with lakeside.as_clinician():
+            with pytest.raises(asyncpg.DataError, match=r'type (str|list), for "admitted_on", \$\d+, does not') as refused:
+                await query
+            assert "Nguyen" not in str(refused.value), what
+
+
 async def test_plaintext_cannot_be_stored_by_hand(lakeside: Clinic) -> None:
     async with lakeside.as_clinician():
         with pytest.raises(asyncpg.CheckViolationError):

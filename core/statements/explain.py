@@ -20,6 +20,10 @@ __all__ = ["explain", "lost", "refusal"]
 # How the driver begins when it cannot encode an argument; the value follows.
 UNFIT = re.compile(r"invalid input for query argument \$(\d+):")
 
+# Where an INSERT of ours names its columns and their values: an array a column, or one row.
+ARRAYS = re.compile(r"FROM unnest\((?P<values>.*?)\) AS u\((?P<names>.*?)\)")
+ROW = re.compile(r"INSERT INTO \S+ \((?P<names>.*?)\) SELECT (?P<values>.*)")
+
 # What charthold.scope() and its sisters raise, and what to do about it.
 OURS: dict[str, tuple[type[ChartholdError], str]] = {
     "CH001": (
@@ -123,10 +127,21 @@ def refusal(error: asyncpg.PostgresError) -> str:
     return OPERATORS.get(state, f"The database refused: {named} (SQLSTATE {state}).")
 
 
-def explain(error: asyncpg.PostgresError, arguments: Sequence[Any] = ()) -> Exception:
+def _column(sql: str, place: str) -> str:
+    """The column that the argument is written to or compared with, as far as the SQL says, and its place."""
+    if compared := re.search(rf'"(\w+)" [^\w"$,()]*(?:[A-Z]+ )*\${place}\b', sql):
+        return f'"{compared[1]}", ${place}'
+    if inserted := ARRAYS.search(sql) or ROW.search(sql):
+        for name, value in zip(inserted["names"].split(", "), inserted["values"].split(", "), strict=False):
+            if re.match(rf"\${place}\b", value):
+                return f"{name}, ${place}"
+    return f"${place}"
+
+
+def explain(error: asyncpg.PostgresError, arguments: Sequence[Any] = (), sql: str = "") -> Exception:
     """The error to raise instead: ours with a remedy, or PostgreSQL's own with every value taken out.
 
-    ``arguments``: those of the statement, of which one may be named by its place and its type.
+    ``arguments`` and ``sql``: those of the statement, of which one may be named by its column, its type and its place.
     """
     state = getattr(error, "sqlstate", None) or ""
     if state in OURS:
@@ -160,7 +175,8 @@ def explain(error: asyncpg.PostgresError, arguments: Sequence[Any] = ()) -> Exce
         error.args = (f"PostgreSQL cannot read the SQL (SQLSTATE {state}). Values belong into its arguments, {{}}.",)
     elif not state.startswith(NAMES_ONLY):
         place = UNFIT.match(said)
-        which = f" of type {type(arguments[int(place[1]) - 1]).__name__}, ${place[1]}," if place and arguments else ""
+        which = f" of type {type(arguments[int(place[1]) - 1]).__name__}," if place and arguments else ""
+        which += f" for {_column(sql, place[1])}," if which and place else ""
         error.args = (f"A value{which} does not fit its column or its operation (SQLSTATE {state or '22000'}).",)
     error.message = error.args[0] if error.args else state  # another copy of the text
     return error
