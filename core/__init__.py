@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from core.compliance.disclosures import Disclosure, accounting_of_disclosures
     from core.compliance.emergencies import Emergency, break_glass
     from core.compliance.record_sets import RecordSet, record_set
-    from core.provision import FoundTenant, ProvisionedTenant, find_tenant, provision_tenant, set_tenant_status
+    from core.provision import (
+        FoundTenant,
+        ListedTenant,
+        ProvisionedTenant,
+        find_tenant,
+        list_tenants,
+        provision_tenant,
+        set_tenant_status,
+    )
     from core.statements.transactions import Transaction
 
 __all__ = [
@@ -37,6 +45,7 @@ __all__ = [
     "Emergency",
     "FoundTenant",
     "KeyProviderError",
+    "ListedTenant",
     "MigrationError",
     "PoolExhaustedError",
     "ProtectedQueryError",
@@ -51,6 +60,7 @@ __all__ = [
     "break_glass",
     "current_scope",
     "find_tenant",
+    "list_tenants",
     "provision_tenant",
     "record",
     "record_failed_login",
@@ -68,6 +78,7 @@ LATE = {
     "Disclosure": "core.compliance.disclosures",
     "Emergency": "core.compliance.emergencies",
     "FoundTenant": "core.provision",
+    "ListedTenant": "core.provision",
     "ProvisionedTenant": "core.provision",
     "RecordSet": "core.compliance.record_sets",
     "Sighting": "core.audit.history",
@@ -75,6 +86,7 @@ LATE = {
     "accounting_of_disclosures": "core.compliance.disclosures",
     "break_glass": "core.compliance.emergencies",
     "find_tenant": "core.provision",
+    "list_tenants": "core.provision",
     "provision_tenant": "core.provision",
     "record": "core.audit.record",
     "record_failed_login": "core.audit.record",

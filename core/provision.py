@@ -10,7 +10,7 @@ import asyncpg
 
 from core.crypto.keyring import WrappedKey
 from core.engine import engine
-from core.errors import ChartholdError
+from core.errors import ChartholdError, ConfigurationError
 from core.ids import uuid7
 from core.scope import scope
 from core.statements.explain import explain
@@ -18,9 +18,11 @@ from core.statements.explain import explain
 __all__ = [
     "OPEN",
     "FoundTenant",
+    "ListedTenant",
     "ProvisionedTenant",
     "find_admin",
     "find_tenant",
+    "list_tenants",
     "provision_tenant",
     "set_tenant_status",
 ]
@@ -51,6 +53,14 @@ class FoundTenant:
     def is_open(self) -> bool:
         """Whether its users can work in it."""
         return self.status in OPEN
+
+
+@dataclass(frozen=True)
+class ListedTenant(FoundTenant):
+    """A tenant as its operator knows it; ``admin_id`` is one of its active admins, or None."""
+
+    slug: str
+    admin_id: UUID | None
 
 
 async def provision_tenant(
@@ -93,6 +103,24 @@ async def find_tenant(slug: str) -> FoundTenant | None:
     async with engine().outside() as link:
         row = await link.connection.fetchrow("select tenant_id, status from charthold.find_tenant($1)", slug)
     return FoundTenant(row["tenant_id"], row["status"]) if row else None
+
+
+async def list_tenants() -> list[ListedTenant]:
+    """Every tenant, also the suspended and the closed, in the order of their slugs: for work that is done to each.
+
+    Asks as the schema's owner; raises ``ConfigurationError`` when the login is not that.
+    """
+    async with engine().as_owner() as connection:
+        try:
+            rows = await connection.fetch(
+                "select tenant_id, status, slug, charthold.find_principal(tenant_id, 'admin') as admin_id"
+                " from charthold.tenant_directory order by slug"
+            )
+        except asyncpg.InsufficientPrivilegeError:
+            raise ConfigurationError(
+                "The tenants are listed by the owner of the schema. Set DATABASE_OWNER_URL to the owner's login."
+            ) from None
+    return [ListedTenant(**row) for row in rows]
 
 
 async def find_admin(tenant: UUID) -> UUID:

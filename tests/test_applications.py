@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 from piccolo.apps.user.tables import BaseUser
 
+from core import ConfigurationError, list_tenants, set_tenant_status
 from core.engine import ChartholdEngine
 from core.errors import ScopeError
 from core.schema import declarations, objects_of
@@ -26,7 +27,7 @@ from tests.ledger import create
 from tests.test_playground import REPOSITORY, child
 
 PAGE = (REPOSITORY / "docs" / "applications.md").read_text(encoding="utf-8")
-CONF, MIDDLEWARE, PYDANTIC, TABLES, BROUGHT, FIXTURES, BUILDER = re.findall(
+CONF, MIDDLEWARE, PYDANTIC, TABLES, BROUGHT, EVERY_TENANT, FIXTURES, BUILDER = re.findall(
     r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
 )
 CONFIG = "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = session\nasyncio_default_test_loop_scope = session\n"
@@ -123,6 +124,46 @@ def test_tables_that_piccolo_brings_are_granted_by_the_app_that_uses_them(monkey
     assert [item.title for item in shared_objects("clinic")] == ["clinic_uses_piccolo_user"]
     assert objects_of(BaseUser) == ()
     assert {c._meta.name for c in BaseUser._meta.columns} > set(BaseUser.waived)
+
+
+async def test_what_no_migration_can_do_is_done_in_every_tenant_that_is_open(
+    lakeside: Clinic, hillside: Clinic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def phones(clinic: Clinic) -> list[str]:
+        async with clinic.as_admin():
+            return [row["phone"] or "" for row in await Client.select(Client.phone).order_by(Client.id)]
+
+    for clinic in (lakeside, hillside):
+        async with clinic.as_admin():
+            for at in range(101):
+                await Client(
+                    facility_id=clinic.facility,
+                    first_name="Cy",
+                    last_name=f"{at}",
+                    date_of_birth=date(2000, 1, 1),
+                    status="active",
+                    phone=" 617 555 0101",
+                ).save()
+    before = await phones(hillside)
+    await set_tenant_status(tenant=hillside.tenant, actor=hillside.admin, status="suspended", reason="test")
+    await ran(EVERY_TENANT)["tidy_phones"]()
+    assert capsys.readouterr().out == "hillside is suspended, and waits until it is open and has an admin\n"
+    assert not any(phone.startswith(" ") for phone in await phones(lakeside))
+    assert await phones(hillside) == before
+    await set_tenant_status(tenant=hillside.tenant, actor=hillside.admin, status="active", reason="test")
+    await ran(EVERY_TENANT)["tidy_phones"]()
+    assert not any(phone.startswith(" ") for phone in await phones(hillside))
+
+
+async def test_the_tenants_are_listed_by_the_owner_alone(
+    lakeside: Clinic, hillside: Clinic, database: ChartholdEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = {tenant.slug: (tenant.tenant_id, tenant.admin_id) for tenant in await list_tenants()}
+    assert listed == {"lakeside": (lakeside.tenant, lakeside.admin), "hillside": (hillside.tenant, hillside.admin)}
+    connect = type(database).connect
+    monkeypatch.setattr(type(database), "connect", lambda self, *, owner: connect(self, owner=False))
+    with pytest.raises(ConfigurationError, match="by the owner of the schema"):
+        await list_tenants()
 
 
 def test_tests_of_an_application_have_a_database_of_their_own_and_roll_back(

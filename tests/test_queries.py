@@ -381,7 +381,9 @@ async def test_an_argument_that_does_not_fit_is_named_by_its_column(lakeside: Cl
     }
     for what, query in queries.items():
         async with lakeside.as_clinician():
-            with pytest.raises(asyncpg.DataError, match=r'type (str|list), for "admitted_on", \$\d+, does not') as refused:
+            with pytest.raises(
+                asyncpg.DataError, match=r'type (str|list), for "admitted_on", \$\d+, does not'
+            ) as refused:
                 await query
             assert "Nguyen" not in str(refused.value), what
 

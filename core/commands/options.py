@@ -15,9 +15,8 @@ from uuid import UUID
 import asyncpg
 
 from core.commands.family import Failure, errors
-from core.engine import engine
 from core.errors import ConfigurationError
-from core.provision import FoundTenant, find_admin, find_tenant
+from core.provision import FoundTenant, find_admin, find_tenant, list_tenants
 from core.scope import scope
 from core.tables import User
 
@@ -64,26 +63,15 @@ async def by_slug(tenant: str, actor: str) -> dict[str, UUID]:
         return {tenant: (await existing_tenant(tenant)).tenant_id}
     if actor:
         raise Failure("--actor is a user of one tenant. Name the tenant too, as in --tenant=lakeside.")
-    async with engine().as_owner() as connection:
-        try:
-            rows = await connection.fetch("select slug, tenant_id from charthold.tenant_directory order by slug")
-        except asyncpg.InsufficientPrivilegeError:
-            raise ConfigurationError(
-                "The tenants are listed by the owner of the schema. Set DATABASE_OWNER_URL to the owner's login."
-            ) from None
-    return {row["slug"]: row["tenant_id"] for row in rows}
+    return {listed.slug: listed.tenant_id for listed in await list_tenants()}
 
 
 async def known_tenants() -> list[str]:
     """The slugs of all open tenants. Only the schema's owner may see them together; for others there are none."""
-    async with engine().as_owner() as connection:
-        try:
-            rows = await connection.fetch(
-                "select slug from charthold.tenant_directory where status in ('trial', 'active') order by slug"
-            )
-        except asyncpg.InsufficientPrivilegeError:
-            return []
-    return [row["slug"] for row in rows]
+    try:
+        return [listed.slug for listed in await list_tenants() if listed.is_open]
+    except ConfigurationError:
+        return []
 
 
 async def unknown_tenant(tenant: str) -> Failure:
