@@ -398,6 +398,20 @@ async def test_the_doctor_names_the_tables_of_a_copy_and_one_of_which_nobody_can
     assert "Nobody can tell whose the rows of Transplant are" in found.evidence
 
 
+@pytest.mark.parametrize(("told", "how"), [(True, "for select"), (True, "for all"), (False, "for update")])
+async def test_the_doctor_warns_of_a_policy_that_hides_rows_from_a_copy(
+    told: bool, how: str, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.registered.tables", lambda: [Facility, *EVERYTHING])
+    await owner.execute(f"create policy office_hours on set_visit as restrictive {how} using (true)")
+    try:
+        [found] = (await examine(["record_sets"])).findings
+    finally:
+        await owner.execute("drop policy office_hours on set_visit")
+    says = ("warn", "policy office_hours on public.set_visit") if told else ("pass", "")
+    assert (found.verdict, found.subject) == says
+
+
 # -- the command -----------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,8 @@ from core.tables import TenantTable
 __all__: list[str] = []
 
 REGISTER = "public.disclosure"
+# The restrictive policies of ours, which a copy knows of (core/access/policies.py).
+OURS = ("tenant_isolation", "facility_isolation", "select_everywhere")
 
 # Of the last years, withheld now, and withheld until they are too old to be asked for.
 DISCLOSURES = """
@@ -42,6 +44,14 @@ async def record_sets(live: Live, notes: Notes) -> None:
                 left_out.append(name)
         except ConfigurationError as error:
             notes.fail(str(error), subject=f"table {name}")
+    for title, policy in live.catalog["policy"].items():
+        hides = policy["restrictive"] and policy["command"] in ("all", "select") and policy["ident"] not in OURS
+        if hides and policy["on"] in parts:
+            notes.warn(
+                f"The policy {title} hides rows from a client's copy too, without a word.",
+                subject=f"policy {title}",
+                mend="Leave copies to users from whom it hides none.",
+            )
     notes.end(
         f"A client's copy has rows of {plural(len(parts), 'table')}: {', '.join(parts)}. Left out, because their "
         f"classes say so: {', '.join(left_out) or 'none'}."
