@@ -230,8 +230,9 @@ class ChartholdEngine(PostgresEngine):
         except asyncpg.UniqueViolationError as refused:
             self._note_what_is_told(refused)
             raise
-        if transaction is not None and plan.look is not None and not (plan.look.unless_shown and rows):
-            transaction.shown.append(plan.look.record(len(rows) if plan.returns else rows[0][0]))
+        if transaction is not None and plan.looks:
+            found = len(rows) if plan.returns else rows[0][0]
+            transaction.shown += [look.record(found) for look in plan.looks if not (look.unless_shown and rows)]
         if not plan.returns:
             if statement.counted:
                 _all_of(plan, rows)

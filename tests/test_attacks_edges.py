@@ -689,6 +689,36 @@ async def test_each_way_to_search_without_being_shown_anything_is_recorded(
     assert await searches(owner, reason) == [("client", {"columns": ["last_name"]})]
 
 
+BENEATH: dict[str, tuple[Callable[[], Any], list[str]]] = {
+    "beneath another": (lambda: Client.select(Client.id).where(Client.last_name == "nguyen", by_ssn()), ["last_name", "ssn"]),
+    "beneath a count": (lambda: Client.count().where(Client.last_name == "nguyen", by_ssn()), ["last_name", "ssn"]),
+    "beneath rows that are shown": (lambda: Client.select(Client.notes).where(Client.last_name == "nguyen", by_ssn()), ["ssn"]),
+    "beneath an update": (lambda: Client.update({Client.status: "active"}).where(Client.last_name == "nguyen", by_ssn()), ["last_name", "ssn"]),
+    "beneath a delete in vain": (lambda: in_vain(Client.delete().where(Client.last_name == "zorn", by_ssn())), ["last_name", "ssn"]),
+    "two beneath one": (lambda: Facility.exists().where(at_home(Client.mrn == "x"), at_home(Client.last_name == "y")), ["last_name", "mrn"]),
+    "in a batch": (lambda: batch_of(Client.select(Client.id).where(Client.last_name == "nguyen", by_ssn())), ["last_name", "ssn"]),
+    "in a batch of rows that are shown": (lambda: batch_of(Client.select(Client.notes).where(Client.last_name == "nguyen", by_ssn())), ["ssn"]),
+    "in a batch of nobody": (lambda: batch_of(Client.select(Client.notes).where(Client.last_name == "zorn", by_ssn())), ["last_name", "ssn"]),
+}  # fmt: skip
+
+
+def by_ssn() -> Any:
+    return Client.id.is_in(Client.select(Client.id).where(Client.ssn.ends_with("5017")))
+
+
+def at_home(condition: Any) -> Any:
+    return Facility.id.is_in(Client.select(Client.facility_id).where(condition))
+
+
+@pytest.mark.parametrize("way", BENEATH)
+async def test_each_search_of_a_statement_is_recorded(way: str, lakeside: Clinic, owner: asyncpg.Connection) -> None:
+    """Threat: a search that is hidden beneath another finds out what the log does not say."""
+    reason, (ask, searched) = f"beneath {uuid4()}", BENEATH[way]
+    async with lakeside.as_admin(reason):
+        await ask()
+    assert sorted(values["columns"] for _, values in await searches(owner, reason)) == [[name] for name in searched]
+
+
 @pytest.mark.parametrize("way", ["insert", "several", "update", "savepoint", "rolled back"])
 async def test_who_is_refused_a_value_that_somebody_has_is_on_record(
     way: str, lakeside: Clinic, owner: asyncpg.Connection

@@ -29,6 +29,7 @@ from piccolo.table import Table
 
 import core.engine
 import core.statements.late
+import core.wire.database
 from core import transaction
 from core.engine import ChartholdEngine
 from core.errors import ChartholdError, ProtectedQueryError
@@ -434,7 +435,7 @@ async def end_by_a_connection_lost_while_it_is_recorded(w: World, owner: asyncpg
 
 async def end_where_the_server_has_no_connection_left(w: World, owner: asyncpg.Connection) -> Any:
     """The connection is lost, and others take all that there are for a moment."""
-    begin_session, refused = core.engine.begin_session, 0
+    begin_session, refused = core.wire.database.begin_session, 0
 
     async def after_a_while(*given: Any, **how: Any) -> asyncpg.Connection:
         nonlocal refused
@@ -443,7 +444,7 @@ async def end_where_the_server_has_no_connection_left(w: World, owner: asyncpg.C
             raise (asyncpg.TooManyConnectionsError, asyncpg.CrashShutdownError)[refused - 1]("sorry")
         return await begin_session(*given, **how)
 
-    with patch("core.engine.begin_session", after_a_while), pytest.raises(ZeroDivisionError):
+    with patch("core.wire.database.begin_session", after_a_while), pytest.raises(ZeroDivisionError):
         async with transaction() as unit:
             rows = await Patient.select(Patient.name).where(w.mine)
             unit.connection.terminate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +17,7 @@ from core.statements.arguments import bind, needs_keys
 from core.statements.explain import explain
 from core.statements.late import record_after
 from core.statements.plan import Plan, RawPlan, open_rows
-from core.statements.shown import Record
+from core.statements.shown import Look, Record
 from core.statements.transactions import to_the_end
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Batch(BaseBatch):
         self._keys: TenantKeys | None = None
         # The records of rows that were shown, to be written again should the server take them back.
         self._shown: list[Record] = []
+        self._found = False
         self._broken = False
 
     async def __aenter__(self) -> Self:
@@ -65,9 +67,7 @@ class Batch(BaseBatch):
             await self._transaction.start()
             if scope is not None:
                 await self._engine.set_scope(link, scope)
-            look = self._plan.look if self._plan is not None else None
-            if look is not None and not look.unless_shown:
-                await self._record(link, [look.record(None)])
+            await self._record(link, [look.record(None) for look in self._looks if not look.unless_shown])
             self._cursor = await link.connection.cursor(sql, *arguments)
         except BaseException as error:
             await self._end(failed=True)
@@ -75,6 +75,10 @@ class Batch(BaseBatch):
                 raise explain(error) from None
             raise
         return self
+
+    @property
+    def _looks(self) -> Sequence[Look]:
+        return () if self._plan is None else self._plan.looks
 
     def __aiter__(self) -> Self:
         return self
@@ -91,10 +95,10 @@ class Batch(BaseBatch):
         try:
             rows = await self._cursor.fetch(self._size)
             if not rows:
-                look = self._plan.look if self._plan is not None else None
-                if look is not None and look.unless_shown and not self._shown:
-                    await self._record(self._link, [look.record(0)])
+                if not self._found:
+                    await self._record(self._link, [look.record(0) for look in self._looks if look.unless_shown])
                 raise StopAsyncIteration
+            self._found = True
             shown = rows
             if self._plan is not None:
                 # No record, no rows: the record is written in the cursor's transaction, before anything is opened.

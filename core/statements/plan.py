@@ -5,8 +5,8 @@ Query classes plan, the engine executes, and the rows are opened here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from piccolo.querystring import QueryString
@@ -34,7 +34,7 @@ class Statement:
     ``outputs``: how many of the columns that come back are the caller's; the ids behind them are ours.
     ``returns``: False for a statement without rows, such as an update without RETURNING; ``counted``: its tag says how
     many rows it wrote.
-    ``look``: what is recorded once, whatever is shown; or None.
+    ``looks``: what is recorded once each, whatever is shown.
     ``trusted``: False when it could leave something in its session; the connection is then closed after use.
     """
 
@@ -47,7 +47,7 @@ class Statement:
     outputs: int | None
     returns: bool
     counted: bool
-    look: Look | None
+    looks: tuple[Look, ...]
     trusted: bool
 
 
@@ -60,7 +60,7 @@ class Plan(QueryString):
         "expected",
         "joined",
         "keep",
-        "look",
+        "looks",
         "more",
         "opened",
         "outputs",
@@ -80,7 +80,8 @@ class Plan(QueryString):
     ) -> None:
         super().__init__(template, *args)
         # What is recorded when asking is itself an action: reading the log, or searching for a value that is not shown.
-        self.look = look or _look_of(self)
+        # Threat: a search beneath another finds out as much, so each is recorded.
+        self.looks = tuple(dict.fromkeys((look, *_looks_beneath(self)) if look else _looks_beneath(self)))
         # Which rows are shown, judged by their opened values; None: all.
         self.keep = keep
         self.opened = tuple(opened)
@@ -116,7 +117,7 @@ class Plan(QueryString):
         plan.keep = None
         plan.answer = []
         plan.more = None
-        plan.look = statement.look
+        plan.looks = statement.looks
         plan._statement = statement
         return plan
 
@@ -138,12 +139,12 @@ class Plan(QueryString):
                 sql=sql,
                 gated=self._gated(sql, len(arguments), single=single),
                 relaxed=self._gated(sql, len(arguments), single=single, relaxed=True),
-                grouped=self._grouped(sql, len(arguments)) if single and trusted and not self.look else ("", ""),
+                grouped=self._grouped(sql, len(arguments)) if single and trusted and not self.looks else ("", ""),
                 opened=self.opened,
                 outputs=self.outputs,
                 returns=self.returns,
-                counted=bool(self.joined) and not self.look,
-                look=self.look,
+                counted=bool(self.joined) and not self.looks,
+                looks=self.looks,
                 trusted=trusted,
             )
         return self._statement, arguments
@@ -171,8 +172,8 @@ class Plan(QueryString):
         gate = f"(select pg_catalog.set_config('charthold.scope', ${arguments + 1}, true){forget}) is not null"
         if not self.returns:
             # A write that searches for a value records the search, and how many rows it found.
-            if self.look is not None:
-                looked = f"{self.look.call} is not null"
+            if self.looks:
+                looked = " and ".join(f"{look.call} is not null" for look in self.looks)
                 return f"with r as ({sql}\n returning 1) select count(*) from r where {gate} having {looked}"
             if self.joined:
                 # Policies look at the rows that an INSERT's select made, or that were found for an update or delete,
@@ -183,8 +184,7 @@ class Plan(QueryString):
             return f"with r as ({sql}\n) select {member or '1'} where {gate}"
         materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
         records = "".join(f" and {opened.call(single=single)} is not null" for opened in self.opened)
-        if self.look is not None:
-            records += f" and {self.look.call} is not null"
+        records += "".join(f" and {look.call} is not null" for look in self.looks)
         if relaxed and materialized and records and answers_only(sql):
             records = " and (select pg_catalog.set_config('synchronous_commit', 'off', true)) is not null" + records
         shown = f"*, {member}" if member else "*"
@@ -239,11 +239,10 @@ def _document(value: Any) -> Any:
     return JSONDict(**value) if type(value) is dict else value
 
 
-def _look_of(query: QueryString) -> Look | None:
-    """What a query inside this one looks at."""
+def _looks_beneath(query: QueryString) -> Iterator[Look]:
+    """What the queries inside this one look at. Their rows are not shown."""
     for argument in query.args:
-        if isinstance(argument, QueryString):
-            found = argument.look if isinstance(argument, Plan) else _look_of(argument)
-            if found is not None:
-                return found
-    return None
+        if isinstance(argument, Plan):
+            yield from (replace(look, unless_shown=False) for look in argument.looks)
+        elif isinstance(argument, QueryString):
+            yield from _looks_beneath(argument)
