@@ -20,7 +20,7 @@ from core.scope import Scope, current_scope, scope
 if TYPE_CHECKING:
     from core.audit.history import Change, Sighting
     from core.audit.record import record, record_failed_login
-    from core.audit.recorded import ALTERED, DESTROYED
+    from core.audit.recorded import ALTERED, DESTROYED, WITHHELD
     from core.compliance.disclosures import Disclosure, accounting_of_disclosures
     from core.compliance.emergencies import Emergency, break_glass
     from core.compliance.record_sets import RecordSet, record_set
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALTERED",
     "DESTROYED",
+    "WITHHELD",
     "Change",
     "ChartholdError",
     "ConfigurationError",
@@ -82,6 +83,7 @@ LATE = {
     "ProvisionedTenant": "core.provision",
     "RecordSet": "core.compliance.record_sets",
     "Sighting": "core.audit.history",
+    "WITHHELD": "core.audit.recorded",
     "Transaction": "core.statements.transactions",
     "accounting_of_disclosures": "core.compliance.disclosures",
     "break_glass": "core.compliance.emergencies",

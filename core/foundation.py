@@ -51,6 +51,7 @@ CALLABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "refuse_unreadable": ("()", ()),
     "scope": ("()", BOTH),
     "set_tenant_status": ("(uuid, uuid, text, text)", ()),
+    "shown_to": ("(text, text[])", BOTH),
     "sign_as": ("(uuid, text, text)", ()),
     "sign": ("(uuid, uuid, text)", ()),
     "stand": ("()", ()),

@@ -12,6 +12,7 @@ from piccolo.query import Insert, Update
 from piccolo.table import Table
 
 from core.access.facilities import narrowing
+from core.access.minimum import check_shown_to
 from core.access.permissions import Command
 from core.audit.mixin import Audited
 from core.class_rules import refuse_columns, refuse_for_ever, refuse_misspelt, refuse_namesake
@@ -45,6 +46,8 @@ class ProtectedTable(Table):
     declares: ClassVar[Sequence[SchemaObject]] = ()
     # Columns that look like one of the identifiers of 164.514(b)(2), or are one, and stay plain: column -> why.
     waived: ClassVar[Mapping[str, str]] = {}
+    # Encrypted columns whose plaintext is not for every role that sees the row: column -> roles.
+    shown_to: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     # Whether a query of it is an ``audit_read``, to be recorded whatever it shows.
     reading_is_recorded: ClassVar[bool] = False
     # The commands that are not for users who are bound to facilities.
@@ -88,6 +91,7 @@ class ProtectedTable(Table):
         super().__init_subclass__(**kwargs)
         cls._layout = Layout(cls._meta.columns)
         refuse_columns(cls)
+        check_shown_to(cls)
 
     @classmethod
     def of_row(cls, row: dict[str, Any]) -> Self:

@@ -1183,6 +1183,24 @@ $$""",
     )
 
     manager.add_function(
+        name="charthold.shown_to",
+        signature="(text, text[])",
+        source="""-- Whether the role of the open scope's user is one of these, to whom something is shown; for any other it raises.
+create function charthold.shown_to(what text, roles text[]) returns boolean
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if charthold.actor_role() = any (roles) then
+        return true;
+    end if;
+    raise exception using errcode = 'CH024', message = format('%s: for %s', what, array_to_string(roles, ', '));
+end
+$$""",
+        execute_to=("app_runtime", "app_auditor"),
+    )
+
+    manager.add_function(
         name="charthold.sign",
         signature="(uuid, uuid, text)",
         source="""-- A token for a user of the tenant, as charthold.sign_as() says.

@@ -18,6 +18,7 @@ from piccolo.apps.user.tables import BaseUser
 from core import ConfigurationError, list_tenants, set_tenant_status
 from core.engine import ChartholdEngine
 from core.errors import ScopeError
+from core.queries.shape import SHAPES
 from core.schema import declarations, objects_of
 from core.schema.declarations import shared_objects
 from core.tables import Client
@@ -27,7 +28,7 @@ from tests.ledger import create
 from tests.test_playground import REPOSITORY, child
 
 PAGE = (REPOSITORY / "docs" / "applications.md").read_text(encoding="utf-8")
-CONF, MIDDLEWARE, PYDANTIC, TABLES, BROUGHT, EVERY_TENANT, FIXTURES, BUILDER = re.findall(
+CONF, MIDDLEWARE, SHOWN_TO, PYDANTIC, TABLES, BROUGHT, EVERY_TENANT, FIXTURES, BUILDER = re.findall(
     r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
 )
 CONFIG = "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = session\nasyncio_default_test_loop_scope = session\n"
@@ -105,6 +106,20 @@ async def test_a_model_of_what_is_given_makes_a_row(lakeside: Clinic) -> None:
         assert (cy.tenant_id, cy.created_at) == (lakeside.tenant, None)
         await cy.refresh()
         assert cy.created_at is not None
+
+
+async def test_a_column_of_ours_is_for_the_roles_that_the_application_names(
+    lakeside: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "shown_to", {})  # put back afterwards
+    SHAPES.clear()
+    ran(SHOWN_TO)
+    async with lakeside.as_clinician():
+        with pytest.raises(ScopeError, match=r"ssn of client: for admin, billing"):
+            await Client.objects().first()
+        mine = Client.select(Client.notes).where(Client.id == lakeside.client)
+        assert await mine == [{"notes": "afraid of needles"}]
+    SHAPES.clear()
 
 
 async def test_a_catalogue_stands_beside_the_tables_of_tenants(lakeside: Clinic, database: ChartholdEngine) -> None:

@@ -6,15 +6,16 @@ a read of the row: the history of a record is the record.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from uuid import UUID
 
+from core.access.minimum import shown_to
 from core.audit.record import record
-from core.audit.recorded import ALTERED, DESTROYED, Opener, sealed_anew
+from core.audit.recorded import ALTERED, DESTROYED, WITHHELD, Opener, sealed_anew
 from core.audit.stream import NOT_A_READER, READS_THE_LOG
 from core.columns import Encrypted
 from core.crypto.keyring import MissingKeyError
@@ -94,7 +95,8 @@ async def history(
 
     Works for a row that was deleted. The scope's role must be allowed to read the log, and the row while it exists.
     A field that was sealed anew, as by a rotation of keys, keeps its value and is left out; the log itself has it. What
-    was sealed under a key that is destroyed is told as ``DESTROYED``, and what was never sealed as ``ALTERED``.
+    was sealed under a key that is destroyed is told as ``DESTROYED``, what was never sealed as ``ALTERED``, and what is
+    not shown to the scope's role as ``WITHHELD``.
     A value whose blind index was changed by hand is told, though it is the same before and after.
     """
     check_times(since, until)
@@ -132,7 +134,7 @@ async def rows_as_of(table: type[Row], time: datetime) -> list[Row]:
         await check_reader()
         await record("audit_read", table=table)
         rows = await engine().run_plan(plan)
-        opener = await _recorded(table, [row["record_id"] for row in rows])
+        opener = await _recorded(table, [row["record_id"] for row in rows], await _withheld(table))
         return [
             table(id=row["record_id"], _exists_in_db=True, **await opener.values(row["record_id"], row["document"]))
             for row in rows
@@ -161,6 +163,10 @@ async def revert(row: TenantTable, to: datetime) -> None:
                 now |= change.new
                 if change.occurred_at <= to:
                     past = dict(now)
+        if withheld := sorted(name for name, value in (past or {}).items() if value is WITHHELD):
+            raise ScopeError(
+                f"Nothing was reverted: your role is not shown {', '.join(withheld)}. Let somebody do it who is."
+            )
         if past is None:
             raise ProtectedQueryError(
                 f"There was no such {table.__name__} at that time, so there is nothing to go back to."
@@ -216,9 +222,10 @@ async def _changes(
     after_time, after_id = since or EVER, UUID(int=0)
     async with engine().transaction():
         await check_reader()
-        if not _sealed(table):
+        withheld = await _withheld(table)
+        if not _sealed(table, withheld):
             await record("audit_read", table=table, record_id=row_id)
-        opener = await _recorded(table, [row_id])
+        opener = await _recorded(table, [row_id], withheld)
         while True:
             plan = Plan(
                 "select id, occurred_at, action_type as action, user_id, reason, request_id,"
@@ -232,7 +239,7 @@ async def _changes(
             )  # fmt: skip
             rows = await engine().run_plan(plan)
             for row in rows:
-                anew = sealed_anew(table, row["old"], row["new"], row.pop("changed_columns") or ())
+                anew = sealed_anew(table, row["old"], row["new"], row.pop("changed_columns") or (), withheld)
                 # Nothing opened gets a name here: it would stand in the frame of an error about the next record.
                 yield Change(**row | {end: await opener.values(row_id, row[end]) for end in ("old", "new")}), anew
             if len(rows) < PAGE:
@@ -263,21 +270,32 @@ def _told(change: Change, anew: set[str]) -> Change | None:
     return replace(change, old=old, new=new) if moved else None
 
 
-def _sealed(table: type[TenantTable]) -> list[str]:
-    return sorted(c._meta.db_column_name for c in table._meta.columns if isinstance(c, Encrypted))
+async def _withheld(table: type[TenantTable]) -> set[str]:
+    """The columns that are not shown to the scope's role."""
+    asked = shown_to(column for column in table._meta.columns if isinstance(column, Encrypted))
+    if not asked:
+        return set()
+    [row] = await engine().run_plan(Plan("select charthold.actor_role() as role"))
+    return {name for columns, roles in asked if row["role"] not in roles for name in columns}
 
 
-async def _recorded(table: type[TenantTable], rows: list[UUID]) -> Opener:
+def _sealed(table: type[TenantTable], withheld: Collection[str]) -> list[str]:
+    """The encrypted columns that are opened, as the database calls them."""
+    columns = [c for c in table._meta.columns if isinstance(c, Encrypted) and c._meta.name not in withheld]
+    return sorted(column._meta.db_column_name for column in columns)
+
+
+async def _recorded(table: type[TenantTable], rows: list[UUID], withheld: Collection[str]) -> Opener:
     """Record that the rows are shown; only then what opens them."""
-    sealed, scope = _sealed(table), current_scope()
+    sealed, scope = _sealed(table, withheld), current_scope()
     if not sealed or not rows:
-        return Opener(table, scope, None)
+        return Opener(table, scope, None, withheld)
     name = table._meta.tablename
     await engine().run_plan(
         Plan("select charthold.record_read({}, {}::uuid[], {}::text[]) as shown", name, rows, sealed)
     )
     engine().note(Record.of_rows(name, rows, sealed))
     try:
-        return Opener(table, scope, await engine().keys_of(scope))
+        return Opener(table, scope, await engine().keys_of(scope), withheld)
     except MissingKeyError:  # the tenant is shredded; who did what and when remains
-        return Opener(table, scope, None)
+        return Opener(table, scope, None, withheld)

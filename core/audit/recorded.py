@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from core.crypto.keyring import TenantKeys
     from core.tenant_table import TenantTable
 
-__all__ = ["ALTERED", "DESTROYED", "Opener", "sealed_anew"]
+__all__ = ["ALTERED", "DESTROYED", "WITHHELD", "Opener", "sealed_anew"]
 
 
 class Lost:
@@ -42,10 +42,16 @@ class Lost:
 DESTROYED = Lost("key destroyed")
 # It was never sealed for this row: somebody wrote it by hand.
 ALTERED = Lost("altered by hand")
+# It is not shown to the role that asks (``shown_to`` of its table).
+WITHHELD = Lost("not shown to this role")
 
 
-def sealed_anew(table: type[TenantTable], old: str | None, new: str | None, changed: Sequence[str]) -> set[str]:
+def sealed_anew(
+    table: type[TenantTable], old: str | None, new: str | None, changed: Sequence[str], withheld: Collection[str] = ()
+) -> set[str]:
     """The encrypted columns that an update may have written without another value.
+
+    Of those that are ``withheld`` the values cannot be compared: such a one has another value, or a later key.
 
     Threat: an old envelope is put back by hand, and with it the hashes of somebody else: nothing to be seen in the
     value, and searches find another patient. Hashes change with the value, or with the key: under a later version.
@@ -64,7 +70,7 @@ def sealed_anew(table: type[TenantTable], old: str | None, new: str | None, chan
         for column in table._meta.columns
         if isinstance(column, Encrypted)
         and (
-            column._meta.name not in by_hand
+            (column._meta.name not in by_hand and column._meta.name not in withheld)
             or _version(before, column._meta.db_column_name) < _version(after, column._meta.db_column_name)
         )
     }
@@ -78,8 +84,11 @@ def _version(document: Mapping[str, Any], name: str) -> int:
 class Opener:
     """Makes Python values of recorded documents, each of the type that its column has."""
 
-    def __init__(self, table: type[TenantTable], scope: Scope, keys: TenantKeys | None) -> None:
+    def __init__(
+        self, table: type[TenantTable], scope: Scope, keys: TenantKeys | None, withheld: Collection[str] = ()
+    ) -> None:
         self._table = table
+        self.withheld = withheld
         self._scope = scope
         self._keys = keys
         self._destroyed: set[int | None] = set()
@@ -110,6 +119,8 @@ class Opener:
             return None
         if not isinstance(column, Encrypted):
             return _plain(column, value)
+        if column._meta.name in self.withheld:
+            return WITHHELD
         if self._keys is None:
             return DESTROYED
         sealer = self._keys.sealer(self._table._meta.tablename, column._meta.db_column_name, column.kind)

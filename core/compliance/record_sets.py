@@ -20,8 +20,10 @@ from piccolo.custom_types import Combinable
 from piccolo.table import Table
 
 from core.access.facilities import decisive
+from core.access.minimum import shown_to
 from core.access.permissions import EMERGENCY, roles_for
 from core.audit.record import record
+from core.columns import Encrypted
 from core.engine import engine
 from core.errors import ConfigurationError, ProtectedQueryError
 from core.registered import tenant_tables
@@ -150,6 +152,13 @@ async def _refuse_gaps(parts: Iterable[type[TenantTable]]) -> None:
                 f"The role {actor.role} does not see {table.__name__}, which is a part of the record. "
                 + (f"Let somebody ask who is: {', '.join(able)}." if able else "Leave it out: in_record_set = False.")
             )
+        copied = table.all_columns([c for c in table._meta.columns if c._meta.secret])
+        for columns, roles in shown_to(column for column in copied if isinstance(column, Encrypted)):
+            if actor.role not in roles:
+                raise ProtectedQueryError(
+                    f"The role {actor.role} is not shown {', '.join(columns)} of {table.__name__}, which is a part of "
+                    f"the record. Let somebody ask who is: {', '.join(r for r in roles if r in able) or 'no role is'}."
+                )
 
 
 async def _refuse_lost(table: type[TenantTable], ways: Sequence[Column], found: list[UUID]) -> None:

@@ -37,6 +37,7 @@ RULES: dict[str, str] = {
     "164.308(a)(1)(ii)(D)": "Activity review",
     "164.308(a)(5)(ii)(B)": "Malicious software: updates",
     "164.316(b)(2)(i)": "Audit log kept six years",
+    "164.502(b)": "Minimum necessary",
     "164.524": "Access of individuals to their records",
     "164.528": "Accounting of disclosures",
 }

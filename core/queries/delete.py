@@ -11,7 +11,8 @@ from piccolo.querystring import QueryString
 
 from core.crypto.derive import forgetful
 from core.queries.quiet import Kept
-from core.queries.returning import look_of, returning_plan, returning_shape
+from core.queries.returning import returning_plan, returning_shape
+from core.queries.searches import looks_of
 from core.queries.shape import SHAPES, NoShapeError, where_shape
 from core.queries.where import exact, pin
 from core.statements.plan import Plan
@@ -42,5 +43,5 @@ class TenantDelete(Kept, Delete):
     def _compile(self, where: Combinable, *, joined: Literal["", "and"] = "") -> Plan:
         table = self.table._meta.get_formatted_tablename()
         statement = QueryString(f"DELETE FROM {table} WHERE {{}}", where.querystring_for_update_and_delete)
-        look = look_of(self.table, where)
-        return returning_plan(statement, self.returning_delegate._returning, joined=joined, look=look)
+        looks = looks_of(where)
+        return returning_plan(statement, self.returning_delegate._returning, joined=joined, looks=looks)

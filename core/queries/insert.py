@@ -69,8 +69,8 @@ class TenantInsert(Kept, Insert[Any]):
             # Whether there is a conflict tells whether the value is there.
             table: Any = self.table
             columns = unique_by_hash(table)
-            look = Look("search", self.table._meta.tablename, columns) if columns else None
-            return [returning_plan(statement, returning, look=look)]
+            looks = [Look("search", self.table._meta.tablename, columns)] if columns else []
+            return [returning_plan(statement, returning, looks=looks)]
         # We made the ids. To have them returned is to read, and the policies would be asked about that too.
         if not returns_ids:
             return [self._plan(rows, returning)]

@@ -27,10 +27,12 @@ from piccolo.query.mixins import (
 from piccolo.querystring import QueryString, Selectable
 from piccolo.table import Table
 
+from core.access.minimum import shown_to
 from core.columns import BlindIndex, Encrypted
 from core.crypto.derive import forgetful_later
 from core.errors import ProtectedQueryError
 from core.queries.quiet import Kept, QuietCreate, QuietGetOrCreate, QuietJSON, QuietList
+from core.queries.searches import looks_of
 from core.queries.shape import SHAPES, NoShapeError, columns_shape, where_shape
 from core.queries.where import (
     Approximate,
@@ -40,7 +42,6 @@ from core.queries.where import (
     pin,
     refuse_computed,
     refuse_encrypted,
-    searched,
 )
 from core.schema import Index
 from core.statements.plan import Plan, RawPlan
@@ -114,12 +115,10 @@ class TenantSelect(Kept, Select[Any]):
         theirs: Any = Select.default_querystrings
         statement = theirs.fget(planned)[0]
         keep = _judge(found, len(selected)) if found else None
-        look = None
+        looks = looks_of(where, unless_shown=bool(opened))
         if getattr(self.table, "reading_is_recorded", False):
-            look = Look("audit_read", self.table._meta.tablename)
-        elif columns := searched(where):
-            look = Look("search", self.table._meta.tablename, columns, unless_shown=bool(opened))
-        return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep, look=look)
+            looks.append(Look("audit_read", self.table._meta.tablename))
+        return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep, looks=looks)
 
     def _ordered_by_tenant(self) -> OrderByDelegate:
         """The order, with the tenant put before it, so that an index which begins with the tenant is read in its order.
@@ -344,6 +343,7 @@ def opened_columns(selected: Sequence[Any]) -> tuple[list[Opened], list[Column]]
                 row=at,
                 positions=tuple(position for position, _ in found),
                 columns=tuple((column._meta.db_column_name, column.kind) for _, column in found),
+                shown_to=shown_to(column for _, column in found),
             )
         )
     return opened, rows

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 from piccolo.columns import Column
-from piccolo.custom_types import Combinable
 from piccolo.query.mixins import Returning
 from piccolo.querystring import QueryString
-from piccolo.table import Table
 
 from core.columns import FIXED, BlindIndex, Inet
 from core.errors import ProtectedQueryError
 from core.queries.read import opened_columns
 from core.queries.shape import columns_shape
-from core.queries.where import searched
 from core.statements.plan import Plan
 from core.statements.shown import Look
 
-__all__ = ["look_of", "refuse_fixed", "returning_plan", "returning_shape"]
+__all__ = ["refuse_fixed", "returning_plan", "returning_shape"]
 
 
 def refuse_fixed(column: Column) -> None:
@@ -28,12 +25,6 @@ def refuse_fixed(column: Column) -> None:
         raise ProtectedQueryError(
             f"{column._meta.name} is kept by Charthold and cannot be set. Leave it out of the update."
         )
-
-
-def look_of(table: type[Table], where: Combinable) -> Look | None:
-    """The search that a write makes: what it changes or returns tells whether the value is there."""
-    columns = searched(where)
-    return Look("search", table._meta.tablename, columns) if columns else None
 
 
 class Returned(Returning):
@@ -57,18 +48,18 @@ def returning_plan(
     returning: Returning | None,
     *,
     joined: Literal["", "where", "and"] = "",
-    look: Look | None = None,
+    looks: Sequence[Look] = (),
 ) -> Plan:
     """The statement with its RETURNING clause; what it returns is opened and recorded as any other read."""
     if returning is None:
-        return Plan("{}", statement, returns=False, joined=joined, look=look)
+        return Plan("{}", statement, returns=False, joined=joined, looks=looks)
     columns = list(returning.columns)
     for column in columns:
         if isinstance(column, BlindIndex):
             column.refuse("show them")
     opened, rows = opened_columns(columns)
     clause = Returned(columns=[*columns, *rows]).querystring
-    return Plan("{}{}", statement, clause, opened=opened, outputs=len(columns), look=look)
+    return Plan("{}{}", statement, clause, opened=opened, outputs=len(columns), looks=looks)
 
 
 def returning_shape(returning: Returning | None) -> Hashable:

@@ -22,7 +22,8 @@ from core.crypto.values import Kind
 from core.errors import ProtectedQueryError
 from core.queries.cells import PLAIN, index_argument, indexes_of, placeholder, plain, source
 from core.queries.quiet import Kept, QuietValues
-from core.queries.returning import look_of, refuse_fixed, returning_plan, returning_shape
+from core.queries.returning import refuse_fixed, returning_plan, returning_shape
+from core.queries.searches import looks_of
 from core.queries.shape import SHAPES, NoShapeError, is_computed, where_shape
 from core.queries.where import exact, finds_one, pin, pinned_id
 from core.scope import current_scope
@@ -136,8 +137,8 @@ class TenantUpdate(Kept, Update[Any]):
             *arguments,
             where.querystring_for_update_and_delete,
         )
-        look = None if source else look_of(self.table, where)  # reading the ids has recorded it
-        return returning_plan(statement, self.returning_delegate._returning, joined=joined, look=look)
+        looks = [] if source else looks_of(where)  # reading the ids has recorded it
+        return returning_plan(statement, self.returning_delegate._returning, joined=joined, looks=looks)
 
     def _meaning(self, values: dict[Column, Any]) -> Written:
         table: type[Table] = self.table

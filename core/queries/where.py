@@ -48,7 +48,6 @@ __all__ = [
     "protect",
     "refuse_computed",
     "refuse_encrypted",
-    "searched",
 ]
 
 
@@ -247,15 +246,6 @@ def pinned_id(table: type[Table], where: Combinable | None) -> UUID | None:
     ):
         return where.value
     return None
-
-
-def searched(where: Combinable | None) -> tuple[str, ...]:
-    """The encrypted columns that a protected condition searches by their blind indexes."""
-    if isinstance(where, (And, Or)):
-        return tuple(sorted({*searched(where.first), *searched(where.second)}))
-    if isinstance(where, Where) and isinstance(where.column, BlindIndex):
-        return where.column.of
-    return ()
 
 
 def finds_one(table: type[Table], where: Combinable | None) -> bool:

@@ -67,9 +67,11 @@ class Batch(BaseBatch):
             await self._transaction.start()
             if scope is not None:
                 await self._engine.set_scope(link, scope)
+            await self._ask_who_is_shown()
             await self._record(link, [look.record(None) for look in self._looks if not look.unless_shown])
             self._cursor = await link.connection.cursor(sql, *arguments)
         except BaseException as error:
+            self._broken = self._transaction is not None  # nothing was shown, so there is nothing to keep
             await self._end(failed=True)
             if isinstance(error, asyncpg.PostgresError):
                 raise explain(error) from None
@@ -102,6 +104,7 @@ class Batch(BaseBatch):
             shown = rows
             if self._plan is not None:
                 # No record, no rows: the record is written in the cursor's transaction, before anything is opened.
+                await self._ask_who_is_shown()
                 if not self._plan.opened:
                     # The policies were asked when the cursor was opened. A user who was locked since is refused here.
                     await self._link.connection.fetchval("select charthold.tenant_id()")
@@ -129,6 +132,12 @@ class Batch(BaseBatch):
     ) -> bool:
         await self._end(failed=exception is not None)
         return False
+
+    async def _ask_who_is_shown(self) -> None:
+        """Refuse a role to whom the rows, or the searches for them, are not for."""
+        assert self._link is not None
+        for gate in self._plan.gates if self._plan is not None else ():
+            await self._link.connection.fetchval(f"select {gate}")
 
     async def _record(self, link: Link, records: list[Record]) -> None:
         for record in records:

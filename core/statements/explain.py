@@ -89,7 +89,7 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
         "The row belongs to another tenant than the scope. Change each tenant's rows in a scope of its own.",
     ),
 }
-DENIED, SYNTAX, NO_STATEMENT = "42501", "42601", "26000"
+DENIED, NOT_SHOWN, SYNTAX, NO_STATEMENT = "42501", "CH024", "42601", "26000"
 TOO_LARGE = "user_action_audit_log_size"
 # Messages of these classes name objects, never values.
 NAMES_ONLY = ("23", "40", "42", "25", "53", "55", "57", "08", "0A", "28", "3D", "3F")
@@ -148,6 +148,11 @@ def explain(error: asyncpg.PostgresError, arguments: Sequence[Any] = (), sql: st
         kind, remedy = OURS[state]
         return kind(remedy)
     said = error.args[0] if error.args else state
+    if state == NOT_SHOWN:
+        return ScopeError(
+            f"The scope's role is not shown what was asked for ({said}), nor told who has it. Select the columns that "
+            "it needs; shown_to on the table's class says which."
+        )
     if state == DENIED and "permission denied" not in said:
         return ScopeError(
             f"The scope's role may not do that: {said}. The permission matrix is core/access/permissions.py."

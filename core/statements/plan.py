@@ -76,12 +76,12 @@ class Plan(QueryString):
         returns: bool = True,
         joined: Literal["", "where", "and"] = "",
         keep: Callable[[Sequence[Any]], bool] | None = None,
-        look: Look | None = None,
+        looks: Sequence[Look] = (),
     ) -> None:
         super().__init__(template, *args)
         # What is recorded when asking is itself an action: reading the log, or searching for a value that is not shown.
         # Threat: a search beneath another finds out as much, so each is recorded.
-        self.looks = tuple(dict.fromkeys((look, *_looks_beneath(self)) if look else _looks_beneath(self)))
+        self.looks = tuple(dict.fromkeys((*looks, *_looks_beneath(self))))
         # Which rows are shown, judged by their opened values; None: all.
         self.keep = keep
         self.opened = tuple(opened)
@@ -149,6 +149,12 @@ class Plan(QueryString):
             )
         return self._statement, arguments
 
+    @property
+    def gates(self) -> list[str]:
+        """What asks whether the role is shown what the statement opens or searches by."""
+        asked: tuple[Opened | Look, ...] = (*self.opened, *self.looks)
+        return list(dict.fromkeys(gate for each in asked for gate in each.gates))
+
     def _grouped(self, sql: str, arguments: int) -> tuple[str, str]:
         member = f"${arguments + 2}::int4 as charthold_member"
         durable = self._gated(sql, arguments, single=True, member=member)
@@ -173,7 +179,7 @@ class Plan(QueryString):
         if not self.returns:
             # A write that searches for a value records the search, and how many rows it found.
             if self.looks:
-                looked = " and ".join(f"{look.call} is not null" for look in self.looks)
+                looked = " and ".join([*self.gates, *(f"{look.call} is not null" for look in self.looks)])
                 return f"with r as ({sql}\n returning 1) select count(*) from r where {gate} having {looked}"
             if self.joined:
                 # Policies look at the rows that an INSERT's select made, or that were found for an update or delete,
@@ -183,12 +189,13 @@ class Plan(QueryString):
             # run even if the gate were shut, but set_config() is never null.
             return f"with r as ({sql}\n) select {member or '1'} where {gate}"
         materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
+        allowed = "".join(f" and {asked}" for asked in self.gates)
         records = "".join(f" and {opened.call(single=single)} is not null" for opened in self.opened)
         records += "".join(f" and {look.call} is not null" for look in self.looks)
         if relaxed and materialized and records and answers_only(sql):
             records = " and (select pg_catalog.set_config('synchronous_commit', 'off', true)) is not null" + records
         shown = f"*, {member}" if member else "*"
-        return f"with r as{materialized} ({sql}\n) select {shown} from r where {gate}{records}"
+        return f"with r as{materialized} ({sql}\n) select {shown} from r where {gate}{allowed}{records}"
 
 
 class RawPlan(QueryString):

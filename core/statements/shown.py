@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import UUID
 
+from core.access.minimum import ShownTo
 from core.crypto.derive import forgetful_later
 from core.crypto.values import Kind
 
@@ -71,6 +72,13 @@ class Opened:
     row: int
     positions: tuple[int, ...]
     columns: tuple[tuple[str, Kind], ...]
+    # Those that are not for every role.
+    shown_to: tuple[ShownTo, ...] = ()
+
+    @property
+    def gates(self) -> list[str]:
+        """The SQL that refuses a role to whom they are not shown."""
+        return [_gate(self.table, asked) for asked in self.shown_to]
 
     @property
     def names(self) -> list[str]:
@@ -102,6 +110,13 @@ class Look:
     columns: tuple[str, ...] = ()
     # Nothing to record when rows were shown: there is a record of each.
     unless_shown: bool = False
+    # Those of the columns that are not for every role.
+    shown_to: tuple[ShownTo, ...] = ()
+
+    @property
+    def gates(self) -> list[str]:
+        """The SQL that refuses a role to whom the columns are not shown."""
+        return [_gate(self.table, asked) for asked in self.shown_to]
 
     @property
     def call(self) -> str:
@@ -121,6 +136,12 @@ class Look:
         if self.columns:
             said["columns"] = self.columns
         return Record.of_action(self.action, self.table, None, json.dumps(said) if said else None)
+
+
+def _gate(table: str, asked: ShownTo) -> str:
+    """The SQL that is true for the roles that are shown the columns, and raises for any other."""
+    what = f"{', '.join(asked.columns)} of {table}"
+    return f"(select charthold.shown_to('{what}', array[{', '.join(map(repr, asked.roles))}]::text[]))"
 
 
 def row_alias(position: int) -> str:
