@@ -351,7 +351,7 @@ async def test_what_fails_tells_no_values(busy: Clinic, sight: Sight, number: in
 
 @IN_ITS_FILES
 async def test_a_dump_holds_no_plaintext(busy: Clinic, sight: Sight) -> None:
-    server = DB._server
+    server = DB.place.server
     assert server is not None
     done = subprocess.run(
         [server.bin_dir / "pg_dump", "--no-sync"],
@@ -368,7 +368,7 @@ async def test_the_servers_files_and_its_wal_hold_no_plaintext(
     busy: Clinic, sight: Sight, owner: asyncpg.Connection
 ) -> None:
     await owner.execute("vacuum analyze")  # its statistics are samples of values
-    server = DB._server
+    server = DB.place.server
     assert server is not None
     marked: set[str] = set()
     # Other modules' databases are not ours to judge, nor is the WAL before us, nor what a segment holds that is used again.
@@ -395,7 +395,7 @@ async def test_the_servers_files_and_its_wal_hold_no_plaintext(
 
 @IN_ITS_FILES
 async def test_a_server_that_logs_every_parameter_logs_ciphertext(busy: Clinic, sight: Sight) -> None:
-    server = DB._server
+    server = DB.place.server
     assert server is not None
     written = b"".join(path.read_bytes() for path in (server.data_dir.parent / "log").iterdir())
     assert MARK.encode() in written, "the parameters are not in the log"

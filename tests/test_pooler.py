@@ -21,6 +21,7 @@ import pytest
 from core import ConfigurationError, transaction
 from core.engine import ChartholdEngine
 from core.tables import Client
+from core.wire.database import Database
 from core.wire.pooler import MARK, configuration
 from core.wire.session import SESSION, begin_session
 from tests.conftest import Clinic
@@ -31,7 +32,7 @@ PORT = 6432
 
 def direct(database: ChartholdEngine) -> dict[str, Any]:
     """How the application connects: host, port, user, password and database, also where a URL says it."""
-    arguments = dict(database._arguments(owner=False))
+    arguments = dict(database.place.arguments(owner=False))
     url = urlsplit(arguments.pop("dsn", ""))
     if url.query or (url.scheme and not url.hostname):
         pytest.skip("needs a DATABASE_URL that names a host and no more")
@@ -114,7 +115,7 @@ async def test_a_pooler_whose_sessions_keep_what_was_left_in_them_is_refused(
 
 
 async def test_migrations_go_through_no_pooler(deaf: dict[str, Any], database: ChartholdEngine) -> None:
-    owner = {**database._arguments(owner=True), "host": deaf["host"], "port": deaf["port"]}
+    owner = {**database.place.arguments(owner=True), "host": deaf["host"], "port": deaf["port"]}
     with pytest.raises(ConfigurationError, match="Name the server itself in DATABASE_OWNER_URL"):
         await begin(owner, role=None)
 
@@ -144,7 +145,7 @@ needs_pgbouncer = pytest.mark.skipif(pgbouncer() is None, reason="needs PgBounce
 @pytest.fixture
 async def pooled(database: ChartholdEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ChartholdEngine]:
     """The engine behind a PgBouncer that has two sessions and was told what the command prints."""
-    behind, as_owner = direct(database), database._arguments(owner=True)
+    behind, as_owner = direct(database), database.place.arguments(owner=True)
     # In a folder of its own: those of pytest are root's alone, which each run of it sees to.
     with tempfile.TemporaryDirectory(prefix="pooler-") as name:
         folder = Path(name)
@@ -154,7 +155,7 @@ async def pooled(database: ChartholdEngine, monkeypatch: pytest.MonkeyPatch) -> 
                 assert process.returncode is None
                 await asyncio.sleep(0.05)
             arguments = {**behind, "host": name, "port": PORT}
-            monkeypatch.setattr(ChartholdEngine, "_arguments", lambda self, *, owner: as_owner if owner else arguments)
+            monkeypatch.setattr(Database, "arguments", lambda self, *, owner: as_owner if owner else arguments)
             async with set_up(monkeypatch, database, bind_backend=False):
                 yield database
         finally:
