@@ -205,7 +205,7 @@ class ChartholdEngine(PostgresEngine):
             return await self.run_plan(querystring)
         sql, arguments = querystring.compile_string()
         if isinstance(querystring, RawPlan):
-            return await self._run_raw(sql, arguments)
+            return await self._run_raw(querystring, sql, arguments)
         return await self._run_plain(sql, arguments)
 
     async def run_ddl(self, ddl: str, in_pool: bool = True) -> Any:
@@ -320,7 +320,7 @@ class ChartholdEngine(PostgresEngine):
         if (record := told_by(refused)) is not None:
             self.note(record)
 
-    async def _run_raw(self, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
+    async def _run_raw(self, plan: RawPlan, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
         """Run SQL that a person wrote, in the open scope. Envelopes in it stay closed.
 
         It cannot be wrapped (a data-modifying CTE must stand at the top), so the context is set first, in the same
@@ -332,12 +332,17 @@ class ChartholdEngine(PostgresEngine):
         transaction = self.open_transaction
         if transaction is None:
             async with self.transaction():
-                return await self._run_raw(sql, bound)
+                return await self._run_raw(plan, sql, bound)
         _refuse_the_end(transaction, sql)
         transaction.keep_scope(scope)
         link = transaction.link
         await self.set_scope(link, scope)
         try:
+            for gate in plan.gates:
+                await link.connection.fetchval(f"select {gate}")
+            for record in [look.record(None) for look in plan.looks]:
+                await record.write(link)
+                transaction.shown.append(record)
             return await link.connection.fetch(sql, *bound)
         except asyncpg.PostgresError as error:
             raise explain(error) from None

@@ -696,6 +696,9 @@ BENEATH: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "beneath an update": (lambda: Client.update({Client.status: "active"}).where(Client.last_name == "nguyen", by_ssn()), ["last_name", "ssn"]),
     "beneath a delete in vain": (lambda: in_vain(Client.delete().where(Client.last_name == "zorn", by_ssn())), ["last_name", "ssn"]),
     "two beneath one": (lambda: Facility.exists().where(at_home(Client.mrn == "x"), at_home(Client.last_name == "y")), ["last_name", "mrn"]),
+    "beneath SQL of one's own": (lambda: Client.raw("select exists({})", plan_by_ssn()), ["ssn"]),
+    "beneath SQL of one's own, in vain": (lambda: in_vain(Client.raw("select exists({})", plan_by_ssn())), ["ssn"]),
+    "beneath SQL of one's own, in a batch": (lambda: batch_of(Client.raw("select exists({})", plan_by_ssn())), ["ssn"]),
     "in a batch": (lambda: batch_of(Client.select(Client.id).where(Client.last_name == "nguyen", by_ssn())), ["last_name", "ssn"]),
     "in a batch of rows that are shown": (lambda: batch_of(Client.select(Client.notes).where(Client.last_name == "nguyen", by_ssn())), ["ssn"]),
     "in a batch of nobody": (lambda: batch_of(Client.select(Client.notes).where(Client.last_name == "zorn", by_ssn())), ["last_name", "ssn"]),
@@ -704,6 +707,10 @@ BENEATH: dict[str, tuple[Callable[[], Any], list[str]]] = {
 
 def by_ssn() -> Any:
     return Client.id.is_in(Client.select(Client.id).where(Client.ssn.ends_with("5017")))
+
+
+def plan_by_ssn() -> Any:
+    return Client.select(Client.id).where(Client.ssn.ends_with("5017")).querystrings[0]
 
 
 def at_home(condition: Any) -> Any:

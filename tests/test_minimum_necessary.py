@@ -219,6 +219,7 @@ SEARCHES: dict[str, Callable[[], Any]] = {
     "one beneath another": lambda: Facility.exists().where(
         Facility.id.is_in(Client.select(Client.facility_id).where(Client.ssn == "999-17-5017"))
     ),
+    "SQL of one's own": lambda: Client.raw("select exists({})", Client.select(Client.id).where(Client.ssn == "x").querystrings[0]),
     "a join": lambda: Facility.select(Facility.name).where(Facility.id.is_in(Client.select(Client.facility_id).where(Client.ssn != "x"))),
 }  # fmt: skip
 
@@ -237,11 +238,12 @@ async def test_no_search_tells_a_role_who_has_what_is_not_for_it(
         assert await Client.count().where(Client.ssn == "999-17-5017") == 1
 
 
-async def test_a_search_in_batches_is_refused_before_the_first(lakeside: Clinic, show: Show) -> None:
+@pytest.mark.parametrize("how", ["a select", "SQL of one's own"])
+async def test_a_search_in_batches_is_refused_before_the_first(how: str, lakeside: Clinic, show: Show) -> None:
     show(Client, ssn=("billing",))
     async with lakeside.as_admin():
         with pytest.raises(ScopeError, match="is not shown"):
-            async with await Client.select(Client.id).where(Client.ssn == "x").batch():
+            async with await SEARCHES[how]().batch():
                 pass
 
 

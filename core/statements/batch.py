@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,8 +16,9 @@ from core.statements.arguments import bind, needs_keys
 from core.statements.explain import explain
 from core.statements.late import record_after
 from core.statements.plan import Plan, RawPlan, open_rows
-from core.statements.shown import Look, Record
+from core.statements.shown import Record
 from core.statements.transactions import to_the_end
+from core.wire.pool import LOST
 
 if TYPE_CHECKING:
     from core.crypto.tenantkeys import TenantKeys
@@ -53,6 +53,7 @@ class Batch(BaseBatch):
         plan = self._query.querystrings[0]
         sql, arguments = plan.compile_string()
         self._plan = plan if isinstance(plan, Plan) else None
+        self._looks, self._gates = (plan.looks, plan.gates) if isinstance(plan, (Plan, RawPlan)) else ((), [])
         # A table that belongs to no tenant is read without a scope.
         self._scope = scope = current_scope() if isinstance(plan, (Plan, RawPlan)) else None
         if scope is not None:
@@ -63,24 +64,21 @@ class Batch(BaseBatch):
         try:
             # SQL that a person wrote may leave anything behind in the session.
             link.dirty = self._plan is None or not self._plan.compiled()[0].trusted
-            self._transaction = link.connection.transaction()
-            await self._transaction.start()
+            transaction = link.connection.transaction()
+            await transaction.start()
+            self._transaction = transaction
             if scope is not None:
                 await self._engine.set_scope(link, scope)
             await self._ask_who_is_shown()
             await self._record(link, [look.record(None) for look in self._looks if not look.unless_shown])
             self._cursor = await link.connection.cursor(sql, *arguments)
         except BaseException as error:
-            self._broken = self._transaction is not None  # nothing was shown, so there is nothing to keep
+            self._broken = True
             await self._end(failed=True)
             if isinstance(error, asyncpg.PostgresError):
                 raise explain(error) from None
             raise
         return self
-
-    @property
-    def _looks(self) -> Sequence[Look]:
-        return () if self._plan is None else self._plan.looks
 
     def __aiter__(self) -> Self:
         return self
@@ -136,7 +134,7 @@ class Batch(BaseBatch):
     async def _ask_who_is_shown(self) -> None:
         """Refuse a role to whom the rows, or the searches for them, are not for."""
         assert self._link is not None
-        for gate in self._plan.gates if self._plan is not None else ():
+        for gate in self._gates:
             await self._link.connection.fetchval(f"select {gate}")
 
     async def _record(self, link: Link, records: list[Record]) -> None:
@@ -154,6 +152,10 @@ class Batch(BaseBatch):
     async def _undo(self, link: Link) -> None:
         try:
             await self._transaction.rollback()
+        except (*LOST, asyncpg.InterfaceError) as error:
+            if not link.lost_by(error):
+                raise
+            link.dirty = True  # the transaction is lost with it, and what failed says more than that
         finally:
             await record_after(self._engine, link, self._scope, self._shown)
 

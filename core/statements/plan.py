@@ -152,8 +152,7 @@ class Plan(QueryString):
     @property
     def gates(self) -> list[str]:
         """What asks whether the role is shown what the statement opens or searches by."""
-        asked: tuple[Opened | Look, ...] = (*self.opened, *self.looks)
-        return list(dict.fromkeys(gate for each in asked for gate in each.gates))
+        return _gates_of((*self.opened, *self.looks))
 
     def _grouped(self, sql: str, arguments: int) -> tuple[str, str]:
         member = f"${arguments + 2}::int4 as charthold_member"
@@ -199,7 +198,17 @@ class Plan(QueryString):
 
 
 class RawPlan(QueryString):
-    """SQL that a person wrote for a tenant's table."""
+    """SQL that a person wrote for a tenant's table. What the ORM's queries in it look at is recorded before it runs."""
+
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        """The searches that it makes."""
+        return tuple(dict.fromkeys(_looks_beneath(self)))
+
+    @property
+    def gates(self) -> list[str]:
+        """What asks whether the role is shown what it searches by."""
+        return _gates_of(self.looks)
 
 
 @forgetful
@@ -244,6 +253,10 @@ def _opened_row(plan: Plan, row: Any, keys: TenantKeys) -> list[Any]:
 
 def _document(value: Any) -> Any:
     return JSONDict(**value) if type(value) is dict else value
+
+
+def _gates_of(asked: Iterable[Opened | Look]) -> list[str]:
+    return list(dict.fromkeys(gate for each in asked for gate in each.gates))
 
 
 def _looks_beneath(query: QueryString) -> Iterator[Look]:
