@@ -16,7 +16,7 @@ import pytest
 from piccolo.query.functions import Count, Max
 
 import core.audit.seal as sealing
-from core import ChartholdError, ProtectedQueryError, ScopeError, provision_tenant, scope, transaction
+from core import ChartholdError, Disclosure, ProtectedQueryError, ScopeError, provision_tenant, scope, transaction
 from core.audit.history import history
 from core.audit.partitions import archive_partition
 from core.audit.recorded import ALTERED, DESTROYED
@@ -724,6 +724,21 @@ async def test_each_search_of_a_statement_is_recorded(way: str, lakeside: Clinic
     async with lakeside.as_admin(reason):
         await ask()
     assert sorted(values["columns"] for _, values in await searches(owner, reason)) == [[name] for name in searched]
+
+
+async def test_a_search_of_a_client_by_what_refers_to_them_is_recorded_as_one_of_clients(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    """Threat: what is shown is the row that refers to the client, and its record says nothing of who was looked for."""
+    reason, one = f"by reference {uuid4()}", await patient(lakeside, ssn="901-17-4321")
+    async with lakeside.as_admin(reason):
+        told = {"recipient": "County", "description": "measles", "purpose": "the law"}
+        await Disclosure(client_id=one.id, disclosed_on=date.today(), basis="public_health", **told).save()
+        there = Disclosure.client_id.ssn == one.ssn
+        assert await Disclosure.select(Disclosure.recipient).where(there) == [{"recipient": "County"}]
+        assert await Disclosure.count().where(there) == 1
+    rows = {"rows": 1, "columns": ["ssn"]}
+    assert await searches(owner, reason) == [("client", rows), ("client", rows)]
 
 
 @pytest.mark.parametrize("way", ["insert", "several", "update", "savepoint", "rolled back"])

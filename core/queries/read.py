@@ -115,7 +115,7 @@ class TenantSelect(Kept, Select[Any]):
         theirs: Any = Select.default_querystrings
         statement = theirs.fget(planned)[0]
         keep = _judge(found, len(selected)) if found else None
-        looks = looks_of(where, unless_shown=bool(opened))
+        looks = looks_of(where, shown={one.table for one in opened})
         if getattr(self.table, "reading_is_recorded", False):
             looks.append(Look("audit_read", self.table._meta.tablename))
         return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep, looks=looks)

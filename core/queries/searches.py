@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from piccolo.columns.combination import And, Or, Where
 from piccolo.custom_types import Combinable
@@ -15,14 +15,17 @@ from core.statements.shown import Look
 __all__ = ["looks_of"]
 
 
-def looks_of(where: Combinable, *, unless_shown: bool = False) -> list[Look]:
-    """The searches that a statement makes: what it changes or returns tells whether the value is there."""
+def looks_of(where: Combinable, *, shown: Collection[str] = ()) -> list[Look]:
+    """The searches that a statement makes: what it changes or returns tells whether the value is there.
+
+    ``shown``: the tables whose rows it opens, each of which is recorded as read.
+    """
     return [
         Look(
             "search",
             table._meta.tablename,
             names,
-            unless_shown=unless_shown,
+            unless_shown=table._meta.tablename in shown,
             shown_to=shown_to(table._meta.get_column_by_name(name) for name in names),
         )
         for table, names in _searched(where).items()
