@@ -21,7 +21,7 @@ import asyncpg
 from core.engine import engine
 from core.errors import ChartholdError
 from core.rotation import Target, acting, key_lock, owner_connection, sweep
-from core.rotation.owner import record
+from core.rotation.owner import REMAINS, record
 
 __all__ = ["Shredded", "cancel", "due", "request", "shred"]
 
@@ -77,30 +77,39 @@ async def shred(target: Target) -> Shredded:
     """Destroy every version of the tenant's keys and close the tenant, in one transaction. There is no way back."""
     async with owner_connection() as connection:
         async with key_lock(connection, target), acting(connection, target, REASON):
-            await _refuse_without_keys(connection, target)
-            # Locked, so that a request that is withdrawn at this moment is either seen or too late.
-            await connection.execute(
-                "select from charthold.tenant_directory where tenant_id = $1 for no key update", target.tenant
-            )
-            when = await _due(connection, target)
-            if when is None:
-                raise ChartholdError(f"Nobody asked for the keys of {target.slug} to be destroyed. Ask first.")
-            if await connection.fetchval("select clock_timestamp() < $1", when):
-                raise ChartholdError(
-                    f"The keys of {target.slug} can be destroyed from {when:%Y-%m-%d %H:%M} UTC on, not before."
-                )
-            rows = await connection.fetch(
-                "update public.tenant_key set wrapped = null, status = 'shredded'"
-                " where tenant_id = $1 and status <> 'shredded' returning version",
-                target.tenant,
-            )
-            versions = tuple(sorted(row["version"] for row in rows))
-            await record(connection, "key_shredding", {"step": "destroyed", "versions": versions})
-            await connection.execute(
-                "update public.tenant set status = 'closed' where id = $1 and status <> 'closed'", target.tenant
-            )
+            versions = await _destroy(connection, target) if await _has_keys(connection, target) else None
         engine().keyring.forget(target.tenant)
-        return Shredded(versions, await sweep(connection))
+        # Also for keys that were destroyed before: the run that did it may have been killed before it came to this.
+        swept = await sweep(connection)
+    if versions is None:
+        raise ChartholdError(f"{_destroyed(target)}{'' if swept else f' {REMAINS}'}")
+    return Shredded(versions, swept)
+
+
+async def _destroy(connection: asyncpg.Connection[Any], target: Target) -> tuple[int, ...]:
+    """The versions that are destroyed now."""
+    # Locked, so that a request that is withdrawn at this moment is either seen or too late.
+    await connection.execute(
+        "select from charthold.tenant_directory where tenant_id = $1 for no key update", target.tenant
+    )
+    when = await _due(connection, target)
+    if when is None:
+        raise ChartholdError(f"Nobody asked for the keys of {target.slug} to be destroyed. Ask first.")
+    if await connection.fetchval("select clock_timestamp() < $1", when):
+        raise ChartholdError(
+            f"The keys of {target.slug} can be destroyed from {when:%Y-%m-%d %H:%M} UTC on, not before."
+        )
+    rows = await connection.fetch(
+        "update public.tenant_key set wrapped = null, status = 'shredded'"
+        " where tenant_id = $1 and status <> 'shredded' returning version",
+        target.tenant,
+    )
+    versions = tuple(sorted(row["version"] for row in rows))
+    await record(connection, "key_shredding", {"step": "destroyed", "versions": versions})
+    await connection.execute(
+        "update public.tenant set status = 'closed' where id = $1 and status <> 'closed'", target.tenant
+    )
+    return versions
 
 
 async def _due(connection: asyncpg.Connection[Any], target: Target) -> datetime | None:
@@ -110,8 +119,17 @@ async def _due(connection: asyncpg.Connection[Any], target: Target) -> datetime 
     return None if asked is None else asked + timedelta(days=engine().settings.shred_days)
 
 
-async def _refuse_without_keys(connection: asyncpg.Connection[Any], target: Target) -> None:
-    if not await connection.fetchval(
+async def _has_keys(connection: asyncpg.Connection[Any], target: Target) -> bool:
+    found: bool = await connection.fetchval(
         "select exists (select from public.tenant_key where tenant_id = $1 and status <> 'shredded')", target.tenant
-    ):
-        raise ChartholdError(f"The keys of {target.slug} were destroyed already; nothing of its PHI opens.")
+    )
+    return found
+
+
+async def _refuse_without_keys(connection: asyncpg.Connection[Any], target: Target) -> None:
+    if not await _has_keys(connection, target):
+        raise ChartholdError(_destroyed(target))
+
+
+def _destroyed(target: Target) -> str:
+    return f"The keys of {target.slug} were destroyed already; nothing of its PHI opens."

@@ -9,7 +9,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -532,6 +532,45 @@ async def test_an_old_version_is_destroyed_when_nothing_but_the_log_needs_it(
         await retire(target, 1)
     # Versions are never given twice.
     assert (await rotate([target], wait=WAIT))[0].version == 3
+
+
+@IN_ITS_FILES
+async def test_who_was_killed_before_the_old_key_was_gone_from_the_file_runs_it_again(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rotate([target], wait=WAIT)
+    wrapped = await owner.fetchval("select wrapped from tenant_key where tenant_id = $1 and version = 1", clinic.tenant)
+    await cut_off(retire, target, 1, monkeypatch=monkeypatch)
+    assert await statuses(owner, clinic) == {1: "shredded", 2: "current"}
+    await owner.execute("checkpoint")
+    assert on_disk(wrapped)
+    async with older_transaction(owner):
+        monkeypatch.setattr("core.rotation.owner.PATIENCE", 0.2)
+        with pytest.raises(ChartholdError, match="destroyed already.*VACUUM FULL tenant_key"):
+            await retire(target, 1)
+    with pytest.raises(ChartholdError, match="destroyed already.$"):
+        await retire(target, 1)
+    assert not on_disk(wrapped)
+
+
+async def cut_off(work: Callable[..., Awaitable[object]], *arguments: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do the work up to where it sweeps, and no further, as a process that is killed there."""
+
+    async def killed(_: object) -> bool:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[work.__module__], "sweep", killed)
+        with pytest.raises(SystemExit):
+            await work(*arguments)
+
+
+@asynccontextmanager
+async def older_transaction(owner: asyncpg.Connection) -> AsyncIterator[None]:
+    """One that still looks at what is there now."""
+    async with owner.transaction(isolation="repeatable_read"):
+        await owner.fetchval("select count(*) from tenant_key")
+        yield
 
 
 def on_disk(needle: bytes) -> bool:

@@ -25,7 +25,7 @@ from core.settings import settings
 from core.shredding import cancel, due, request, shred
 from core.tables import Client, Tenant
 from tests.conftest import IN_ITS_FILES, Clinic, make_clinic
-from tests.test_rotation import on_disk
+from tests.test_rotation import cut_off, older_transaction, on_disk
 
 
 @pytest.fixture
@@ -135,6 +135,26 @@ async def test_a_shredded_tenants_phi_opens_nowhere_and_its_log_is_what_it_was(
     for again in (shred, request, cancel):
         with pytest.raises(ChartholdError, match="destroyed already"):
             await again(target)
+
+
+@IN_ITS_FILES
+async def test_who_was_killed_before_the_keys_were_gone_from_the_file_runs_it_again(
+    clinic: Clinic, target: Target, owner: asyncpg.Connection, no_wait: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped = await owner.fetchval("select wrapped from tenant_key where tenant_id = $1", clinic.tenant)
+    await request(target)
+    await cut_off(shred, target, monkeypatch=monkeypatch)
+    assert (await find_tenant(target.slug)).status == "closed"
+    await owner.execute("checkpoint")
+    assert on_disk(wrapped)
+    async with older_transaction(owner):
+        monkeypatch.setattr("core.rotation.owner.PATIENCE", 0.2)
+        with pytest.raises(ChartholdError, match="destroyed already.*VACUUM FULL tenant_key"):
+            await shred_tenant.__wrapped__(target.slug, confirm=target.slug)
+    with pytest.raises(ChartholdError, match="destroyed already; nothing of its PHI opens.$"):
+        await shred_tenant.__wrapped__(target.slug, confirm=target.slug)
+    assert not on_disk(wrapped)
+    assert await steps(owner, clinic) == ["requested", "destroyed"]
 
 
 async def test_a_process_with_cached_keys_opens_until_its_cache_ends(

@@ -12,6 +12,7 @@ from core.commands.options import ALL, by_slug, existing_tenant, resolve_actor
 from core.engine import engine
 from core.errors import ChartholdError, ConfigurationError
 from core.rotation import Target, owner_connection
+from core.rotation.owner import REMAINS
 
 __all__ = ["check_master_key", "chosen_tenants", "say_what_remains", "target_of", "tell"]
 
@@ -80,7 +81,4 @@ def tell(
 
 def say_what_remains() -> None:
     """Where an older transaction kept ``sweep`` from its work."""
-    errors().print(
-        "An older transaction still looks at tenant_key, so the old wrapped keys still lie in the table's file. When "
-        "it has ended, as the owner: VACUUM FULL tenant_key"
-    )
+    errors().print(REMAINS)

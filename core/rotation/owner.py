@@ -23,6 +23,7 @@ from core.errors import ChartholdError
 from core.statements.explain import explain, lost, refusal
 
 __all__ = [
+    "REMAINS",
     "Progress",
     "Target",
     "acting",
@@ -41,6 +42,12 @@ PATIENCE, POLL = 3.0, 0.1  # seconds: the session of a killed process ends a mom
 # Milliseconds. To wait longer for a table's lock would hold up the application; and whoever gives up before
 # deadlock_timeout, 1 s, never makes the application's transaction the one that is sacrificed.
 LOCK_TIMEOUT = 500
+
+# What is to be said where ``sweep`` was kept from its work.
+REMAINS = (
+    "An older transaction still looks at tenant_key, so the old wrapped keys still lie in the table's file. When "
+    "it has ended, as the owner: VACUUM FULL tenant_key"
+)
 
 # Told what is done now, how much of it is done, and of how much.
 Progress = Callable[[str, float, float], None]

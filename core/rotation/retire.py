@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,8 @@ import asyncpg
 from core.crypto.envelope import envelope_header
 from core.engine import engine
 from core.errors import ChartholdError
-from core.rotation.owner import Target, acting, key_lock, owner_connection, record, sweep
-from core.rotation.rows import check_declared, sealed_tables
+from core.rotation.owner import REMAINS, Target, acting, key_lock, owner_connection, record, sweep
+from core.rotation.rows import SealedTable, check_declared, sealed_tables
 
 __all__ = ["Destroyed", "retire", "used_in_log"]
 
@@ -37,40 +38,52 @@ async def retire(target: Target, version: int) -> Destroyed:
         tables = sealed_tables()
         await check_declared(connection, tables)
         async with key_lock(connection, target), acting(connection, target, "destroy an old key"):
-            status = await connection.fetchval(
-                "select status from public.tenant_key where tenant_id = $1 and version = $2 for no key update",
-                target.tenant,
-                version,
-            )
-            if status is None:
-                known = await connection.fetch(
-                    "select version from public.tenant_key where tenant_id = $1 order by version", target.tenant
-                )
-                there = ", ".join(str(row["version"]) for row in known)
-                raise ChartholdError(f"{target.slug} has no key version {version}. It has {there or 'none'}.")
-            if status == "shredded":
-                raise ChartholdError(f"Key version {version} of {target.slug} was destroyed already.")
-            if status != "retired":
-                raise ChartholdError(
-                    f"Key version {version} of {target.slug} is in use ({status}). Rotate first: piccolo core "
-                    f"rotate_keys --tenant={target.slug}"
-                )
-            for table in tables:
-                if await table.uses(connection, target.tenant, version):
-                    raise ChartholdError(
-                        f"Rows of {table.name} are sealed under version {version}, so it is not destroyed. Rotate "
-                        "again: it seals them anew."
-                    )
-            records = await _records(connection, target, version)
-            await connection.execute(
-                "update public.tenant_key set wrapped = null, status = 'shredded'"
-                " where tenant_id = $1 and version = $2",
-                target.tenant,
-                version,
-            )
-            await record(connection, "key_shredding", {"version": version, "unreadable_records_of_the_log": records})
+            records = await _destroy(connection, target, version, tables)
         engine().keyring.forget(target.tenant)
-        return Destroyed(version, records, await sweep(connection))
+        # Also for a version that was destroyed before: the run that did it may have been killed before it came to this.
+        swept = await sweep(connection)
+    if records is None:
+        remains = "" if swept else f" {REMAINS}"
+        raise ChartholdError(f"Key version {version} of {target.slug} was destroyed already.{remains}")
+    return Destroyed(version, records, swept)
+
+
+async def _destroy(
+    connection: asyncpg.Connection[Any], target: Target, version: int, tables: Sequence[SealedTable]
+) -> int | None:
+    """How many records of the log no longer open; None when the version was destroyed already."""
+    status = await connection.fetchval(
+        "select status from public.tenant_key where tenant_id = $1 and version = $2 for no key update",
+        target.tenant,
+        version,
+    )
+    if status is None:
+        known = await connection.fetch(
+            "select version from public.tenant_key where tenant_id = $1 order by version", target.tenant
+        )
+        there = ", ".join(str(row["version"]) for row in known)
+        raise ChartholdError(f"{target.slug} has no key version {version}. It has {there or 'none'}.")
+    if status == "shredded":
+        return None
+    if status != "retired":
+        raise ChartholdError(
+            f"Key version {version} of {target.slug} is in use ({status}). Rotate first: piccolo core "
+            f"rotate_keys --tenant={target.slug}"
+        )
+    for table in tables:
+        if await table.uses(connection, target.tenant, version):
+            raise ChartholdError(
+                f"Rows of {table.name} are sealed under version {version}, so it is not destroyed. Rotate "
+                "again: it seals them anew."
+            )
+    records = await _records(connection, target, version)
+    await connection.execute(
+        "update public.tenant_key set wrapped = null, status = 'shredded' where tenant_id = $1 and version = $2",
+        target.tenant,
+        version,
+    )
+    await record(connection, "key_shredding", {"version": version, "unreadable_records_of_the_log": records})
+    return records
 
 
 async def _records(connection: asyncpg.Connection[Any], target: Target, version: int) -> int:
