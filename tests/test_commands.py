@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -28,7 +29,7 @@ from core.commands.explore import explore
 from core.commands.family import OPTIONS, STATUSES, Failure
 from core.commands.seal_audit import seal_audit
 from core.commands.verify_audit import verify_audit
-from core.engine import ChartholdEngine
+from core.engine import ChartholdEngine, engine
 from core.errors import ChartholdError
 from core.piccolo_app import COMMANDS
 from core.provision import find_admin
@@ -406,17 +407,30 @@ def test_ctrl_c_before_a_command_begins_is_a_word(
     assert usual == ["ValueError"]
 
 
-@pytest.mark.parametrize("down", ["no server", asyncpg.AdminShutdownError(), asyncpg.CannotConnectNowError()])
+@pytest.mark.parametrize(
+    "down", ["no server", "idle session ended", asyncpg.AdminShutdownError(), asyncpg.CannotConnectNowError()]
+)
 async def test_a_server_that_is_gone_is_told_once_and_not_for_each_tenant(
-    down: Any, lakeside: Clinic, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    down: Any,
+    lakeside: Clinic,
+    owner: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     async def sealing(*_: Any) -> None:
         if down == "no server":
             await begin_session({"dsn": "postgres://x@127.0.0.1:1/x"}, role=None, named_by="DATABASE_URL", bound=True)
+        if down == "idle session ended":
+            async with engine().as_owner() as connection:
+                await owner.execute("select pg_terminate_backend($1)", connection.get_server_pid())
+                time.sleep(0.2)  # noqa: ASYNC251  # the process computes, and the driver sees nothing of it
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # it has read why, and not yet that the socket is closed
+                await connection.execute("select 1")
         raise down
 
     monkeypatch.setattr(importlib.import_module("core.commands.seal_audit"), "_seal_all", sealing)
-    with pytest.raises((ChartholdError, asyncpg.PostgresError)) as gone:
+    with pytest.raises((ChartholdError, asyncpg.PostgresError, asyncpg.InternalClientError)) as gone:
         await seal_audit.__wrapped__(quiet=True)
     assert capsys.readouterr().err == ""
     assert "connection" in family.sentence(gone.value).lower()

@@ -110,6 +110,7 @@ GONE = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # it ended the idle session a moment ago, and the driver has not seen the socket close
     ConnectionError,
     UnreachableError,
 )
