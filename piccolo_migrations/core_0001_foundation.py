@@ -328,9 +328,9 @@ $$""",
         signature="(integer)",
         source="""-- Makes the audit log's partitions for this month and the months ahead, and returns the names of the new ones.
 --
--- A month without a partition may have records in the default partition. They move into the new one, all of them, while
--- both stand apart from the log: a partition that is attached is append-only, and shows its rows to nobody. A month that was
--- detached is attached again.
+-- A month without a partition has its records in the default partition, and gets one, also when it is past: nothing leaves
+-- the default partition otherwise. They move into the new one, all of them, while both stand apart from the log: a partition
+-- that is attached is append-only, and shows its rows to nobody. A month that was detached is attached again.
 create function charthold.ensure_partitions(ahead integer) returns setof text
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -338,6 +338,7 @@ create function charthold.ensure_partitions(ahead integer) returns setof text
     set lock_timeout = '5s'
 as $$
 declare
+    months date[];
     starts date;
     part text;
     first_moment timestamptz;
@@ -353,13 +354,25 @@ begin
         perform charthold.keep_partition('user_action_audit_log_default');
         alter table public.user_action_audit_log attach partition public.user_action_audit_log_default default;
     end if;
-    for starts in
+    months := array(
         select m::date from generate_series(
             date_trunc('month', clock_timestamp() at time zone 'UTC'),
             date_trunc('month', clock_timestamp() at time zone 'UTC') + make_interval(months => ahead),
             interval '1 month'
         ) as m
-    loop
+    );
+    -- To look into it takes its lock, so what is surely empty is not looked into.
+    if pg_relation_size('public.user_action_audit_log_default') > 0 then
+        alter table public.user_action_audit_log_default no force row level security;
+        months := array(
+            select unnest(months)
+            union
+            select date_trunc('month', occurred_at at time zone 'UTC')::date from public.user_action_audit_log_default
+            order by 1
+        );
+        alter table public.user_action_audit_log_default force row level security;
+    end if;
+    foreach starts in array months loop
         part := 'user_action_audit_log_' || to_char(starts, 'YYYY_MM');
         there := to_regclass('public.' || quote_ident(part)) is not null;
         continue when there and exists (

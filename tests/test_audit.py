@@ -357,6 +357,27 @@ async def test_months_are_made_ahead_and_strays_move_out_of_the_default_partitio
     assert forced == []
 
 
+async def test_a_month_that_is_past_before_anybody_made_its_partition_gets_it_too(
+    database: ChartholdEngine, owner: asyncpg.Connection, lakeside: Clinic
+) -> None:
+    missed = (datetime.now(UTC).replace(day=1) - timedelta(days=40)).replace(day=15)
+    async with lakeside.as_admin() as here, owner.transaction():
+        token = here.token(database.token_key, owner.get_server_pid())
+        await owner.execute("select set_config('charthold.scope', $1, true)", token)
+        await owner.execute(
+            "insert into user_action_audit_log (tenant_id, user_id, action_type, reason, occurred_at)"
+            " values ($1, $2, 'login', 'missed', $3)",
+            lakeside.tenant,
+            lakeside.admin,
+            missed,
+        )
+    assert await owner.fetchval("select count(*) from user_action_audit_log_default") == 1
+    assert f"user_action_audit_log_{missed:%Y_%m}" in await make_partitions()
+    assert await owner.fetchval("select count(*) from user_action_audit_log_default") == 0
+    assert await owner.fetchval(f"select count(*) from user_action_audit_log_{missed:%Y_%m}") == 1
+    assert await make_partitions() == []
+
+
 async def test_making_partitions_does_not_keep_all_tenants_waiting_behind_an_open_transaction(
     lakeside: Clinic, runtime: asyncpg.Connection
 ) -> None:

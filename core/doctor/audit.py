@@ -191,7 +191,7 @@ async def partitions(live: Live, notes: Notes) -> None:
             notes.fail(
                 f"The default partition holds {plural(stray, 'record')} of months without a partition.",
                 subject=f"table {LOG}_default",
-                mend="piccolo core partitions moves those of this month and the months ahead.",
+                mend="piccolo core partitions makes these months, and moves the records there.",
                 sql="select charthold.ensure_partitions(3);",
             )
         empty = rows is not None
