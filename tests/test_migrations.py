@@ -479,6 +479,33 @@ async def test_a_step_that_another_process_was_faster_with_changes_nothing(
     assert (await connection.fetchval("select to_regclass('box')") is not None) == backwards
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_a_migrator_that_loses_the_server_says_so_in_one_sentence(
+    project,
+    connection,
+    monkeypatch,
+    capsys,
+    backwards,  # noqa: F811
+):
+    project.declare(table("Box", code=Varchar()))
+    await project.new()
+    if backwards:
+        await project.up()
+    asked = runner.steps_run
+
+    async def steps_run(session, app_name):
+        await connection.execute("select pg_terminate_backend($1, 5000)", session.get_server_pid())
+        return await asked(session, app_name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "steps_run", steps_run)
+        result = await (project.backwards() if backwards else project.forwards())
+    assert not result.success
+    assert capsys.readouterr().err == f"{result.message}\n"
+    assert result.message.startswith("The connection to the database was lost. ")
+    await (project.down() if backwards else project.up())
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(run, "settings", lambda: Settings(lock_timeout=0.1))

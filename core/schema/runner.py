@@ -40,8 +40,11 @@ from core.schema.run import run_after, terminated
 from core.schema.sealed import reindexed
 from core.schema.step import Step
 from core.schema.unfinished import unfinished
+from core.statements.explain import GONE
 
 __all__ = ["after_forwards", "install"]
+
+LOST = "The connection to the database was lost. Steps that are told as ok stay; run the command again."
 
 
 def install() -> None:
@@ -219,6 +222,8 @@ async def run_forwards(self: Any, app_config: AppConfig) -> MigrationResult:
             return result
     except ChartholdError as error:
         return refused(error)
+    except GONE:
+        return refused(MigrationError(LOST))
 
 
 async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connection[Any]) -> MigrationResult:
@@ -335,6 +340,8 @@ async def run_backwards(self: Any, app_config: AppConfig) -> MigrationResult:
             return await _backwards(self, app_config, connection)
     except ChartholdError as error:
         return refused(error)
+    except GONE:
+        return refused(MigrationError(LOST))
 
 
 async def _backwards(self: Any, app_config: AppConfig, connection: asyncpg.Connection[Any]) -> MigrationResult:

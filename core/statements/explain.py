@@ -15,7 +15,7 @@ import asyncpg
 from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError, ScopeError, UnreachableError
 from core.wire.pooler import SEE
 
-__all__ = ["explain", "lost", "refusal"]
+__all__ = ["GONE", "explain", "lost", "refusal"]
 
 # How the driver begins when it cannot encode an argument; the value follows.
 UNFIT = re.compile(r"invalid input for query argument \$(\d+):")
