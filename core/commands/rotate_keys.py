@@ -14,7 +14,7 @@ from core.commands.options import ALL, confirmed
 from core.commands.targets import check_master_key, chosen_tenants, say_what_remains, target_of, tell
 from core.rotation import Target, rewrap, rotate, used_in_log
 from core.rotation import retire as destroy
-from core.rotation.data import shortest_wait
+from core.rotation.data import TOGETHER, shortest_wait
 
 __all__ = ["rotate_keys"]
 
@@ -87,8 +87,8 @@ def _say_that_it_rests(seconds: float, *, quiet: bool) -> None:
     out = errors()
     if seconds >= NOTICED and not quiet and not out.is_interactive:
         out.print(
-            f"Before and after the change of keys it rests for {seconds:,.0f} seconds, until each process of the "
-            "application has loaded them; see CHARTHOLD_KEY_CACHE_SECONDS."
+            f"Before and after the change of keys, of up to {TOGETHER} tenants at once, it rests for {seconds:,.0f} "
+            "seconds, until each process of the application has loaded them; see CHARTHOLD_KEY_CACHE_SECONDS."
         )
 
 

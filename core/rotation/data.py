@@ -41,9 +41,10 @@ from core.rotation.owner import (
 from core.rotation.rows import SealedTable, check_actor, check_declared, sealed_tables
 from core.rotation.work import AGAIN, Work, Written, check_batch
 
-__all__ = ["Outcome", "Rotation", "rotate", "shortest_wait"]
+__all__ = ["TOGETHER", "Outcome", "Rotation", "rotate", "shortest_wait"]
 
-TOGETHER = 100  # tenants that wait for the caches at the same time
+# Tenants that wait for the caches at the same time. Each holds a lock, of which a small server has some thousands.
+TOGETHER = 500
 
 
 @dataclass
