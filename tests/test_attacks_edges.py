@@ -699,6 +699,7 @@ BENEATH: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "beneath SQL of one's own": (lambda: Client.raw("select exists({})", plan_by_ssn()), ["ssn"]),
     "beneath SQL of one's own, in vain": (lambda: in_vain(Client.raw("select exists({})", plan_by_ssn())), ["ssn"]),
     "beneath SQL of one's own, in a batch": (lambda: batch_of(Client.raw("select exists({})", plan_by_ssn())), ["ssn"]),
+    "as the condition of a conflict": (lambda: conflict_by_ssn(), ["mrn", "ssn"]),
     "in a batch": (lambda: batch_of(Client.select(Client.id).where(Client.last_name == "nguyen", by_ssn())), ["last_name", "ssn"]),
     "in a batch of rows that are shown": (lambda: batch_of(Client.select(Client.notes).where(Client.last_name == "nguyen", by_ssn())), ["ssn"]),
     "in a batch of nobody": (lambda: batch_of(Client.select(Client.notes).where(Client.last_name == "zorn", by_ssn())), ["last_name", "ssn"]),
@@ -711,6 +712,16 @@ def by_ssn() -> Any:
 
 def plan_by_ssn() -> Any:
     return Client.select(Client.id).where(Client.ssn.ends_with("5017")).querystrings[0]
+
+
+async def conflict_by_ssn() -> Any:
+    known = await Client.objects().first()
+    assert known is not None
+    twin = Client(
+        id=known.id, facility_id=known.facility_id, first_name="A", last_name="B", date_of_birth=date(2000, 1, 1)
+    )
+    values = [(Client.status, "active")]
+    return await Client.insert(twin).on_conflict(Client.id, "DO UPDATE", values, Client.ssn == "no such")
 
 
 def at_home(condition: Any) -> Any:

@@ -238,6 +238,32 @@ async def test_no_search_tells_a_role_who_has_what_is_not_for_it(
         assert await Client.count().where(Client.ssn == "999-17-5017") == 1
 
 
+CONFLICTS: dict[str, dict[str, Any]] = {
+    "a condition": {"target": Client.id, "where": Client.ssn == "999-17-5017"},
+    "the sealed column": {"target": Client.mrn},
+    "its index": {"target": (Client.tenant_id, Client.mrn_exact)},
+}
+
+
+@pytest.mark.parametrize("how", CONFLICTS)
+async def test_no_conflict_tells_a_role_who_has_what_is_not_for_it(how: str, lakeside: Clinic, show: Show) -> None:
+    def conflict() -> Any:
+        known = newcomer(lakeside, mrn="lakeside-1")
+        if how == "a condition":
+            known.id = lakeside.client
+        chosen = {"action": "DO UPDATE", "values": [(Client.status, "active")], **CONFLICTS[how]}
+        return Client.insert(known).on_conflict(**chosen).returning(Client.id)
+
+    show(Client, ssn=("clinician",), mrn=("clinician",))
+    async with lakeside.as_admin():
+        with pytest.raises(ScopeError, match=r"of client: for clinician, emergency\)"):
+            await conflict()
+        # To write a value is to be told that it is taken.
+        assert await Client.insert(newcomer(lakeside, mrn="lakeside-1")).on_conflict(action="DO NOTHING") == []
+    async with lakeside.as_clinician():
+        assert await conflict() == [{"id": lakeside.client}]
+
+
 @pytest.mark.parametrize("how", ["a select", "SQL of one's own"])
 async def test_a_search_in_batches_is_refused_before_the_first(how: str, lakeside: Clinic, show: Show) -> None:
     show(Client, ssn=("billing",))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from piccolo.columns import Column
@@ -12,18 +12,23 @@ from piccolo.query.mixins import OnConflictAction, OnConflictItem, Returning
 from piccolo.querystring import QueryString
 from piccolo.table import Table
 
-from core.columns import FIXED, Encrypted, RowId, TenantId
+from core.access.minimum import shown_to
+from core.columns import FIXED, BlindIndex, Encrypted, RowId, TenantId
 from core.crypto.derive import forgetful
 from core.errors import ProtectedQueryError, ScopeError
 from core.queries.cells import PLAIN, Cells, Values, indexes_of
 from core.queries.quiet import Kept
 from core.queries.returning import refuse_fixed, returning_plan, returning_shape
+from core.queries.searches import looks_of
 from core.queries.shape import SHAPES, NoShapeError, is_computed
 from core.queries.where import exact, protect
 from core.scope import current_scope, open_scope
 from core.statements.plan import Plan
 from core.statements.shown import Look
 from core.statements.taken import unique_by_hash
+
+if TYPE_CHECKING:
+    from core.tenant_table import TenantTable
 
 __all__ = ["TenantInsert"]
 
@@ -66,11 +71,7 @@ class TenantInsert(Kept, Insert[Any]):
         if conflict is not None:
             template, arguments = _values(self.table, rows)
             statement = QueryString("{}{}", QueryString(template, *arguments), conflict)
-            # Whether there is a conflict tells whether the value is there.
-            table: Any = self.table
-            columns = unique_by_hash(table)
-            looks = [Look("search", self.table._meta.tablename, columns)] if columns else []
-            return [returning_plan(statement, returning, looks=looks)]
+            return [returning_plan(statement, returning, looks=self._looks())]
         # We made the ids. To have them returned is to read, and the policies would be asked about that too.
         if not returns_ids:
             return [self._plan(rows, returning)]
@@ -96,6 +97,18 @@ class TenantInsert(Kept, Insert[Any]):
             plan = returning_plan(QueryString(template, *arguments), returning, joined="where")
             SHAPES.keep(shape, plan, arguments, single=len(rows) == 1 and not plan.returns)
         return plan
+
+    def _looks(self) -> list[Look]:
+        """The searches that it is: whether there is a conflict tells whether the value is there.
+
+        Threat: who names the sealed column, or adds a condition, is told which row has the value. So these are asked
+        for their role; that a value is taken is told to whoever may write it.
+        """
+        item = self.on_conflict_delegate._on_conflict.on_conflict_items[0]
+        table: Any = self.table
+        columns, named = unique_by_hash(table), _sealed_in(table, item.target)
+        looks = [Look("search", table._meta.tablename, columns, shown_to=shown_to(named))] if columns else []
+        return looks + (looks_of(protect(item.where)) if item.where else [])
 
     def _conflict(self) -> QueryString | None:
         items = self.on_conflict_delegate._on_conflict.on_conflict_items
@@ -171,6 +184,18 @@ def _unique(column: Encrypted[Any]) -> Column:
     table: type[Table] = column._meta.table
     exact_ones = [i for i in indexes_of(table, column._meta.name) if i.spec.kind in ("exact", "folded")]
     return exact_ones[0] if exact_ones else column.refuse("find a conflict on it")
+
+
+def _sealed_in(table: type[TenantTable], target: str | Column | tuple[Column, ...] | None) -> Iterator[Column]:
+    """The encrypted columns by whose values a conflict is found."""
+    if isinstance(target, str):
+        yield from map(table._meta.get_column_by_name, unique_by_hash(table, target))
+        return
+    for column in target if isinstance(target, tuple) else (target,):
+        if isinstance(column, Encrypted):
+            yield column
+        elif isinstance(column, BlindIndex):
+            yield from map(table._meta.get_column_by_name, column.of)
 
 
 def _values(table: type[Table], rows: Sequence[Values]) -> tuple[str, list[Any]]:
