@@ -204,6 +204,27 @@ async def test_in_an_emergency_a_clinician_is_shown_what_is_for_clinicians(
             await Client.objects().get(Client.id == lakeside.client)
 
 
+async def test_no_glass_is_broken_by_what_is_not_for_the_role(
+    lakeside: Clinic, show: Show, owner: asyncpg.Connection
+) -> None:
+    """Threat: who may not ask whose number it is declares an emergency, and is told."""
+    async with lakeside.as_admin():
+        site = Facility(name=f"Site {uuid4()}")
+        await site.save()
+        bound = User(
+            email=f"{uuid4()}@x.example", full_name="Bo", role="clinician", status="active", facility_scope=[site.id]
+        )
+        await bound.save()
+    show(Client, ssn=("billing",), mrn=("clinician",))
+    async with scope(tenant=lakeside.tenant, actor=bound.id, reason="test"):
+        for guess in ("999-17-5017", "no such"):
+            with pytest.raises(ScopeError, match=r"\(ssn of client: for billing\)"):
+                await break_glass((Client.ssn == guess) & (Client.mrn == "lakeside-1"), reason="unconscious")
+        emergency = await break_glass(Client.mrn == "lakeside-1", reason="unconscious")
+    assert emergency.client_id == lakeside.client
+    assert await owner.fetchval("select count(*) from emergency_access where user_id = $1", bound.id) == 1
+
+
 # -- what is found out -----------------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,8 @@ from piccolo.custom_types import Combinable
 from core.columns import TenantForeignKey
 from core.engine import engine
 from core.errors import ChartholdError
-from core.queries.where import equalities
+from core.queries.searches import looks_of
+from core.queries.where import equalities, protect
 from core.schema import Check, Index, SchemaObject
 from core.scope import Scope, current_scope, one_line, scope
 from core.statements.arguments import Deferred
@@ -104,7 +105,8 @@ async def break_glass(client: UUID | Combinable, *, reason: str, minutes: int = 
     which must fit one client only. Such a search is recorded, whatever it finds. ``reason`` (1 to 500 characters, never
     PHI) stands in each record of what is read. Keep the emergency's ``id`` for the next request:
     ``scope(tenant=..., actor=..., reason=..., emergency=id)``. Raises ``ScopeError`` for a user who is no clinician or
-    admin, and ``ChartholdError`` for one who sees the whole tenant anyway, or when no client fits, or several do.
+    admin, or is not shown what the client is known by, and ``ChartholdError`` for one who sees the whole tenant anyway,
+    or when no client fits, or several do.
     """
     if type(minutes) is not int or not 0 < minutes <= LONGEST:
         raise ChartholdError(f"An emergency lasts 1 to {LONGEST} whole minutes.")
@@ -116,8 +118,10 @@ async def break_glass(client: UUID | Combinable, *, reason: str, minutes: int = 
         plan = Plan("select id, until from charthold.break_glass({}, {}, {})", client, reason, minutes)
     else:
         names, hashes = zip(*equalities(client), strict=True)
+        asked = [gate for look in looks_of(protect(client)) for gate in look.gates]
         plan = Plan(
-            "select id, until, client, clients from charthold.break_glass_by({}::text[], {}::text[], {}, {})",
+            "select id, until, client, clients from charthold.break_glass_by({}::text[], {}::text[], {}, {})"
+            + "".join(f" {'and' if n else 'where'} {gate}" for n, gate in enumerate(asked)),
             list(names),
             Deferred(lambda keys: [_array(found.make(keys)) for found in hashes]),
             reason,
