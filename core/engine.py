@@ -33,7 +33,7 @@ from core.statements.explain import explain
 from core.statements.late import record_after
 from core.statements.plan import Plan, RawPlan, Statement, open_rows
 from core.statements.residue import ends_a_transaction, leaves_nothing
-from core.statements.shown import Record
+from core.statements.shown import Look, Record
 from core.statements.taken import told_by
 from core.statements.transactions import Transaction, to_the_end
 from core.token import TokenKey
@@ -227,8 +227,8 @@ class ChartholdEngine(PostgresEngine):
                 if transaction is None
                 else self._in_transaction(transaction, statement, scope, bound)
             )
-        except asyncpg.UniqueViolationError as refused:
-            self._note_what_is_told(refused)
+        except Exception as failed:
+            self._note_what_is_told(failed, plan.looks)
             raise
         if transaction is not None and plan.looks:
             found = len(rows) if plan.returns else rows[0][0]
@@ -267,10 +267,10 @@ class ChartholdEngine(PostgresEngine):
             link.dirty |= not statement.trusted
             try:
                 return await self._send(link, scope, sql, bound, counted=statement.counted)
-            except asyncpg.UniqueViolationError as refused:
+            except Exception as failed:
                 # On the same connection: whoever is refused could keep every other busy.
-                if (record := told_by(refused)) is not None:
-                    await to_the_end(record_after(self, link, scope, [record]))
+                if records := told_by(failed, statement.looks):
+                    await to_the_end(record_after(self, link, scope, records))
                 raise
 
         here = self._here()
@@ -305,8 +305,8 @@ class ChartholdEngine(PostgresEngine):
                 if sending is not None:
                     written += await sending
                 _all_of(plan, written)
-            except asyncpg.UniqueViolationError as refused:
-                self._note_what_is_told(refused)
+            except Exception as failed:
+                self._note_what_is_told(failed)
                 raise
             finally:
                 # Nothing is on the wire when the transaction ends, whatever happened to the next.
@@ -315,9 +315,9 @@ class ChartholdEngine(PostgresEngine):
                     await asyncio.gather(sending, return_exceptions=True)
         return plan.answer
 
-    def _note_what_is_told(self, refused: asyncpg.UniqueViolationError) -> None:
-        """Note that somebody was refused a sealed value, and so knows who has it: no record stays of a refusal."""
-        if (record := told_by(refused)) is not None:
+    def _note_what_is_told(self, failed: Exception, looks: Sequence[Look] = ()) -> None:
+        """Note that a failure told who has a sealed value: no record of a failure stays."""
+        for record in told_by(failed, looks):
             self.note(record)
 
     async def _run_raw(self, plan: RawPlan, sql: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:

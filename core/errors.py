@@ -18,6 +18,9 @@ __all__ = [
 class ChartholdError(Exception):
     """The base of every error that Charthold raises on purpose. Its message is one sentence with a remedy."""
 
+    # What PostgreSQL said, where it is an error of its.
+    sqlstate: str | None = None
+
 
 class ConfigurationError(ChartholdError):
     """A setting is missing or malformed; the message names it and says how to make a good one."""

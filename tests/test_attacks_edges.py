@@ -13,7 +13,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from piccolo.query.functions import Count, Max
+from piccolo.columns import Integer
+from piccolo.query.functions import Cast, Count, Max
 
 import core.audit.seal as sealing
 from core import ChartholdError, Disclosure, ProtectedQueryError, ScopeError, provision_tenant, scope, transaction
@@ -750,6 +751,56 @@ async def test_a_search_of_a_client_by_what_refers_to_them_is_recorded_as_one_of
         assert await Disclosure.count().where(there) == 1
     rows = {"rows": 1, "columns": ["ssn"]}
     assert await searches(owner, reason) == [("client", rows), ("client", rows)]
+
+
+def by_an_error(condition: Any) -> dict[str, Callable[[], Any]]:
+    """Statements that fail if the condition finds somebody."""
+    number = Cast(Client.status, Integer())
+    return {
+        "a check": lambda: Client.update({Client.status: "no such"}).where(condition),
+        "a policy": lambda: Client.update({Client.facility_id: uuid7()}).where(condition).returning(Client.id),
+        "what is computed": lambda: Client.select(number).where(condition),
+        "what is computed beside rows that are shown": lambda: Client.select(Client.notes, number).where(condition),
+        "in a savepoint": lambda: undone(Client.update({Client.status: "no such"}).where(condition)),
+        "in a batch": lambda: batch_of(Client.select(number).where(condition)),
+        "in a batch of rows that are shown": lambda: batch_of(Client.select(Client.notes, number).where(condition)),
+    }
+
+
+async def undone(query: Any) -> None:
+    """Run it in a savepoint, and commit what is around that."""
+    caught: asyncpg.PostgresError | None = None
+    async with transaction():
+        try:
+            async with transaction():
+                await query
+        except asyncpg.PostgresError as error:
+            caught = error
+    if caught is not None:
+        raise caught
+
+
+@pytest.mark.parametrize("way", by_an_error(None))
+async def test_a_search_that_tells_by_an_error_is_recorded(
+    way: str, lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    """Threat: what fails if somebody has the value takes its own record along."""
+    for guess in ("999-17-5017", "no such"):
+        reason = f"guess {uuid4()}"
+        async with lakeside.as_admin(reason):
+            with pytest.raises((asyncpg.PostgresError, ScopeError)) if guess != "no such" else contextlib.nullcontext():
+                await by_an_error(Client.ssn == guess)[way]()
+        assert [values["columns"] for _, values in await searches(owner, reason)] == [["ssn"]]
+
+
+async def test_what_fails_before_anybody_is_looked_for_is_no_search(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    reason = f"mistake {uuid4()}"
+    async with lakeside.as_admin(reason):
+        with pytest.raises(asyncpg.DataError):
+            await Client.update({Client.admitted_on: "no date"}).where(Client.ssn == "999-17-5017")
+    assert not await searches(owner, reason)
 
 
 @pytest.mark.parametrize("way", ["insert", "several", "update", "savepoint", "rolled back"])

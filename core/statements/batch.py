@@ -17,6 +17,7 @@ from core.statements.explain import explain
 from core.statements.late import record_after
 from core.statements.plan import Plan, RawPlan, open_rows
 from core.statements.shown import Record
+from core.statements.taken import told_by
 from core.statements.transactions import to_the_end
 from core.wire.pool import LOST
 
@@ -116,6 +117,7 @@ class Batch(BaseBatch):
                     shown = open_rows(self._plan, rows, self._keys)
         except asyncpg.PostgresError as error:
             self._broken = True
+            self._shown += told_by(error, [look for look in self._looks if look.unless_shown and not self._found])
             raise explain(error) from None
         except asyncio.CancelledError:
             self._broken = True  # the statement was cancelled, which PostgreSQL takes for an error

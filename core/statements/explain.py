@@ -15,7 +15,7 @@ import asyncpg
 from core.errors import ChartholdError, ConfigurationError, ProtectedQueryError, ScopeError, UnreachableError
 from core.wire.pooler import SEE
 
-__all__ = ["GONE", "explain", "lost", "refusal"]
+__all__ = ["GONE", "explain", "lost", "refusal", "tells"]
 
 # How the driver begins when it cannot encode an argument; the value follows.
 UNFIT = re.compile(r"invalid input for query argument \$(\d+):")
@@ -90,6 +90,8 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
     ),
 }
 DENIED, NOT_SHOWN, SYNTAX, NO_STATEMENT = "42501", "CH024", "42601", "26000"
+# What is said before the first row is looked for, or of the scope alone.
+BEFORE_ROWS = frozenset((*(f"CH00{n}" for n in range(1, 10)), "CH023", NOT_SHOWN, SYNTAX, NO_STATEMENT))
 TOO_LARGE = "user_action_audit_log_size"
 # Messages of these classes name objects, never values.
 NAMES_ONLY = ("23", "40", "42", "25", "53", "55", "57", "08", "0A", "28", "3D", "3F")
@@ -139,11 +141,25 @@ def _column(sql: str, place: str) -> str:
     return f"${place}"
 
 
+def tells(error: Exception) -> bool:
+    """Whether an error may be of a row that a statement found, so that it tells that there is one."""
+    state = getattr(error, "sqlstate", None)
+    sent = not isinstance(error, asyncpg.DataError) or getattr(error, "severity", None) is not None
+    return state is not None and state not in BEFORE_ROWS and sent and not lost(error)
+
+
 def explain(error: asyncpg.PostgresError, arguments: Sequence[Any] = (), sql: str = "") -> Exception:
     """The error to raise instead: ours with a remedy, or PostgreSQL's own with every value taken out.
 
     ``arguments`` and ``sql``: those of the statement, of which one may be named by its column, its type and its place.
     """
+    explained = _explained(error, arguments, sql)
+    if isinstance(explained, ChartholdError):
+        explained.sqlstate = error.sqlstate
+    return explained
+
+
+def _explained(error: asyncpg.PostgresError, arguments: Sequence[Any], sql: str) -> Exception:
     state = getattr(error, "sqlstate", None) or ""
     if state in OURS:
         kind, remedy = OURS[state]

@@ -1,8 +1,9 @@
-"""Sealed values that are taken: who is refused one by a unique index knows that somebody has it."""
+"""What a failure tells: who is refused a sealed value by a unique index knows that somebody has it."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -11,6 +12,7 @@ from core import registered
 from core.columns import BlindIndex
 from core.schema import Index, Unique
 from core.schema.quoting import catalog_name
+from core.statements.explain import tells
 from core.statements.shown import Look, Record
 
 if TYPE_CHECKING:
@@ -32,10 +34,19 @@ def unique_by_hash(table: type[TenantTable], constraint: str | None = None) -> t
     return tuple(sorted({column for name in unique for column in indexes.get(name.partition(" ")[0], ())}))
 
 
-def told_by(refused: asyncpg.UniqueViolationError) -> Record | None:
-    """The search that a refusal amounts to; None where the index is of nothing sealed."""
-    name = f"{refused.schema_name}.{refused.table_name}"
-    for table in registered.tenant_tables():
-        if catalog_name(table) == name and (columns := unique_by_hash(table, refused.constraint_name)):
-            return Look("search", table._meta.tablename, columns).record(1)
-    return None
+def told_by(failed: Exception, looks: Sequence[Look] = ()) -> list[Record]:
+    """The searches that a failure amounts to; ``looks``: those that the statement makes.
+
+    Threat: a value is asked for by a statement that fails if somebody has it, and takes its own record along.
+    """
+    if not tells(failed):
+        return []
+    records = [look.record(None) for look in looks]
+    if isinstance(failed, asyncpg.UniqueViolationError):
+        name = f"{failed.schema_name}.{failed.table_name}"
+        records += [
+            Look("search", table._meta.tablename, columns).record(1)
+            for table in registered.tenant_tables()
+            if catalog_name(table) == name and (columns := unique_by_hash(table, failed.constraint_name))
+        ]
+    return records
