@@ -300,6 +300,7 @@ class ChartholdEngine(PostgresEngine):
                     bound = bind(arguments, scope.tenant, await self.keys_of(scope))
                     if sending is not None:
                         written += await sending
+                    transaction.shown += [look.record(None) for look in part.looks]
                     sending = asyncio.create_task(self._send(link, scope, statement.gated, bound, counted=True))
                     await asyncio.sleep(0)  # until it is sent
                 if sending is not None:
@@ -345,6 +346,7 @@ class ChartholdEngine(PostgresEngine):
                 transaction.shown.append(record)
             return await link.connection.fetch(sql, *bound)
         except asyncpg.PostgresError as error:
+            self._note_what_is_told(error)
             raise explain(error) from None
         finally:
             await link.soil()

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 from piccolo.columns import Integer
 from piccolo.query.functions import Cast, Count, Max
+from piccolo.querystring import QueryString
 
 import core.audit.seal as sealing
 from core import ChartholdError, Disclosure, ProtectedQueryError, ScopeError, provision_tenant, scope, transaction
@@ -701,6 +702,7 @@ BENEATH: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "beneath SQL of one's own, in vain": (lambda: in_vain(Client.raw("select exists({})", plan_by_ssn())), ["ssn"]),
     "beneath SQL of one's own, in a batch": (lambda: batch_of(Client.raw("select exists({})", plan_by_ssn())), ["ssn"]),
     "as the condition of a conflict": (lambda: conflict_by_ssn(), ["mrn", "ssn"]),
+    "beneath rows that are inserted in vain": (lambda: in_vain(inserted_by_ssn()), ["ssn", "ssn"]),
     "in a batch": (lambda: batch_of(Client.select(Client.id).where(Client.last_name == "nguyen", by_ssn())), ["last_name", "ssn"]),
     "in a batch of rows that are shown": (lambda: batch_of(Client.select(Client.notes).where(Client.last_name == "nguyen", by_ssn())), ["ssn"]),
     "in a batch of nobody": (lambda: batch_of(Client.select(Client.notes).where(Client.last_name == "zorn", by_ssn())), ["last_name", "ssn"]),
@@ -713,6 +715,15 @@ def by_ssn() -> Any:
 
 def plan_by_ssn() -> Any:
     return Client.select(Client.id).where(Client.ssn.ends_with("5017")).querystrings[0]
+
+
+async def inserted_by_ssn() -> Any:
+    found = QueryString(
+        "coalesce(({}), 'on_hold')", Client.select(Client.status).where(by_ssn()).limit(1).querystrings[0]
+    )
+    site = await Facility.select(Facility.id).first()
+    told = {"facility_id": site["id"], "first_name": "A", "last_name": "B", "date_of_birth": date(2000, 1, 1)}
+    return await Client.insert(*(Client(**told, status=found) for _ in range(2)))
 
 
 async def conflict_by_ssn() -> Any:
@@ -803,7 +814,7 @@ async def test_what_fails_before_anybody_is_looked_for_is_no_search(
     assert not await searches(owner, reason)
 
 
-@pytest.mark.parametrize("way", ["insert", "several", "update", "savepoint", "rolled back"])
+@pytest.mark.parametrize("way", ["insert", "several", "update", "savepoint", "rolled back", "SQL of one's own"])
 async def test_who_is_refused_a_value_that_somebody_has_is_on_record(
     way: str, lakeside: Clinic, owner: asyncpg.Connection
 ) -> None:
@@ -827,6 +838,9 @@ async def test_who_is_refused_a_value_that_somebody_has_is_on_record(
                     with pytest.raises(asyncpg.UniqueViolationError):
                         async with transaction():
                             await other.update_self(taken)
+            case "SQL of one's own":
+                with pytest.raises(asyncpg.UniqueViolationError):
+                    await Client.raw("{}", Client.insert(newcomer(lakeside, **taken)).querystrings[0])
             case _:
                 with contextlib.suppress(asyncpg.UniqueViolationError):
                     async with transaction():
