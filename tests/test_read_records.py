@@ -690,3 +690,29 @@ def test_every_query_of_a_tenants_table_is_ours() -> None:
         Item.select().output(as_json=True),
     ]  # fmt: skip
     assert {type(query).__module__.partition(".")[0] for query in made} == {"core"}
+
+
+SEARCHED: dict[str, tuple[Callable[[Any], Any], int]] = {
+    "of another table than is shown": (lambda who: Visit.select(Visit.note).where(Visit.patient_id.name == who), 1),
+    "of the row that is shown": (lambda who: Patient.select(Patient.address).where(Patient.name == who), 0),
+    "where nothing is shown": (
+        lambda who: Visit.select(Visit.id, Visit.referrer_id.name).where(
+            Visit.patient_id.name == who, Visit.referrer_id.is_null()
+        ),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SEARCHED)
+async def test_a_search_by_what_is_not_shown_is_recorded_beside_what_is(
+    how: str, lakeside: Clinic, owner: asyncpg.Connection, database: ChartholdEngine
+) -> None:
+    """Threat: a visit that is shown, or names nobody, stands for the patient whose name was guessed."""
+    async with lakeside.as_admin("populate"):
+        w = await populate(database)
+    (ask, times), reason = SEARCHED[how], f"guess {uuid4()}"
+    async with lakeside.as_admin(reason):
+        assert await ask(marked(w.patient, "name"))
+    found = await owner.fetch(f"select * from {LOG} where reason = $1 and action_type = 'search'", reason)
+    assert [(row["table_name"], '"name"' in row["new_values"]) for row in found] == [("read_patient", True)] * times

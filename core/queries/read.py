@@ -115,7 +115,8 @@ class TenantSelect(Kept, Select[Any]):
         theirs: Any = Select.default_querystrings
         statement = theirs.fget(planned)[0]
         keep = _judge(found, len(selected)) if found else None
-        looks = looks_of(where, shown={one.table for one in opened})
+        shows_rows = any(isinstance(c, Encrypted) and not c._meta.call_chain for c in (*selected, *hidden))
+        looks = looks_of(where, shows_rows=shows_rows)
         if getattr(self.table, "reading_is_recorded", False):
             looks.append(Look("audit_read", self.table._meta.tablename))
         return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep, looks=looks)
