@@ -885,6 +885,21 @@ async def test_another_login_past_the_policies_is_a_warning(superuser):
         await superuser.execute("drop role doctor_test_login")
 
 
+async def test_an_index_whose_values_may_all_be_too_short_for_it_is_a_warning(superuser):
+    """The first patient of a clinic is called Ng, and the names are indexed by their first three letters."""
+    full = await superuser.fetch("select last_name_prefix, id from client where last_name_prefix is not null")
+    assert full
+    await superuser.execute(f"{AS_REPLICA} update client set last_name_prefix = null")
+    found = await examine(["blind_indexes"])
+    await superuser.executemany("update client set last_name_prefix = $1 where id = $2", [tuple(row) for row in full])
+    await superuser.execute("reset session_replication_role")
+    assert failures(found) == set()
+    [told] = [finding for finding in found.findings if finding.verdict == "warn"]
+    assert told.subject == "column public.client.last_name_prefix"
+    assert "too short" in told.evidence
+    assert not [finding for finding in found.findings if finding.verdict == "pass"]
+
+
 async def test_a_bound_owner_sees_the_tenants_in_the_name_of_their_admins(superuser, clinic):
     """With an owner whom FORCE binds, the doctor looks tenant by tenant and says the same."""
     from core.doctor.live import Live
