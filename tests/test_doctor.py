@@ -1220,6 +1220,23 @@ async def test_the_report_answers_the_three_questions_first(page):
         assert title in top
 
 
+async def test_the_first_screen_has_room_for_every_table_of_ones_own(owner):
+    found = await examine()
+    more = [f"public.table_number_{n}" for n in range(30)]
+    sealed = next(item for item in found.shown["phi"] if (item.table, item.kind) == ("public.client", "encrypted"))
+    rights = next(r for r in found.shown["matrix"] if (r["table"], r["command"]) == ("public.client", "select"))
+    found.shown["phi"] += [replace(sealed, table=table) for table in more]
+    found.shown["matrix"] += [rights | {"table": table, "billing": "no"} for table in more]
+    page = render(found, registered.tables())
+    reading = page[page.index("Who can read PHI?") : page.index("Past the policies")]
+    assert Page(reading).tags["th"] == 4  # the role, its users, those that are bound, and what they read
+    words = " ".join("".join(Page(reading).words).split())
+    assert (
+        f"PHI is in {', '.join(sorted(['client', 'disclosure', *(t.removeprefix('public.') for t in more)]))}." in words
+    )
+    assert words.count("table_number_29") == 2  # and where billing may not read it
+
+
 async def test_the_report_escapes_and_holds_no_phi(clinic, owner, monkeypatch):
     found = await examine()
     hostile = "<script>alert(1)</script>"

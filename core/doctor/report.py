@@ -103,16 +103,17 @@ def readers(found: Examination) -> dict[str, Any]:
     """Which role of the application may read which table with PHI, as the live policies and grants have it."""
     rows = {row["table"]: row for row in found.shown.get("matrix", []) if row["command"] == "select"}
     tables = [table for table in sealed_tables(found) if table in rows]
-    roles = {
-        role: {table: rows[table][role] if rows[table]["granted"] else "no" for table in tables}
-        for role in (*ROLES, EMERGENCY)
-    }
+    # By role and answer: there is room for six roles and few answers, and a product has any number of tables.
+    roles: dict[str, dict[str, list[str]]] = {role: defaultdict(list) for role in (*ROLES, EMERGENCY)}
+    for role, answers in roles.items():
+        for table in tables:
+            answers[rows[table][role] if rows[table]["granted"] else "no"].append(short(table))
     return {
-        "tables": tables,
+        "tables": list(map(short, tables)),
         "people": found.shown.get("people", {}),
         "roles": roles,
         # Where users who are bound to facilities read the whole tenant's.
-        "beyond": [short(table) for table in tables if any(row[table] == "yes" for row in roles.values())],
+        "beyond": sorted({table for answers in roles.values() for table in answers.get("yes", ())}),
     }
 
 
