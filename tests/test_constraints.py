@@ -153,6 +153,15 @@ async def test_a_row_that_violates_a_constraint_is_refused_by_name(lakeside: Cli
     assert refused.value.detail is None, "DETAIL prints the row's values"
 
 
+async def test_what_a_check_asks_for_stands_in_its_error(lakeside: Clinic) -> None:
+    with pytest.raises(asyncpg.CheckViolationError) as refused:
+        await provision_tenant(slug="Lake Side", name="Lake Side", admin_email="a@b.example")
+    assert str(refused.value).endswith(""""tenant_slug_form", which asks for: slug ~ '^[a-z][a-z0-9-]{1,62}$'""")
+    async with lakeside.as_admin():
+        with pytest.raises(asyncpg.CheckViolationError, match="status in \\('referred', 'active', "):
+            await client(lakeside, status="new").save()
+
+
 @pytest.mark.parametrize("name", KEYS)
 async def test_a_key_that_violates_a_constraint_is_refused_by_name(
     lakeside: Clinic, owner: asyncpg.Connection, name: str

@@ -148,6 +148,15 @@ def tells(error: Exception) -> bool:
     return state is not None and state not in BEFORE_ROWS and sent and not lost(error)
 
 
+def _asked(error: asyncpg.PostgresError) -> str:
+    """What the check that refused asks of a row, as its table declares it: its name alone helps nobody."""
+    from core import registered, schema  # late: the tables need an engine
+
+    declared = [item for table in registered.tables() for item in getattr(table, "declares", ())]
+    checks = [item for item in declared if isinstance(item, schema.Check) and item.name == error.constraint_name]
+    return f", which asks for: {checks[0].condition}" if len(checks) == 1 else ""
+
+
 def explain(error: asyncpg.PostgresError, arguments: Sequence[Any] = (), sql: str = "") -> Exception:
     """The error to raise instead: ours with a remedy, or PostgreSQL's own with every value taken out.
 
@@ -200,5 +209,7 @@ def _explained(error: asyncpg.PostgresError, arguments: Sequence[Any], sql: str)
         which = f" of type {type(arguments[int(place[1]) - 1]).__name__}," if place and arguments else ""
         which += f" for {_column(sql, place[1])}," if which and place else ""
         error.args = (f"A value{which} does not fit its column or its operation (SQLSTATE {state or '22000'}).",)
+    elif isinstance(error, asyncpg.CheckViolationError):
+        error.args = (f"{said}{_asked(error)}",)
     error.message = error.args[0] if error.args else state  # another copy of the text
     return error
