@@ -228,6 +228,15 @@ async def test_the_log_is_searched_page_by_page(lakeside: Clinic) -> None:
         assert await search(Filter(until=datetime(2000, 1, 1, tzinfo=UTC))) == []
 
 
+@pytest.mark.parametrize("time", ["2026-01-31", date(2026, 1, 31), datetime(2026, 1, 31)], ids=repr)  # noqa: DTZ001
+async def test_what_is_no_moment_is_a_sentence(lakeside: Clinic, time: Any) -> None:
+    async with lakeside.as_admin():
+        who = await Client.objects().get(Client.id == lakeside.client)
+        for ask in (who.as_of, lambda at: who.revert(to=at), lambda at: who.who_saw(since=at), Client.as_of):
+            with pytest.raises(ProtectedQueryError, match="tzinfo=UTC"):
+                await ask(time)
+
+
 async def test_other_actions_are_recorded_and_the_databases_own_cannot_be_forged(
     lakeside: Clinic, owner: asyncpg.Connection
 ) -> None:
@@ -236,7 +245,7 @@ async def test_other_actions_are_recorded_and_the_databases_own_cannot_be_forged
         for forged in ("insert", "update", "delete", "read"):
             with pytest.raises(ProtectedQueryError, match="The database alone records"):
                 await record(forged, table=Client, record_id=lakeside.client)
-        with pytest.raises(asyncpg.CheckViolationError):
+        with pytest.raises(ProtectedQueryError, match=r"no such kind of record\. There are .*, login, .*, seal\."):
             await record("nap")
     row = await owner.fetchrow("select * from user_action_audit_log where id = $1", made)
     assert (row["action_type"], row["user_id"], row["reason"]) == ("login", lakeside.clinician, "night shift")

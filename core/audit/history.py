@@ -255,6 +255,8 @@ async def check_reader() -> None:
 
 
 def check_times(*times: datetime | None) -> None:
+    if any(time is not None and not isinstance(time, datetime) for time in times):
+        raise ProtectedQueryError("A time is a datetime with a zone, such as datetime(2026, 1, 31, tzinfo=UTC).")
     if any(time is not None and time.tzinfo is None for time in times):
         raise ProtectedQueryError("A time without a zone is another moment elsewhere. Give it one: tzinfo=UTC.")
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from piccolo.table import Table
 
 from core.engine import engine
+from core.errors import ProtectedQueryError
 from core.scope import scope
 from core.statements.late import record_late
 from core.statements.plan import Plan
@@ -31,6 +32,10 @@ async def record(
     ``action`` is one of ``core.tables.ACTION_TYPES``; insert, update, delete, read and break_glass are the database's
     own to write and are refused. ``old`` and ``new`` are stored as they are given: never put PHI into them.
     """
+    from core.tables import ACTION_TYPES  # late: the tables need an engine
+
+    if action not in ACTION_TYPES:
+        raise ProtectedQueryError(f"There is no such kind of record. There are {', '.join(ACTION_TYPES)}.")
     plan = Plan(
         "select charthold.record({}, {}, {}, {}::jsonb, {}::jsonb) as id",
         action,
