@@ -17,6 +17,7 @@ import pytest
 from piccolo.columns import ForeignKey, Text
 from piccolo.columns.base import OnDelete
 from piccolo.query.functions import Upper
+from piccolo.querystring import QueryString
 from piccolo.table import Table
 
 from core import ProtectedQueryError, ScopeError, SealedValueError, transaction
@@ -386,6 +387,14 @@ async def test_an_argument_that_does_not_fit_is_named_by_its_column(lakeside: Cl
             ) as refused:
                 await query
             assert "Nguyen" not in str(refused.value), what
+
+
+async def test_an_argument_beside_what_is_computed_is_named_by_its_place_and_no_other_column(lakeside: Clinic) -> None:
+    row = someone(lakeside, "One", status=QueryString("coalesce({}, {})", "active", "on_hold"))
+    row.admitted_on = "Nguyen"
+    async with lakeside.as_clinician():
+        with pytest.raises(asyncpg.DataError, match=r"A value of type str, for \$\d+, does not fit"):
+            await row.save()
 
 
 async def test_plaintext_cannot_be_stored_by_hand(lakeside: Clinic) -> None:

@@ -135,7 +135,9 @@ def _column(sql: str, place: str) -> str:
     if compared := re.search(rf'"(\w+)" [^\w"$,()]*(?:[A-Z]+ )*\${place}\b', sql):
         return f'"{compared[1]}", ${place}'
     if inserted := ARRAYS.search(sql) or ROW.search(sql):
-        for name, value in zip(inserted["names"].split(", "), inserted["values"].split(", "), strict=False):
+        names, values = inserted["names"].split(", "), inserted["values"].split(", ")
+        # More where a value is computed of several.
+        for name, value in zip(names, values, strict=True) if len(names) == len(values) else ():
             if re.match(rf"\${place}\b", value):
                 return f"{name}, ${place}"
     return f"${place}"
