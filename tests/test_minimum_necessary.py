@@ -25,7 +25,7 @@ from core import (
     scope,
     transaction,
 )
-from core.columns import Encrypted, EncryptedText
+from core.columns import BlindIndex, Encrypted, EncryptedText
 from core.doctor import examine
 from core.engine import ChartholdEngine
 from core.queries.shape import SHAPES
@@ -41,7 +41,7 @@ LOG = "user_action_audit_log"
 
 @pytest.fixture(scope="module", autouse=True)
 async def tables(database: ChartholdEngine) -> None:
-    await create(database, *TABLES)
+    await create(database, *TABLES, Member)
 
 
 CACHE = 0.3
@@ -78,7 +78,7 @@ def as_billing(clinic: Clinic, reason: str = "test") -> Any:
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' tables are an application's, too."""
-    monkeypatch.setattr("core.rotation.rows.tenant_tables", lambda: [Client, Disclosure, *TABLES])
+    monkeypatch.setattr("core.rotation.rows.tenant_tables", lambda: [Client, Disclosure, *TABLES, Member])
 
 
 async def recorded(owner: asyncpg.Connection, reason: str, *actions: str) -> list[asyncpg.Record]:
@@ -181,6 +181,30 @@ async def test_who_writes_a_column_need_not_see_it(lakeside: Clinic, show: Show)
         await Client.update({Client.notes: "told again"}).where(Client.id == one.id)
     async with lakeside.as_clinician():
         assert (await Client.objects().get(Client.id == one.id)).notes == "told again"
+
+
+class Member(TenantTable, tablename="minimum_member"):
+    number = EncryptedText(null=True)
+    plan = EncryptedText(null=True)
+    number_plan = BlindIndex("number", "plan", kind="compound", parts=("exact", "exact"))
+
+
+async def test_who_writes_a_part_of_what_is_searched_together_need_not_see_the_other(
+    lakeside: Clinic, show: Show
+) -> None:
+    show(Member, plan=("clinician",))
+    async with lakeside.as_admin():
+        one = Member(number="1", plan="gold")
+        await one.save()
+        await Member.update({Member.number: "2"}).where(Member.id == one.id)
+        for query in (
+            Member.update({Member.number: "3"}).where(Member.id == one.id).returning(Member.plan),
+            Member.update({Member.number: "3"}).where((Member.number == "2") & (Member.plan == "gold")),
+        ):
+            with pytest.raises(ScopeError, match=r"plan of minimum_member: for clinician"):
+                await query
+    async with lakeside.as_clinician():
+        assert await Member.count().where((Member.number == "2") & (Member.plan == "gold")) == 1
 
 
 async def test_in_an_emergency_a_clinician_is_shown_what_is_for_clinicians(

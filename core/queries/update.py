@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
@@ -209,7 +209,10 @@ class TenantUpdate(Kept, Update[Any]):
             missing = [column.as_alias(column._meta.name) for column in written.missing]
             chosen = self.table.select(key, *missing).lock_rows("NO KEY UPDATE", of=(self.table,))
             chosen.where_delegate._where = self.where_delegate._where
-            rows = await chosen
+            found: Any = chosen.querystrings[0]
+            # They are opened for the indexes, and shown to nobody.
+            found.opened = tuple(replace(opened, shown_to=()) for opened in found.opened)
+            rows = await engine.run_querystring(found)
             if not rows:
                 if self.saves is not None:
                     raise ProtectedQueryError(GONE)
