@@ -764,6 +764,27 @@ async def test_a_search_of_a_client_by_what_refers_to_them_is_recorded_as_one_of
     assert await searches(owner, reason) == [("client", rows), ("client", rows)]
 
 
+class Renamed(TenantTable, tablename="edge_renamed"):
+    surname = EncryptedText(db_column_name="last_name", null=True)
+    surname_exact = BlindIndex("surname", kind="exact")
+    declares = (Unique(name="edge_renamed_key", columns=("tenant_id", "surname_exact")),)
+
+
+async def test_a_search_names_columns_as_the_other_records_do(
+    lakeside: Clinic, owner: asyncpg.Connection, database: ChartholdEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(database, Renamed)
+    monkeypatch.setattr("core.registered.tenant_tables", lambda: [Renamed])
+    reason = f"renamed {uuid4()}"
+    async with lakeside.as_clinician(reason):
+        await Renamed(surname="Li").save()
+        assert await Renamed.count().where(Renamed.surname == "Li") == 1
+        assert await Renamed.insert(Renamed(surname="Li")).on_conflict(Renamed.surname, "DO NOTHING") == []
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await Renamed(surname="Li").save()
+    assert [said["columns"] for _, said in await searches(owner, reason)] == [["last_name"]] * 3
+
+
 def by_an_error(condition: Any) -> dict[str, Callable[[], Any]]:
     """Statements that fail if the condition finds somebody."""
     number = Cast(Client.status, Integer())

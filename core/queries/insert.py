@@ -107,7 +107,7 @@ class TenantInsert(Kept, Insert[Any]):
         item = self.on_conflict_delegate._on_conflict.on_conflict_items[0]
         table: Any = self.table
         columns, named = unique_by_hash(table), _sealed_in(table, item.target)
-        looks = [Look("search", table._meta.tablename, columns, shown_to=shown_to(named))] if columns else []
+        looks = [Look.search(table, columns, shown_to=shown_to(named))] if columns else []
         return looks + (looks_of(protect(item.where)) if item.where else [])
 
     def _conflict(self) -> QueryString | None:

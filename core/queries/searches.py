@@ -22,9 +22,8 @@ def looks_of(where: Combinable, *, shows_rows: bool = False) -> list[Look]:
     what they refer to it is not: that row is not shown with them, or there is none.
     """
     return [
-        Look(
-            "search",
-            table._meta.tablename,
+        Look.search(
+            table,
             names,
             unless_shown=unless_shown,
             shown_to=shown_to(table._meta.get_column_by_name(name) for name in names),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import UUID
@@ -13,6 +13,8 @@ from core.crypto.derive import forgetful_later
 from core.crypto.values import Kind
 
 if TYPE_CHECKING:
+    from piccolo.table import Table
+
     from core.wire.pool import Link
 
 __all__ = ["Look", "Opened", "Record", "row_alias"]
@@ -112,6 +114,19 @@ class Look:
     unless_shown: bool = False
     # Those of the columns that are not for every role.
     shown_to: tuple[ShownTo, ...] = ()
+
+    @classmethod
+    def search(
+        cls,
+        table: type[Table],
+        names: Iterable[str],
+        *,
+        unless_shown: bool = False,
+        shown_to: tuple[ShownTo, ...] = (),
+    ) -> Look:
+        """A search by the values of these columns. The log has the database's names."""
+        columns = sorted(table._meta.get_column_by_name(name)._meta.db_column_name for name in names)
+        return cls("search", table._meta.tablename, tuple(columns), unless_shown, shown_to)
 
     @property
     def gates(self) -> list[str]:

@@ -45,7 +45,7 @@ def told_by(failed: Exception, looks: Sequence[Look] = ()) -> list[Record]:
     if isinstance(failed, asyncpg.UniqueViolationError):
         name = f"{failed.schema_name}.{failed.table_name}"
         records += [
-            Look("search", table._meta.tablename, columns).record(1)
+            Look.search(table, columns).record(1)
             for table in registered.tenant_tables()
             if catalog_name(table) == name and (columns := unique_by_hash(table, failed.constraint_name))
         ]
