@@ -32,7 +32,11 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
     ),
     "CH002": (
         ScopeError,
-        "The database knows no key that signed this scope. As the owner run: piccolo core install_token_key",
+        (
+            "The database knows no key that signed this scope: CHARTHOLD_MASTER_KEY or CHARTHOLD_TOKEN_GENERATION is "
+            "another than it was. Set it as it was; after a change that is meant, run as the owner: "
+            "piccolo core install_token_key"
+        ),
     ),
     "CH003": (
         ScopeError,
