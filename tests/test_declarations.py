@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from core.columns import (
 from core.errors import ConfigurationError, MigrationError
 from core.ids import uuid7
 from core.schema import Grant, Index, Policy, References, Unique, objects_of
+from core.schema.mistakes import place_of
 from core.tables import Client, Tenant
 from core.tenant_table import TenantTable
 
@@ -245,3 +248,11 @@ def test_a_table_of_another_schema_does_not_take_the_permissions_of_one_of_ours_
         permissions = {"select": ("admin",)}  # noqa: RUF012
 
     assert roles_for("user_action_audit_log", "insert", Own.permissions) == ()
+
+
+def test_a_mistake_in_a_column_is_told_with_its_place_and_with_what_there_is(tmp_path: Path) -> None:
+    file = tmp_path / "tables.py"
+    file.write_text('from core.columns import BlindIndex\n\nBlindIndex("name", kind="exactly")\n')
+    with pytest.raises(ConfigurationError, match=r"'exactly'\. There are exact, folded, prefix, ") as told:
+        runpy.run_path(str(file))
+    assert place_of(told.tb) == f"{file}:3: "

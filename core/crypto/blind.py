@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, get_args
 
 from core.crypto.derive import Hmac, forgetful, hmac_pads, length_prefixed
 from core.errors import ConfigurationError, ProtectedQueryError
@@ -98,8 +98,9 @@ class BlindSpec:
     def __post_init__(self) -> None:
         if self.bits % 8 or not 8 <= self.bits <= 128:
             raise ConfigurationError("A blind index has 8 to 128 bits, a multiple of 8.")
-        if self.kind not in {"exact", "folded", "prefix", "last", "year", "month", "compound"}:
-            raise ConfigurationError(f"There is no blind index of the kind {self.kind!r}.")
+        if self.kind not in get_args(BlindKind):
+            kinds = ", ".join(get_args(BlindKind))
+            raise ConfigurationError(f"There is no blind index of the kind {self.kind!r}. There are {kinds}.")
         if (self.kind in {"prefix", "last"}) != (self.length is not None and self.length > 0):
             raise ConfigurationError("A prefix or last index needs length=n, n > 0; no other kind takes one.")
         if (self.kind == "compound") != bool(self.parts):

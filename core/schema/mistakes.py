@@ -15,7 +15,8 @@ from core.errors import ChartholdError
 
 __all__ = ["say_mistakes"]
 
-OURS = (str(Path(__file__).parent.parent), *{sysconfig.get_path(name) for name in ("purelib", "stdlib")}, "<frozen")
+# What begins with "<" is no file: frozen modules, and the __init__ that a dataclass makes.
+OURS = (str(Path(__file__).parent.parent), *{sysconfig.get_path(name) for name in ("purelib", "stdlib")}, "<")
 
 
 def say_mistakes() -> None:
