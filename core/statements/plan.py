@@ -175,11 +175,12 @@ class Plan(QueryString):
         """
         forget = " || pg_catalog.set_config('charthold.granted', '', true)" if member else ""
         gate = f"(select pg_catalog.set_config('charthold.scope', ${arguments + 1}, true){forget}) is not null"
+        allowed = "".join(f" and {asked}" for asked in self.gates)
         if not self.returns:
             # A write that searches for a value records the search, and how many rows it found.
             if self.looks:
-                looked = " and ".join([*self.gates, *(f"{look.call} is not null" for look in self.looks)])
-                return f"with r as ({sql}\n returning 1) select count(*) from r where {gate} having {looked}"
+                looked = " and ".join(f"{look.call} is not null" for look in self.looks)
+                return f"with r as ({sql}\n returning 1) select count(*) from r where {gate}{allowed} having {looked}"
             if self.joined:
                 # Policies look at the rows that an INSERT's select made, or that were found for an update or delete,
                 # which is when the context is set: a filter that no row can change is asked first.
@@ -188,7 +189,6 @@ class Plan(QueryString):
             # run even if the gate were shut, but set_config() is never null.
             return f"with r as ({sql}\n) select {member or '1'} where {gate}"
         materialized = " materialized" if sql.lstrip()[:6].lower() == "select" else ""
-        allowed = "".join(f" and {asked}" for asked in self.gates)
         records = "".join(f" and {opened.call(single=single)} is not null" for opened in self.opened)
         records += "".join(f" and {look.call} is not null" for look in self.looks)
         if relaxed and materialized and records and answers_only(sql):
