@@ -14,8 +14,10 @@ import asyncpg
 import pexpect
 import pytest
 
-from core.commands.explore import QUESTION, THINGS
+from core.commands.explore import QUESTION, THINGS, _find
+from core.commands.family import Failure
 from core.commands.import_synthea import import_export
+from core.commands.options import existing_tenant
 from core.engine import ChartholdEngine
 
 PICCOLO = str(Path(sys.executable).with_name("piccolo"))
@@ -208,6 +210,17 @@ def test_a_mistake_is_one_sentence(environ: dict[str, str], options: list[str], 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(sentence)
     assert done.stderr.count("\n") == 1
+
+
+async def test_an_owner_who_looks_at_another_database_is_told(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def elsewhere(slug: str) -> None:
+        """What the application's login finds in a database without tenants."""
+
+    monkeypatch.setattr("core.commands.explore.find_tenant", elsewhere)
+    monkeypatch.setattr("core.commands.options.find_tenant", elsewhere)
+    for ask in (_find("", ""), _find("synthea", ""), existing_tenant("synthea")):
+        with pytest.raises(Failure, match="none where DATABASE_URL leads"):
+            await ask
 
 
 def test_without_a_terminal_it_says_the_command(empty: str, tmp_path: Path) -> None:

@@ -143,7 +143,8 @@ async def _find(tenant: str, actor: str) -> Visitor | None:
         elif not await _sample_wanted(slug):
             return None
         found = await find_tenant(slug)
-        assert found is not None
+        if found is None:
+            raise await unknown_tenant(slug)
     if not found.is_open:
         raise Failure(f"The tenant {slug} is {found.status}, so nobody works in it.")
     who = await resolve_actor(found.tenant_id, actor)

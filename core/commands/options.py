@@ -77,6 +77,11 @@ async def known_tenants() -> list[str]:
 async def unknown_tenant(tenant: str) -> Failure:
     """What to say of a slug that nobody has."""
     there = await known_tenants()
+    if tenant in there:
+        return Failure(
+            f"There is a tenant {tenant} where DATABASE_OWNER_URL leads, and none where DATABASE_URL leads. Name the "
+            "same database in both."
+        )
     some = ", ".join(there[:MOST]) + (", ..." if len(there) > MOST else "")
     return Failure(f"There is no tenant {tenant}." + (f" Choose one with --tenant=SLUG: {some}." if there else ""))
 
