@@ -35,7 +35,7 @@ from core.foundation import FOUNDATION
 from core.schema import register_shared
 from core.schema.runner import after_forwards, install
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog
-from core.tokenkeys import install_token_key as install_key
+from core.tokenkeys import settle_token_key
 
 register_shared("core", FOUNDATION)
 install()
@@ -43,7 +43,7 @@ install()
 
 async def settle() -> None:
     """What the steps cannot hold: the key that signs scopes follows from the configuration, partitions from the day."""
-    await install_key()
+    await settle_token_key()
     await make_partitions()
 
 

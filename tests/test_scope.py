@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import contextvars
 import os
 import random
@@ -34,12 +35,13 @@ from core.audit.seal import seal
 from core.compliance.disclosures import Disclosure
 from core.compliance.emergencies import EmergencyAccess, break_glass
 from core.compliance.reviews import ActivityReview
+from core.crypto.kms import master_key
 from core.engine import ChartholdEngine, owner_mode
 from core.provision import find_tenant, provision_tenant
 from core.settings import Settings, settings
 from core.tables import AuditSeal, Client, Facility, Tenant, TenantKey, User, UserActionAuditLog
 from core.token import TokenKey
-from core.tokenkeys import install_token_key
+from core.tokenkeys import install_token_key, settle_token_key
 from core.wire.database import Database
 from core.wire.pool import Pool
 from tests.conftest import Clinic, make_clinic
@@ -750,6 +752,29 @@ async def test_the_key_that_signs_scopes_rotates_while_scopes_are_open(
         database._token_key = old
         await install_token_key()
         await owner.execute("delete from charthold.token_key where id = $1", new.id)
+
+
+async def test_migrations_leave_no_key_of_a_master_key_that_nobody_meant(
+    database: ChartholdEngine, lakeside: Clinic, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threat: a step is run with the wrong CHARTHOLD_MASTER_KEY, and a key that follows from it signs scopes ever after."""
+    ours, another = master_key(settings()), os.urandom(32)
+    before = await owner.fetch("select id from charthold.token_key")
+    for known, changed in (
+        (False, {"master_key": another}),
+        (True, {"master_key": another, "retired_master_keys": (ours,)}),
+        (True, {"master_key": ours, "token_generation": 3}),
+    ):
+        async with set_up(monkeypatch, database, **changed):
+            database._token_key = None  # as a process that starts
+            new = database.token_key.id
+            with contextlib.nullcontext() if known else pytest.raises(ConfigurationError, match="not the one that the"):
+                await settle_token_key()
+            installed = await owner.fetch("delete from charthold.token_key where id = $1 returning id", new)
+            assert [row["id"] for row in installed] == [new] * known
+        database._token_key = None
+    await settle_token_key()
+    assert await owner.fetch("select id from charthold.token_key") == before
 
 
 async def test_a_new_generation_of_the_key_that_signs_needs_no_new_master_key(
