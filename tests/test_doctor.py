@@ -43,7 +43,7 @@ from core.schema import application_login
 from core.settings import settings
 from core.tables import Client, Facility, TenantTable
 from core.wire.database import Database
-from tests.conftest import connection_of_the_login
+from tests.conftest import IN_ITS_FILES, connection_of_the_login
 
 OWNER_IS_SUPERUSER = True
 
@@ -128,6 +128,7 @@ BROKEN = (
             "drop policy tenant_isolation on facility;"
             f" create policy tenant_isolation on facility as restrictive for select using ({HERE})",
             # Only some are let out.
+            f"alter policy tenant_isolation on facility using ({HERE} or (select charthold.tenant_everywhere()) is not null)",
             f"alter policy tenant_isolation on facility using ({HERE} or (select charthold.actor_places()) is not null)",
             f"alter policy tenant_isolation on facility using ({HERE} or (select charthold.emergency_client()) is not null)",
             f"alter policy tenant_isolation on facility using ({HERE} or (select charthold.actor_role()) = 'system')",
@@ -208,7 +209,12 @@ BROKEN = (
         "grant execute on function charthold.sign(uuid, uuid, text) to public",
         "functions", "function_grant charthold.sign(uuid,uuid,text) to public",
     ),
+    *(
+        Broken(f"alter role {PREFIX}app_auditor {power}", "roles", f"role {PREFIX}app_auditor")
+        for power in ("superuser", "bypassrls", "createdb", "replication")
+    ),
     # audit
+    Broken("alter table client enable replica trigger audit_update", "triggers", "trigger audit_update on public.client"),
     Broken("alter table client disable trigger audit_update", "triggers", "trigger audit_update on public.client"),
     Broken("drop trigger audit_delete on facility", "triggers", "trigger audit_delete on public.facility"),
     Broken(
@@ -351,7 +357,9 @@ async def test_a_policy_that_others_may_widen_pins_no_tenant(superuser):
             "select * from pg_policies where policyname = 'tenant_isolation' and tablename = 'facility'"
         )
         await superuser.execute("drop policy tenant_isolation on facility")
-        await superuser.execute(f"create policy tenant_isolation on facility using ({was['qual']})")
+        await superuser.execute(
+            f"create policy tenant_isolation on facility using ({was['qual']}) with check ({was['with_check']})"
+        )
     try:
         found = await examine(["tenant_policies"])
         assert failures(found) == {("tenant_policies", "policy tenant_isolation on public.facility")}
@@ -370,10 +378,11 @@ async def test_a_month_that_was_detached_is_attached_again(superuser):
     assert failures(await examine()) == set()
 
 
-async def test_a_table_that_the_application_owns_is_told(superuser):
-    await superuser.execute(f"alter table facility owner to {RUNTIME}")
+@pytest.mark.parametrize("what", ["table public.facility", "schema charthold"])
+async def test_what_the_application_owns_is_told(superuser, what):
+    await superuser.execute(f"alter {what} owner to {RUNTIME}")
     found = await examine()
-    assert ("owners", "table public.facility") in failures(found)
+    assert ("owners", what) in failures(found)
     await superuser.execute(next(f.sql for f in found.findings if f.check == "owners" and f.verdict == "fail"))
     # What it had been granted was lost in what it owned.
     left = [f for f in (await examine()).findings if f.verdict == "fail"]
@@ -404,6 +413,43 @@ async def test_an_event_trigger_is_a_warning(superuser):
         await superuser.execute("drop event trigger rogue; drop function public.at_ddl()")
 
 
+async def test_a_trigger_by_which_references_are_checked_is_told_when_it_is_off(superuser):
+    await superuser.execute("alter table facility disable trigger all")
+    off = await superuser.fetch("select quote_ident(tgname) from pg_trigger where tgrelid = 'facility'::regclass")
+    try:
+        found = await examine(["triggers"])
+        assert failures(found) == {("triggers", f"trigger {row[0]} on public.facility") for row in off}
+        assert any("RI_ConstraintTrigger" in row[0] for row in off)
+        await superuser.execute("\n".join(f.sql for f in found.findings))
+        assert failures(await examine(["triggers", "drift"])) == set()
+    finally:
+        await superuser.execute("alter table facility enable trigger all")
+
+
+@IN_ITS_FILES
+@pytest.mark.parametrize(
+    ("line", "verdict"),
+    [
+        ("host all all 0.0.0.0/0 trust", "fail"),
+        ("hostssl all all all trust", "fail"),
+        ("local all all trust", "warn"),
+        ("host all all ::1/128 trust", "warn"),
+        ("host all all 127.0.0.1/32 scram-sha-256", "pass"),
+        ("hostssl all all 0.0.0.0/0 scram-sha-256", "pass"),
+        ("host all all 0.0.0.0/0 reject", "pass"),
+    ],
+)
+async def test_a_line_by_which_the_server_lets_anybody_in_is_told(superuser, line, verdict):
+    file = Path(await superuser.fetchval("show hba_file"))
+    was = file.read_bytes()
+    try:
+        file.write_text(f"{line}\n")  # the view reads the file, which the server has not loaded
+        found = [f.verdict for f in (await examine(["host_rules"])).findings]
+    finally:
+        file.write_bytes(was)
+    assert found == [verdict]
+
+
 async def test_what_no_check_is_about_is_told_by_drift(superuser):
     await superuser.execute("create index more on client (status)")
     [finding] = [f for f in (await examine()).findings if f.verdict == "fail"]
@@ -420,6 +466,40 @@ async def test_a_table_of_tenants_that_nobody_declared_is_told_by_every_check_it
             ("tenant_policies", "policy tenant_isolation on public.visit")} <= told  # fmt: skip
 
 
+async def test_a_table_that_nobody_declared_and_whose_policy_lets_everybody_in_is_told(superuser):
+    await superuser.execute(
+        "create table visit (id uuid, tenant_id uuid, primary key (tenant_id, id));"
+        "alter table visit enable row level security, force row level security;"
+        f"create policy everybody on visit using (true); grant select on visit to {RUNTIME}"
+    )
+    try:
+        told = failures(await examine(["tenant_policies", "capture"]))
+    finally:
+        await superuser.execute("drop table visit")
+    assert told == {("tenant_policies", "policy tenant_isolation on public.visit"), ("capture", "table public.visit")}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "(client_id) references client (id)",
+        "(tenant_id) references client (id)",
+        "(there, client_id) references client",
+    ],
+)
+async def test_a_reference_that_does_not_begin_with_the_tenant_on_either_side_is_told(superuser, key):
+    await superuser.execute(
+        "create unique index alone on client (id);"
+        "create table visit (tenant_id uuid not null, there uuid, client_id uuid);"
+        f"alter table visit add constraint across foreign key {key}"
+    )
+    try:
+        told = failures(await examine(["composite_keys"])) - {("composite_keys", "index public.alone")}
+    finally:
+        await superuser.execute("drop table visit; drop index alone")
+    assert told == {("composite_keys", "constraint across on public.visit")}
+
+
 async def test_a_reference_to_a_table_of_no_tenant_reaches_into_none(superuser):
     await superuser.execute(
         "create table code (id int primary key); alter table client add column code_id int references code"
@@ -428,6 +508,28 @@ async def test_a_reference_to_a_table_of_no_tenant_reaches_into_none(superuser):
         assert failures(await examine(["composite_keys"])) == set()
     finally:
         await superuser.execute("alter table client drop column code_id; drop table code")
+
+
+@pytest.mark.parametrize("right", ["select", "select (id)"])
+async def test_a_right_of_who_is_no_role_of_ours_is_told_and_taken(superuser, right):
+    await superuser.execute(f"create role doctor_test_stranger; grant {right} on client to doctor_test_stranger")
+    try:
+        found = await examine(["grants"])
+        assert {f.check for f in found.findings if f.verdict == "fail"} == {"grants"}
+        assert "doctor_test_stranger may select on public.client, and is no role of ours." in {
+            f.evidence for f in found.findings
+        }
+        await superuser.execute("\n".join(f.sql for f in found.findings))
+        assert failures(await examine(["grants", "drift"])) == set()
+    finally:
+        await superuser.execute("drop owned by doctor_test_stranger; drop role doctor_test_stranger")
+
+
+async def test_a_view_that_keeps_rows_of_all_tenants_is_told(superuser):
+    await superuser.execute("create materialized view everybody as select id from client")
+    found = await examine(["views"])
+    await superuser.execute("drop materialized view everybody")
+    assert failures(found) == {("views", "view public.everybody")}
 
 
 async def test_a_view_that_reads_as_its_owner_is_told(superuser):
@@ -611,15 +713,79 @@ async def test_a_user_who_may_act_in_a_tenant_that_is_closed_is_told(superuser, 
     assert failures(await examine(["admins"])) == set()
 
 
-async def test_a_token_key_of_somebody_else_under_our_id_is_told(superuser, database):
+@pytest.mark.parametrize(
+    "by_hand",
+    [
+        # A user who is in no table, with all that a real one has.
+        "insert into charthold.principal (user_id, tenant_id, role, tenant_open)"
+        " select gen_random_uuid(), tenant_id, 'admin', true from charthold.principal where user_id = $1",
+        "update charthold.principal set tenant_id = (select tenant_id from charthold.tenant_directory"
+        " where slug = 'hillside') where user_id = $1",
+        "delete from charthold.principal where user_id = $1",
+        "update charthold.principal set role = 'admin' where user_id = $1",
+        "update charthold.principal set facility_scope = null where user_id = $1",
+        "update charthold.principal set locked_until = null where user_id = $1",
+    ],
+)
+async def test_who_may_act_otherwise_than_the_users_say_is_told(superuser, clinic, by_hand):
+    who = f"where id = '{clinic.clinician}'"
+    await superuser.execute(
+        f"{AS_REPLICA} update app_user set facility_scope = array[gen_random_uuid()],"
+        f" locked_until = '2001-01-01' {who}; reset session_replication_role"
+    )
+    await superuser.execute(
+        "update charthold.principal as p set facility_scope = u.facility_scope, locked_until = u.locked_until"
+        " from app_user as u where u.id = p.user_id; create temporary table kept as table charthold.principal"
+    )
+    try:
+        assert failures(await examine(["admins"])) == set()
+        await superuser.execute(by_hand, clinic.clinician)
+        assert failures(await examine(["admins"])) == {("admins", "table charthold.principal")}
+    finally:
+        await superuser.execute(
+            f"{AS_REPLICA} update app_user set facility_scope = null, locked_until = null {who};"
+            " reset session_replication_role; delete from charthold.principal;"
+            " insert into charthold.principal select * from kept; drop table kept;"
+            " update charthold.principal set facility_scope = null, locked_until = null"
+        )
+    assert failures(await examine(["admins"])) == set()
+
+
+@pytest.mark.parametrize(
+    "by_hand",
+    [
+        "update charthold.tenant_directory set slug = 'elsewhere' where tenant_id = $1",
+        "update charthold.tenant_directory set status = 'closed' where tenant_id = $1",
+        "update charthold.tenant_directory set retention_years = 7 where tenant_id = $1",
+        "delete from charthold.tenant_directory where tenant_id = $1",
+        # One that there is not.
+        "insert into charthold.tenant_directory select gen_random_uuid(), 'elsewhere', 'closed', retention_years"
+        " from charthold.tenant_directory where tenant_id = $1",
+    ],
+)
+async def test_a_directory_that_says_of_tenants_what_they_do_not_is_told(superuser, clinic, by_hand):
+    await superuser.execute("create temporary table kept as table charthold.tenant_directory")
+    try:
+        await superuser.execute(by_hand, clinic.tenant)
+        assert failures(await examine(["admins"])) >= {("admins", "table charthold.tenant_directory")}
+    finally:
+        await superuser.execute(
+            "delete from charthold.tenant_directory; insert into charthold.tenant_directory select * from kept;"
+            " drop table kept"
+        )
+    assert failures(await examine(["admins"])) == set()
+
+
+@pytest.mark.parametrize("pad", ["inner_pad", "outer_pad"])
+async def test_a_token_key_of_somebody_else_under_our_id_is_told(superuser, database, pad):
     mine = database.token_key
     await superuser.execute(
-        "update charthold.token_key set inner_pad = sha512('x') where id = $1 and inner_pad = $2",
+        f"update charthold.token_key set {pad} = sha512('x') where id = $1 and {pad} = $2",
         mine.id,
-        mine.inner_pad,
+        getattr(mine, pad),
     )
     assert failures(await examine(["token_keys"])) == {("token_keys", f"token key {mine.id}")}
-    await superuser.execute("update charthold.token_key set inner_pad = $2 where id = $1", mine.id, mine.inner_pad)
+    await superuser.execute(f"update charthold.token_key set {pad} = $2 where id = $1", mine.id, getattr(mine, pad))
     assert failures(await examine(["token_keys"])) == set()
 
 
@@ -740,6 +906,57 @@ async def test_what_is_warned_of_is_not_said_to_hold(superuser, monkeypatch):
         lambda self, sql, *a, **k: fetchval(self, sql if "data_checksums" not in sql else off, *a, **k),
     )  # fmt: skip
     assert [f.verdict for f in (await examine(["checksums"])).findings] == ["warn"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("log_statement", "mod"),
+        ("log_min_duration_statement", "0"),
+        ("log_min_duration_sample", "100"),
+        ("log_transaction_sample_rate", "0.5"),
+        ("log_parameter_max_length_on_error", "64"),
+    ],
+)
+@pytest.mark.parametrize("whose", ["database", "role", "role in database"])
+async def test_each_setting_by_which_the_server_writes_what_statements_hold_is_told_and_taken_back(
+    superuser, name, value, whose
+):
+    here = await superuser.fetchval("select quote_ident(current_database())")
+    place = {
+        "database": f"database {here}",
+        "role": f"role {RUNTIME}",
+        "role in database": f"role {RUNTIME} in database {here}",
+    }[whose]
+    await superuser.execute(f"alter {place} set {name} = '{value}'")
+    try:
+        found = await examine(["statement_logging"])
+        subject = f"setting {name}" + (f" of {RUNTIME}" if "role" in whose else "")
+        assert failures(found) == {("statement_logging", subject)}
+        await superuser.execute("\n".join(f.sql for f in found.findings if f.verdict == "fail"))
+        assert failures(await examine(["statement_logging"])) == set()
+    finally:
+        await superuser.execute(f"alter {place} reset {name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("session_replication_role", "local"),
+        ("row_security", "off"),
+        ("ignore_checksum_failure", "on"),
+        ("password_encryption", "md5"),
+    ],
+)
+async def test_each_setting_that_takes_the_ground_from_under_us_is_told_and_taken_back(superuser, name, value):
+    await superuser.execute(f"alter role {RUNTIME} set {name} = '{value}'")
+    try:
+        found = await examine(["server_settings"])
+        assert failures(found) == {("server_settings", f"setting {name} of {RUNTIME}")}
+        await superuser.execute("\n".join(f.sql for f in found.findings if f.verdict == "fail"))
+        assert failures(await examine(["server_settings"])) == set()
+    finally:
+        await superuser.execute(f"alter role {RUNTIME} reset {name}")
 
 
 async def test_a_database_of_another_encoding_fails(owner, monkeypatch):
@@ -875,12 +1092,46 @@ async def test_a_table_of_another_schema_that_looks_like_phi_is_a_warning(superu
     assert "beside.export (social security numbers, dates of a person, and ages over 89)" in warned.evidence
 
 
-async def test_another_login_past_the_policies_is_a_warning(superuser):
-    await superuser.execute("create role doctor_test_login login bypassrls")
+@pytest.mark.parametrize("role", ["app_runtime", "app_auditor"])
+async def test_each_group_that_is_strong_is_told_of_its_members(superuser, role):
+    there = await superuser.fetch(
+        "select quote_ident(rolname) from pg_roles where oid = current_user::regrole or rolname in ('pg_read_all_data',"
+        " 'pg_write_all_data', 'pg_read_server_files', 'pg_write_server_files', 'pg_execute_server_program',"
+        " 'pg_maintain', 'pg_create_subscription')"
+    )
+    groups = {row[0] for row in there}
+    await superuser.execute(f"grant {', '.join(groups)} to {PREFIX}{role}")
+    try:
+        found = await examine(["roles"])
+    finally:
+        await superuser.execute(f"revoke {', '.join(groups)} from {PREFIX}{role}")
+    assert failures(found) == {("roles", f"membership {PREFIX}{role} in {group}") for group in groups}
+
+
+@pytest.mark.parametrize("role", ["app_runtime", "app_auditor"])
+async def test_a_role_of_ours_that_is_gone_is_told(superuser, role):
+    await superuser.execute(f"alter role {PREFIX}{role} rename to elsewhere")
+    try:
+        assert ("roles", f"role {PREFIX}{role}") in failures(await examine(["roles"]))
+    finally:
+        await superuser.execute(f"alter role elsewhere rename to {PREFIX}{role}")
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        ("login bypassrls", "BYPASSRLS"),
+        ("login superuser", "superuser"),
+        ("login in role current_user", "member of {owner}"),
+    ],
+)
+async def test_another_login_past_the_policies_is_a_warning(superuser, made, why):
+    owner = await superuser.fetchval("select quote_ident(current_user)")
+    await superuser.execute(f"create role doctor_test_login {made.replace('current_user', owner)}")
     try:
         found = await examine(["roles"])
         assert any("doctor_test_login" in finding.evidence for finding in found.findings if finding.verdict == "warn")
-        assert {"role": "doctor_test_login", "why": "BYPASSRLS"} in found.shown["bypass"]
+        assert {"role": "doctor_test_login", "why": why.format(owner=owner)} in found.shown["bypass"]
     finally:
         await superuser.execute("drop role doctor_test_login")
 
