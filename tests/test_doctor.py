@@ -916,6 +916,7 @@ async def test_what_is_warned_of_is_not_said_to_hold(superuser, monkeypatch):
         ("log_min_duration_sample", "100"),
         ("log_transaction_sample_rate", "0.5"),
         ("log_parameter_max_length_on_error", "64"),
+        ("log_parameter_max_length_on_error", "-1"),
     ],
 )
 @pytest.mark.parametrize("whose", ["database", "role", "role in database"])

@@ -155,7 +155,7 @@ async def statement_logging(live: Live, notes: Notes) -> None:
         return f"alter system set {name} = '{value}';\nselect pg_reload_conf();"
 
     def off(name: str) -> bool:
-        return found.get(name, "-1") in ("-1", "0", "none", "")
+        return found.get(name, "0") in ("0", "none", "")
 
     if found.get("log_statement") not in ("none", "ddl"):
         notes.fail(
@@ -194,7 +194,8 @@ async def statement_logging(live: Live, notes: Notes) -> None:
             sql=mend("pgaudit.log_parameter", "off"),
         )
     for row in await live.connection.fetch(SET_SOMEWHERE, FOR_OTHERS):
-        quiet = row["setting"] in ("none", "ddl", "-1") or (row["setting"] == "0" and "duration" not in row["name"])
+        # Of a duration -1 is none, and 0 is each; of a length -1 is the whole.
+        quiet = row["setting"] in ("none", "ddl", "-1" if "duration" in row["name"] else "0")
         # This connection has what is set for everybody, and for the owner.
         if not quiet and row["role"] not in ("", live.owner):
             notes.fail(
