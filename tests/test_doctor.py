@@ -940,6 +940,20 @@ async def test_each_setting_by_which_the_server_writes_what_statements_hold_is_t
         await superuser.execute(f"alter {place} reset {name}")
 
 
+async def test_what_the_server_writes_of_others_is_told_though_it_writes_nothing_of_the_owner(superuser):
+    here, owner = await superuser.fetchrow("select quote_ident(current_database()), quote_ident(current_user)")
+    await superuser.execute(f"alter role {owner} in database {here} set log_statement = 'none'")
+    await superuser.execute(f"alter database {here} set log_statement = 'all'")
+    try:
+        found = await examine(["statement_logging"])
+        assert failures(found) == {("statement_logging", "setting log_statement of the database")}
+        await superuser.execute("\n".join(f.sql for f in found.findings if f.verdict == "fail"))
+        assert failures(await examine(["statement_logging"])) == set()
+    finally:
+        await superuser.execute(f"alter role {owner} in database {here} reset log_statement")
+        await superuser.execute(f"alter database {here} reset log_statement")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

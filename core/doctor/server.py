@@ -193,14 +193,16 @@ async def statement_logging(live: Live, notes: Notes) -> None:
             subject="setting pgaudit.log_parameter",
             sql=mend("pgaudit.log_parameter", "off"),
         )
+    failed = {finding.subject.removeprefix("setting ") for finding in notes.findings}
     for row in await live.connection.fetch(SET_SOMEWHERE, FOR_OTHERS):
         # Of a duration -1 is none, and 0 is each; of a length -1 is the whole.
         quiet = row["setting"] in ("none", "ddl", "-1" if "duration" in row["name"] else "0")
-        # This connection has what is set for everybody, and for the owner.
-        if not quiet and row["role"] not in ("", live.owner):
+        # This connection has what is set for everybody and for the owner, unless a setting of the owner's hides it.
+        told = row["role"] in ("", live.owner) and row["name"] in failed
+        if not quiet and not told:
             notes.fail(
-                f"Sessions of {row['role']} have {row['name']} = {row['setting']}.",
-                subject=f"setting {row['name']} of {row['role']}",
+                f"Sessions of {row['role'] or 'this database'} have {row['name']} = {row['setting']}.",
+                subject=f"setting {row['name']} of {row['role'] or 'the database'}",
                 sql=reset(live, row["name"], row["role"], here=row["here"]),
             )
     _errors(found, notes)
