@@ -888,7 +888,7 @@ def holds(found: Examination, check: str) -> str:
 
 
 async def test_what_is_warned_of_is_not_said_to_hold(superuser, monkeypatch):
-    at = ("log_min_error_statement = error", "log_error_verbosity = default")
+    at = ("log_min_error_statement = error", "log_error_verbosity = default", "log_min_messages = debug1")
     name = await superuser.fetchval("select quote_ident(current_database())")
     for setting in at:
         await superuser.execute(f"alter database {name} set {setting}")
@@ -917,6 +917,7 @@ async def test_what_is_warned_of_is_not_said_to_hold(superuser, monkeypatch):
         ("log_transaction_sample_rate", "0.5"),
         ("log_parameter_max_length_on_error", "64"),
         ("log_parameter_max_length_on_error", "-1"),
+        ("log_min_messages", "debug2"),
     ],
 )
 @pytest.mark.parametrize("whose", ["database", "role", "role in database"])

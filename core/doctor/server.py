@@ -18,8 +18,8 @@ ENDS = {15: date(2027, 11, 11), 16: date(2028, 11, 9), 17: date(2029, 11, 8), 18
 
 SETTINGS = """select name, setting, source from pg_settings
 where name in ('log_statement', 'log_min_duration_statement', 'log_min_duration_sample', 'log_transaction_sample_rate',
-    'log_min_error_statement', 'log_error_verbosity', 'log_parameter_max_length', 'log_parameter_max_length_on_error',
-    'auto_explain.log_min_duration', 'pgaudit.log', 'pgaudit.log_parameter')"""
+    'log_min_messages', 'log_min_error_statement', 'log_error_verbosity', 'log_parameter_max_length',
+    'log_parameter_max_length_on_error', 'auto_explain.log_min_duration', 'pgaudit.log', 'pgaudit.log_parameter')"""
 
 # Settings that a role or a database has for itself; a new session of that role may log what ours does not.
 FOR_OTHERS = (
@@ -28,7 +28,10 @@ FOR_OTHERS = (
     "log_min_duration_sample",
     "log_transaction_sample_rate",
     "log_parameter_max_length_on_error",
+    "log_min_messages",
 )
+# Of log_min_messages: from here on each statement that is parsed is a message.
+VERBOSE = ("debug", "debug2", "debug3", "debug4", "debug5")
 
 
 @check("164.308(a)(5)(ii)(B)")
@@ -187,6 +190,12 @@ async def statement_logging(live: Live, notes: Notes) -> None:
             subject="setting log_parameter_max_length_on_error",
             sql=mend("log_parameter_max_length_on_error", "0"),
         )
+    if found.get("log_min_messages") in VERBOSE:
+        notes.fail(
+            f"log_min_messages is {found['log_min_messages']}: the server writes statements, with what stands in them.",
+            subject="setting log_min_messages",
+            sql=mend("log_min_messages", "warning"),
+        )
     if not off("pgaudit.log") and found.get("pgaudit.log_parameter") == "on":
         notes.fail(
             "pgaudit writes parameters.",
@@ -196,7 +205,8 @@ async def statement_logging(live: Live, notes: Notes) -> None:
     failed = {finding.subject.removeprefix("setting ") for finding in notes.findings}
     for row in await live.connection.fetch(SET_SOMEWHERE, FOR_OTHERS):
         # Of a duration -1 is none, and 0 is each; of a length -1 is the whole.
-        quiet = row["setting"] in ("none", "ddl", "-1" if "duration" in row["name"] else "0")
+        none = ("none", "ddl", "-1" if "duration" in row["name"] else "0")
+        quiet = row["setting"] not in VERBOSE if row["name"] == "log_min_messages" else row["setting"] in none
         # This connection has what is set for everybody and for the owner, unless a setting of the owner's hides it.
         told = row["role"] in ("", live.owner) and row["name"] in failed
         if not quiet and not told:
