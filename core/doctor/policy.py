@@ -26,6 +26,11 @@ SCOPE = re.compile(r"charthold\.(actor_role|actor_places|emergency_client|tenant
 TENANT_AS = re.compile(r"charthold\.tenant_as\(VARIADIC (ARRAY\[[^\]]*\])\)")
 # What may stand before a parenthesis. A condition that calls anything else, or reads a table, is not evaluated.
 CALL = re.compile(r"([\w\"]+)\s*\(")
+# What asks without any: a table, or who is connected, and when.
+ASKS = re.compile(
+    r'(?<!")\b(from|current_(user|role|schema|catalog|date|time|timestamp)|(session|system)_user|user|localtime(stamp)?)\b',
+    re.IGNORECASE,
+)
 WORDS = frozenset({"and", "any", "array", "case", "else", "in", "not", "or", "select", "then", "when"})
 # Who asks, and for which row: a user of the whole tenant, for a row of it; one who is bound to a facility, for a row of
 # that facility and for one of another; and a user of another tenant. In an emergency: for a row of the client, and of
@@ -115,7 +120,7 @@ async def ask_policy(
 async def _ask(live: Live, condition: str, columns: Sequence[str]) -> Answers | None:
     text = SCOPE.sub(r"who.said_\1", condition)
     text = TENANT_AS.sub(r"case when who.said_actor_role = any (\1) then who.said_tenant_id end", text)
-    if re.search(r"\bfrom\b", text, re.IGNORECASE) or not {word.lower() for word in CALL.findall(text)} <= WORDS:
+    if ASKS.search(text) or not {word.lower() for word in CALL.findall(text)} <= WORDS:
         return None
     names = list(dict.fromkeys(columns))
     sql = f"""select asked, place, coalesce(({text}), false) as may
