@@ -347,6 +347,19 @@ async def test_the_doctor_finds_an_emergency_that_nobody_declared(
     assert "fail" not in await verdicts("emergency_access")
 
 
+async def test_the_doctor_finds_an_emergency_of_long_ago_that_somebody_opened_again(
+    lakeside: Clinic, doctor: UUID, owner: asyncpg.Connection
+) -> None:
+    emergency = await declare(lakeside, doctor)
+    await age(owner, emergency, days=800)
+    assert "fail" not in await verdicts("emergency_access")
+    await owner.execute("update charthold.emergency set until = now() + interval '1 hour' where id = $1", emergency.id)
+    async with emergency.scope():
+        assert await Client.exists().where(Client.id == lakeside.client)
+    assert "that nobody declared so" in (await verdicts("emergency_access"))["fail"]
+    await owner.execute("delete from charthold.emergency where id = $1", emergency.id)
+
+
 async def test_the_doctor_misses_a_sign_off_of_a_tenant_that_is_old_enough(
     lakeside: Clinic, owner: asyncpg.Connection
 ) -> None:

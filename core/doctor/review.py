@@ -15,17 +15,18 @@ DAYS = 30  # of activity, for the plot
 REVIEWED = 7  # days after which an emergency should have been reviewed
 SIGNED = 35  # days that may pass between two sign-offs: a month, and some
 
+# However long ago it was declared: who lengthens it opens it again.
 EMERGENCIES = """
-select count(*) as declared,
-    count(*) filter (where e.until < now() - make_interval(days => $2) and r.reviews = 0) as waiting,
-    count(*) filter (where r.violations > 0) as violations,
+select count(*) filter (where e.recent) as declared,
+    count(*) filter (where e.recent and e.until < now() - make_interval(days => $2) and r.reviews = 0) as waiting,
+    count(*) filter (where e.recent and r.violations > 0) as violations,
     count(*) filter (where p.until <> e.until or p.user_id <> e.user_id or p.client_id <> e.client_id
         or e.until > e.created_at + make_interval(mins => $3)) as altered
-from public.emergency_access as e
+from (select *, created_at > now() - interval '1 year' as recent from public.emergency_access) as e
 left join charthold.emergency as p on p.tenant_id = e.tenant_id and p.id = e.id
 cross join lateral (select count(*) as reviews, count(*) filter (where a.finding = 'violation') as violations
     from public.activity_review as a where a.tenant_id = e.tenant_id and a.emergency_id = e.id) as r
-where ($1::uuid is null or e.tenant_id = $1) and e.created_at > now() - interval '1 year'"""
+where ($1::uuid is null or e.tenant_id = $1)"""
 
 # Of a client that is gone nothing can be seen.
 UNDECLARED = """
