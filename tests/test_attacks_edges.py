@@ -585,6 +585,56 @@ async def test_what_stands_at_the_horizon_is_not_sealed(
                     await call
 
 
+async def test_a_month_is_kept_for_its_youngest_record_and_who_keeps_longest_also_of_a_tenant_that_is_unknown(
+    lakeside: Clinic, hillside: Clinic, owner: asyncpg.Connection, database: ChartholdEngine
+) -> None:
+    """Threat: a tenant is taken out of the directory, and what it did goes with the others' months."""
+    today = datetime.now(UTC)
+    first = today.replace(year=today.year - 10, day=1, hour=0, minute=0, second=0, microsecond=0)
+    following = (first + timedelta(days=40)).replace(day=1)
+    part = f"{LOG}_{first:%Y_%m}"
+    await owner.execute(
+        f"create table {part} partition of {LOG} for values from ('{first:%Y-%m}-01 00:00+00') to"
+        f" ('{following:%Y-%m}-01 00:00+00'); alter table {part} enable row level security;"
+        f"alter table {part} force row level security; alter table {part} owner to {await schema_owner(owner)}"
+    )
+    for clinic, moment in ((hillside, first), (lakeside, following - timedelta(seconds=1))):
+        async with clinic.as_admin() as here, owner.transaction():
+            token = here.token(database.token_key, owner.get_server_pid())
+            await owner.execute("select set_config('charthold.scope', $1, true)", token)
+            await owner.execute(
+                f"insert into {LOG} (tenant_id, user_id, action_type, reason, occurred_at)"
+                " values ($1, $2, 'login', 'old', $3)",
+                clinic.tenant, clinic.admin, moment,
+            )  # fmt: skip
+
+    async def archived(years: int, *sealed: UUID, known: bool = True) -> int:
+        async with database.as_owner() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                await connection.execute(
+                    "update charthold.tenant_directory set retention_years = $1 where tenant_id = $2",
+                    years, lakeside.tenant,
+                )  # fmt: skip
+                if not known:
+                    await connection.execute(
+                        "delete from charthold.tenant_directory where tenant_id = $1", lakeside.tenant
+                    )
+                return await connection.fetchval(
+                    "select charthold.archive_partition($1, $2, $3)", part, sealed, [2**62] * len(sealed)
+                )
+            finally:
+                await transaction.rollback()
+
+    with pytest.raises(asyncpg.PostgresError, match="must be kept for 10 years"):
+        await archived(10, hillside.tenant, lakeside.tenant)
+    for known in (True, False):
+        with pytest.raises(asyncpg.PostgresError, match="1 records that are not sealed"):
+            await archived(9, hillside.tenant, known=known)
+    assert await archived(9, hillside.tenant, lakeside.tenant) == 2
+
+
 @pytest.mark.parametrize("years", [5, 101, 32_767])
 async def test_a_tenant_keeps_its_records_for_a_possible_number_of_years(years: int, hillside: Clinic) -> None:
     async with hillside.as_admin():

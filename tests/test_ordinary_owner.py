@@ -300,6 +300,27 @@ async def test_a_user_who_is_made_active_while_the_tenant_is_closed_is_out(
             await Facility(name="After closing").save()
 
 
+async def test_who_is_demoted_while_the_owner_closes_the_tenant_in_their_name_stays_demoted(
+    clinic: Clinic, ordinary: asyncpg.Connection
+) -> None:
+    closing = await make_clinic(f"closing-{uuid4().hex[:8]}")
+    async with closing.as_admin(), transaction():
+        await User.update({User.role: "billing", User.facility_scope: []}).where(User.id == closing.clinician)
+        # In a context of its own: this task is in a transaction.
+        closed = asyncio.create_task(
+            set_tenant_status(tenant=closing.tenant, actor=closing.clinician, status="closed", reason="test"),
+            context=contextvars.Context(),
+        )
+        await asyncio.sleep(0.5)
+        assert not closed.done()
+    await closed
+    stands = await ordinary.fetchrow(
+        "select role, facility_scope, tenant_open from charthold.principal where user_id = $1", closing.clinician
+    )
+    assert stands is not None
+    assert tuple(stands) == ("billing", [], False)
+
+
 @pytest.mark.parametrize("who", ["clinician", "billing", "bound", "locked"])
 async def test_whoever_the_owner_names_a_tenant_is_suspended(
     who: str, clinic: Clinic, ordinary: asyncpg.Connection
