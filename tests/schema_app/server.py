@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 import shutil
@@ -56,8 +57,23 @@ class Server:
             await admin.execute(f"create database {name} template template0 {options}")
             yield name
         finally:
+            try:
+                await dropped(admin, name)
+            finally:
+                await admin.close()
+
+
+async def dropped(admin: asyncpg.Connection, name: str) -> None:
+    """Drop the database; when an autovacuum worker is in it, which only a superuser may end, when that is done."""
+    for left in reversed(range(100)):
+        try:
             await admin.execute(f"drop database if exists {name} with (force)")
-            await admin.close()
+        except asyncpg.InsufficientPrivilegeError:
+            if not left:
+                raise
+            await asyncio.sleep(0.2)
+        else:
+            return
 
 
 def servers() -> list[str]:
