@@ -30,11 +30,11 @@ from core.settings import Settings
 from core.statements.arguments import LATE, bind, needs_keys
 from core.statements.batch import Batch
 from core.statements.explain import explain
+from core.statements.failure import told_by
 from core.statements.late import record_after
 from core.statements.plan import Plan, RawPlan, Statement, open_rows
 from core.statements.residue import ends_a_transaction, leaves_nothing
 from core.statements.shown import Look, Record
-from core.statements.taken import told_by
 from core.statements.transactions import Transaction, to_the_end
 from core.token import TokenKey
 from core.wire.connections import Connections

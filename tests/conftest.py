@@ -239,6 +239,19 @@ async def make_clinic(slug: str) -> Clinic:
     )
 
 
+KEY_CACHE = 0.3  # seconds
+
+
+@pytest.fixture(scope="module")
+def short_key_cache(database: ChartholdEngine) -> Iterator[None]:
+    """Keys are cached for a moment, so that a rotation's waits are short."""
+    os.environ["CHARTHOLD_KEY_CACHE_SECONDS"] = str(KEY_CACHE)
+    settings.cache_clear()
+    yield
+    del os.environ["CHARTHOLD_KEY_CACHE_SECONDS"]
+    settings.cache_clear()
+
+
 @pytest.fixture(scope="module")
 async def lakeside(database: ChartholdEngine) -> Clinic:
     return await make_clinic("lakeside")

@@ -335,6 +335,20 @@ async def test_every_committed_change_of_concurrent_writers_has_exactly_one_reco
         assert (await recorded(owner, site.id)).count("update") == 2 * 6
 
 
+async def stray(database: ChartholdEngine, owner: asyncpg.Connection, clinic: Clinic, *moments: datetime) -> None:
+    """Records of moments whose months have no partition."""
+    async with clinic.as_admin() as here, owner.transaction():
+        token = here.token(database.token_key, owner.get_server_pid())
+        await owner.execute("select set_config('charthold.scope', $1, true)", token)
+        await owner.execute(
+            "insert into user_action_audit_log (tenant_id, user_id, action_type, reason, occurred_at)"
+            " select $1, $2, 'login', 'stray', moment from unnest($3::timestamptz[]) as moment",
+            clinic.tenant,
+            clinic.admin,
+            moments,
+        )
+
+
 async def test_months_are_made_ahead_and_strays_move_out_of_the_default_partition(
     database: ChartholdEngine, owner: asyncpg.Connection, lakeside: Clinic
 ) -> None:
@@ -342,16 +356,7 @@ async def test_months_are_made_ahead_and_strays_move_out_of_the_default_partitio
     # A month holds its first moment, and not the next one's.
     first = far.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     following = (first + timedelta(days=40)).replace(day=1)
-    async with lakeside.as_admin() as here, owner.transaction():
-        token = here.token(database.token_key, owner.get_server_pid())
-        await owner.execute("select set_config('charthold.scope', $1, true)", token)
-        await owner.execute(
-            "insert into user_action_audit_log (tenant_id, user_id, action_type, reason, occurred_at)"
-            " select $1, $2, 'login', 'early', moment from unnest($3::timestamptz[]) as moment",
-            lakeside.tenant,
-            lakeside.admin,
-            [far, first, following],
-        )
+    await stray(database, owner, lakeside, far, first, following)
     assert await owner.fetchval("select count(*) from user_action_audit_log_default") == 3
     made = [row["p"] for row in await owner.fetch("select charthold.ensure_partitions(14) as p")]
     assert f"user_action_audit_log_{far:%Y_%m}" in made
@@ -370,16 +375,7 @@ async def test_a_month_that_is_past_before_anybody_made_its_partition_gets_it_to
     database: ChartholdEngine, owner: asyncpg.Connection, lakeside: Clinic
 ) -> None:
     missed = (datetime.now(UTC).replace(day=1) - timedelta(days=40)).replace(day=15)
-    async with lakeside.as_admin() as here, owner.transaction():
-        token = here.token(database.token_key, owner.get_server_pid())
-        await owner.execute("select set_config('charthold.scope', $1, true)", token)
-        await owner.execute(
-            "insert into user_action_audit_log (tenant_id, user_id, action_type, reason, occurred_at)"
-            " values ($1, $2, 'login', 'missed', $3)",
-            lakeside.tenant,
-            lakeside.admin,
-            missed,
-        )
+    await stray(database, owner, lakeside, missed)
     assert await owner.fetchval("select count(*) from user_action_audit_log_default") == 1
     assert f"user_action_audit_log_{missed:%Y_%m}" in await make_partitions()
     assert await owner.fetchval("select count(*) from user_action_audit_log_default") == 0

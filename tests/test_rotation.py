@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -35,10 +34,9 @@ from core.rotation.rows import SealedTable, sealed_tables
 from core.settings import settings
 from core.tables import Client, Facility, User
 from piccolo_conf import DB
-from tests.conftest import IN_ITS_FILES, Clinic, make_clinic
+from tests.conftest import IN_ITS_FILES, KEY_CACHE, Clinic, make_clinic
 from tests.reference import forget_all, key_version
 
-CACHE = 0.3
 WAIT = 0.4
 BORN = date(1990, 7, 1)
 
@@ -52,14 +50,7 @@ rotate_keys(tenant=sys.argv[2], batch=int(sys.argv[3]), wait=float(sys.argv[4]),
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_cache(database: ChartholdEngine) -> Iterator[None]:
-    """Keys are cached for a moment, so that a rotation's waits are short."""
-    os.environ["CHARTHOLD_KEY_CACHE_SECONDS"] = str(CACHE)
-    settings.cache_clear()
-    yield
-    del os.environ["CHARTHOLD_KEY_CACHE_SECONDS"]
-    settings.cache_clear()
+pytestmark = pytest.mark.usefixtures("short_key_cache")
 
 
 @pytest.fixture
@@ -231,7 +222,7 @@ async def test_a_rotation_that_is_killed_again_and_again_ends_well_beside_reader
         process = await rotator(database, target, 500)
         out, err = await process.communicate()
         assert process.returncode == 0, err
-        await asyncio.sleep(2 * CACHE)
+        await asyncio.sleep(2 * KEY_CACHE)
     assert app.failures == []
     assert app.reads > 100
     assert app.writes > 50
@@ -451,7 +442,7 @@ async def test_who_cannot_see_or_write_everything_does_not_rotate(
         [outcome] = await rotate([Target(target.tenant, target.slug, actor)], wait=WAIT)
         assert says in outcome.problem
     with pytest.raises(ChartholdError, match="know no new key"):
-        await rotate([target], wait=CACHE / 2)
+        await rotate([target], wait=KEY_CACHE / 2)
     await owner.execute("create table public.stray (id uuid, tenant_id uuid, secret charthold.envelope)")
     with pytest.raises(ChartholdError, match=r"public\.stray\.secret, which no registered app declares"):
         await rotate([target], wait=WAIT)

@@ -23,9 +23,9 @@ from core.queries.searches import looks_of
 from core.queries.shape import SHAPES, NoShapeError, is_computed
 from core.queries.where import exact, protect
 from core.scope import current_scope, open_scope
+from core.statements.failure import unique_by_hash
 from core.statements.plan import Plan
 from core.statements.shown import Look
-from core.statements.taken import unique_by_hash
 
 if TYPE_CHECKING:
     from core.tenant_table import TenantTable

@@ -14,10 +14,10 @@ from core.crypto.keyring import MissingKeyError
 from core.scope import Scope, current_scope
 from core.statements.arguments import bind, needs_keys
 from core.statements.explain import explain
+from core.statements.failure import told_by
 from core.statements.late import record_after
 from core.statements.plan import Plan, RawPlan, open_rows
 from core.statements.shown import Record
-from core.statements.taken import told_by
 from core.statements.transactions import to_the_end
 from core.wire.pool import LOST
 
