@@ -330,18 +330,6 @@ class UserActionAuditLog(ProtectedTable, tablename="user_action_audit_log"):
         Index(name="user_action_audit_log_by_user", columns=("tenant_id", "user_id", "occurred_at")),
         # What the next seal adds. Rows lie in the order of their transactions, so a few bytes for each 128 pages do.
         Index(name="user_action_audit_log_by_transaction", columns=("transaction_id",), method="brin"),
-        # Threat: a record that nobody can read back whole, because its text is too long for PostgreSQL: it could not be
-        # sealed. Or one of few bytes that takes a second to seal: JSON keeps a number of 131,072 digits in ten. Where a
-        # trigger looked at the documents (core/audit/capture.py), no text is made of what is small in memory.
-        Check(
-            name="user_action_audit_log_size",
-            condition="".join(
-                f"(action_type in ('insert', 'update', 'delete') and pg_column_size({c}) <= 8000"
-                f" or octet_length({c}::text) <= least(64000000, 200000 + 300 * pg_column_size({c}))) and "
-                for c in ("old_values", "new_values")
-            )
-            + "pg_column_size(changed_columns) <= 100000 and octet_length(table_name) <= 200",
-        ),
         RowSecurity(),
         *policies("user_action_audit_log", "tenant_id", whole_tenant=whole_tenant),
         Grant(privileges=("select",), to="app_runtime"),

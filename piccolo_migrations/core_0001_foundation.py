@@ -547,6 +547,22 @@ $$""",
     )
 
     manager.add_function(
+        name="charthold.is_large",
+        signature="(jsonb)",
+        source="""-- Whether a document is too long for a record of the log, or a long text of few bytes.
+--
+-- Threat: a record that nobody can read back whole, because its text is too long for PostgreSQL: it could not be sealed. Or
+-- one of few bytes that takes a second to seal: JSON keeps a number of 131,072 digits in ten. What writes to the log asks,
+-- and not a CHECK of the log: PostgreSQL reads a table's checks anew in each statement, which cost more than a record.
+create function charthold.is_large(document jsonb) returns boolean
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select octet_length(document::text) > least(64000000, 200000 + 300 * pg_column_size(document)::bigint)
+$$""",
+    )
+
+    manager.add_function(
         name="charthold.keep_history",
         source="""-- A user with history is deactivated, never deleted: the log must go on naming somebody who can be found.
 --
@@ -805,6 +821,9 @@ begin
         raise exception using errcode = 'check_violation', constraint = 'user_action_audit_log_action_known',
             table = 'user_action_audit_log', message = 'there is no such kind of record';
     end if;
+    if charthold.is_large(old_values) or charthold.is_large(new_values) or octet_length(about_table) > 200 then
+        perform charthold.refuse_large();
+    end if;
     -- Threat: anybody declares that a key is gone. (What a verification found is signed.)
     if action in ('key_rotation', 'key_shredding', 'tenant_change') and charthold.actor_role() not in ('admin', 'system')
         or action in ('audit_read', 'seal') and charthold.actor_role() not in ('admin', 'auditor', 'system')
@@ -858,6 +877,9 @@ begin
         or action in ('read', 'login_failed') and said is not null
     then
         raise exception using errcode = 'CH014', message = 'that kind of record is not written late';
+    end if;
+    if charthold.is_large(said) or pg_column_size(opened) > 100000 or octet_length(about_table) > 200 then
+        perform charthold.refuse_large();
     end if;
     -- In an emergency the token names that in the user's place.
     hurried := (select e.user_id from charthold.emergency_of(token) as e);
@@ -929,7 +951,9 @@ begin
         (made || lpad(to_hex(n), 6, '0'))::uuid, tenant, actor, 'read', shown, row_id, columns, request, source, why, xid
     from (
         select
-            substr(s, 18, 36)::uuid as tenant,
+            case when octet_length(shown) > 200 or pg_column_size(opened) > 100000
+                then charthold.refuse_large() else substr(s, 18, 36)::uuid
+            end as tenant,
             substr(s, 54, 36)::uuid as actor,
             nullif(split_part(s, chr(31), 2), '') as request,
             nullif(split_part(s, chr(31), 3), '')::inet as source,
@@ -957,6 +981,19 @@ create function charthold.refuse_change() returns trigger
 as $$
 begin
     raise exception using errcode = 'CH012', message = format('%I is append-only', tg_table_name);
+end
+$$""",
+    )
+
+    manager.add_function(
+        name="charthold.refuse_large",
+        source="""-- Refuses what does not fit into one record of the log, as charthold.is_large() says. Called where a tenant's id would stand.
+create function charthold.refuse_large() returns uuid
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception using errcode = 'CH025', message = 'the change does not fit into one record of the log';
 end
 $$""",
     )

@@ -251,7 +251,7 @@ begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."id", 'insert', 'tenant', r.id,
+        select case when octet_length(to_jsonb(r."settings")::text) > 200000 + 300 * pg_column_size(r."settings")::bigint or octet_length(to_jsonb(r."branding")::text) > 200000 + 300 * pg_column_size(r."branding")::bigint then charthold.refuse_unreadable() when pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*)) then charthold.refuse_large() else r."id" end, 'insert', 'tenant', r.id,
             jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"),
             who.actor, who.request, who.source, who.why, who.xid
         from (
@@ -264,7 +264,7 @@ begin
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select r."id", 'delete', 'tenant', r.id,
+        select case when pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*)) then charthold.refuse_large() else r."id" end, 'delete', 'tenant', r.id,
             jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"),
             who.actor, who.request, who.source, who.why, who.xid
         from (
@@ -295,7 +295,7 @@ begin
                 before := before || jsonb_build_object('settings', old."settings");
                 after := after || jsonb_build_object('settings', new."settings");
                 changed := changed || 'settings'::text;
-                if octet_length(to_jsonb(new."settings")::text) > 200000 + 300 * pg_column_size(new."settings") then
+                if octet_length(to_jsonb(new."settings")::text) > 200000 + 300 * pg_column_size(new."settings")::bigint then
                     perform charthold.refuse_unreadable();
                 end if;
             end if;
@@ -303,7 +303,7 @@ begin
                 before := before || jsonb_build_object('branding', old."branding");
                 after := after || jsonb_build_object('branding', new."branding");
                 changed := changed || 'branding'::text;
-                if octet_length(to_jsonb(new."branding")::text) > 200000 + 300 * pg_column_size(new."branding") then
+                if octet_length(to_jsonb(new."branding")::text) > 200000 + 300 * pg_column_size(new."branding")::bigint then
                     perform charthold.refuse_unreadable();
                 end if;
             end if;
@@ -326,7 +326,7 @@ begin
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
         values (
-            new."id", 'update', 'tenant', new.id,
+            case when pg_column_size(before) > 8000 and charthold.is_large(before) or pg_column_size(after) > 8000 and charthold.is_large(after) then charthold.refuse_large() else new."id" end, 'update', 'tenant', new.id,
             before, after, changed,
             substr(s, 54, 36)::uuid, nullif(split_part(s, chr(31), 2), ''),
             nullif(split_part(s, chr(31), 3), '')::inet, split_part(s, chr(31), 4),

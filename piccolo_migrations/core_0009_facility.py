@@ -336,7 +336,7 @@ begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when r."created_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."created_at") or r."updated_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."updated_at") or octet_length(to_jsonb(r."address")::text) > 200000 + 300 * pg_column_size(r."address") or octet_length(to_jsonb(r."settings")::text) > 200000 + 300 * pg_column_size(r."settings") then charthold.refuse_unreadable() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'facility', r.id,
+        select case when r."created_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."created_at") or r."updated_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."updated_at") or octet_length(to_jsonb(r."address")::text) > 200000 + 300 * pg_column_size(r."address")::bigint or octet_length(to_jsonb(r."settings")::text) > 200000 + 300 * pg_column_size(r."settings")::bigint then charthold.refuse_unreadable() when pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*)) then charthold.refuse_large() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'facility', r.id,
             jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
             who.actor, who.request, who.source, who.why, who.xid
         from (
@@ -349,7 +349,7 @@ begin
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'delete', 'facility', r.id,
+        select case when pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*)) then charthold.refuse_large() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'delete', 'facility', r.id,
             jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status"),
             who.actor, who.request, who.source, who.why, who.xid
         from (
@@ -380,7 +380,7 @@ begin
                 before := before || jsonb_build_object('address', old."address");
                 after := after || jsonb_build_object('address', new."address");
                 changed := changed || 'address'::text;
-                if octet_length(to_jsonb(new."address")::text) > 200000 + 300 * pg_column_size(new."address") then
+                if octet_length(to_jsonb(new."address")::text) > 200000 + 300 * pg_column_size(new."address")::bigint then
                     perform charthold.refuse_unreadable();
                 end if;
             end if;
@@ -410,7 +410,7 @@ begin
                 before := before || jsonb_build_object('settings', old."settings");
                 after := after || jsonb_build_object('settings', new."settings");
                 changed := changed || 'settings'::text;
-                if octet_length(to_jsonb(new."settings")::text) > 200000 + 300 * pg_column_size(new."settings") then
+                if octet_length(to_jsonb(new."settings")::text) > 200000 + 300 * pg_column_size(new."settings")::bigint then
                     perform charthold.refuse_unreadable();
                 end if;
             end if;
@@ -426,7 +426,7 @@ begin
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
         values (
-            case when new."tenant_id" = substr(s, 18, 36)::uuid then new."tenant_id" else charthold.refuse_stranger() end, 'update', 'facility', new.id,
+            case when pg_column_size(before) > 8000 and charthold.is_large(before) or pg_column_size(after) > 8000 and charthold.is_large(after) then charthold.refuse_large() when new."tenant_id" = substr(s, 18, 36)::uuid then new."tenant_id" else charthold.refuse_stranger() end, 'update', 'facility', new.id,
             before, after, changed,
             substr(s, 54, 36)::uuid, nullif(split_part(s, chr(31), 2), ''),
             nullif(split_part(s, chr(31), 3), '')::inet, split_part(s, chr(31), 4),

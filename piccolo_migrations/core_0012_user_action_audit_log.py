@@ -366,12 +366,6 @@ async def forwards() -> MigrationManager:
         columns=("tenant_id", "occurred_at", "id"),
     )
 
-    manager.add_check(
-        table="user_action_audit_log",
-        name="user_action_audit_log_size",
-        condition="(action_type in ('insert', 'update', 'delete') and pg_column_size(old_values) <= 8000 or octet_length(old_values::text) <= least(64000000, 200000 + 300 * pg_column_size(old_values))) and (action_type in ('insert', 'update', 'delete') and pg_column_size(new_values) <= 8000 or octet_length(new_values::text) <= least(64000000, 200000 + 300 * pg_column_size(new_values))) and pg_column_size(changed_columns) <= 100000 and octet_length(table_name) <= 200",
-    )
-
     manager.add_index(
         table="user_action_audit_log",
         name="user_action_audit_log_by_record",

@@ -318,7 +318,7 @@ begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when r."created_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."created_at") or r."updated_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."updated_at") or r."disclosed_on" not between date '0001-01-01' and date '9999-12-31' and isfinite(r."disclosed_on") or r."withheld_until" not between date '0001-01-01' and date '9999-12-31' and isfinite(r."withheld_until") then charthold.refuse_unreadable() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'disclosure', r.id,
+        select case when r."created_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."created_at") or r."updated_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."updated_at") or r."disclosed_on" not between date '0001-01-01' and date '9999-12-31' and isfinite(r."disclosed_on") or r."withheld_until" not between date '0001-01-01' and date '9999-12-31' and isfinite(r."withheld_until") then charthold.refuse_unreadable() when pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*)) then charthold.refuse_large() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'disclosure', r.id,
             jsonb_build_object('client_id', r."client_id", 'disclosed_on', r."disclosed_on", 'recipient', r."recipient", 'recipient_address', r."recipient_address", 'description', r."description", 'purpose', r."purpose", 'basis', r."basis", 'withheld_until', r."withheld_until"),
             who.actor, who.request, who.source, who.why, who.xid
         from (
@@ -331,7 +331,7 @@ begin
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'delete', 'disclosure', r.id,
+        select case when pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*)) then charthold.refuse_large() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'delete', 'disclosure', r.id,
             jsonb_build_object('client_id', r."client_id", 'disclosed_on', r."disclosed_on", 'recipient', r."recipient", 'recipient_address', r."recipient_address", 'description', r."description", 'purpose', r."purpose", 'basis', r."basis", 'withheld_until', r."withheld_until"),
             who.actor, who.request, who.source, who.why, who.xid
         from (
@@ -397,7 +397,7 @@ begin
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, user_id, request_id, source_ip, reason, transaction_id)
         values (
-            case when new."tenant_id" = substr(s, 18, 36)::uuid then new."tenant_id" else charthold.refuse_stranger() end, 'update', 'disclosure', new.id,
+            case when pg_column_size(before) > 8000 and charthold.is_large(before) or pg_column_size(after) > 8000 and charthold.is_large(after) then charthold.refuse_large() when new."tenant_id" = substr(s, 18, 36)::uuid then new."tenant_id" else charthold.refuse_stranger() end, 'update', 'disclosure', new.id,
             before, after, changed,
             substr(s, 54, 36)::uuid, nullif(split_part(s, chr(31), 2), ''),
             nullif(split_part(s, chr(31), 3), '')::inet, split_part(s, chr(31), 4),

@@ -457,6 +457,28 @@ async def test_no_document_makes_a_record_that_is_too_long_to_be_sealed(hillside
         assert (await verify()).findings == []
 
 
+@pytest.mark.parametrize("way", ["insert", "update", "delete"])
+async def test_no_long_text_makes_a_record_that_cannot_be_read_back(way: str, hillside: Clinic) -> None:
+    """A row may grow beyond what one record takes, an update at a time; then it is emptied before it is deleted."""
+    long = "jsonb_build_object('a', repeat('x', 40000000))"
+    async with hillside.as_admin():
+        site = Facility(name=f"Long {uuid4()}")
+        await site.save()
+        for column in ("settings", "address") if way == "delete" else ():
+            await Facility.raw(f"update facility set {column} = {long} where id = {{}}", site.id)
+        longer = {
+            "insert": f"insert into facility (id, tenant_id, name, settings) select {{}}, '{hillside.tenant}', 'Long',"
+            f" {long} || jsonb_build_object('b', repeat('x', 40000000))",
+            "update": f"update facility set settings = {long}, address = {long} where id = {{}}",
+            "delete": "delete from facility where id = {}",
+        }[way]
+        with pytest.raises(ProtectedQueryError, match="does not fit into one record"):
+            await Facility.raw(longer, uuid4() if way == "insert" else site.id)
+        if way == "delete":
+            await Facility.raw("update facility set settings = jsonb_build_object() where id = {}", site.id)
+            await Facility.raw(longer, site.id)
+
+
 FEW_BYTES = '{"a": [' + ", ".join(["1e131071"] * 400) + "]}"  # 4 kB, of which PostgreSQL makes 50 MB of text
 
 

@@ -127,7 +127,6 @@ TENANT: dict[str, dict[Any, Any]] = {
     "tenant_branding_object": {Tenant.branding: '"x"'},
 }
 ELSEWHERE = {
-    "user_action_audit_log_size",  # tests/test_attacks_records.py
     "tenant_slug_key",  # below
     "app_user_tenant_id_fkey",  # below, by hand: a scope sets tenant_id
     "facility_tenant_id_fkey",

@@ -70,12 +70,17 @@ def capture_function(
 
     unreadable = " or ".join(filter(None, (_unreadable("r", lengths, times), _swollen("r", loose))))
 
-    def pinned(row: str, scoped: str, *, refused: str = "") -> str:
+    def pinned(row: str, scoped: str, *, large: str, unreadable: str = "") -> str:
         key = f"{row}.{quote_ident(tenant)}"
+        cases = f"when {unreadable} then charthold.refuse_unreadable() " if unreadable else ""
+        cases += f"when {large} then charthold.refuse_large() "
         if tenant == "id":
-            return key
-        first = f"when {refused} then charthold.refuse_unreadable() " if refused else ""
-        return f"case {first}when {key} = {scoped} then {key} else charthold.refuse_stranger() end"
+            return f"case {cases}else {key} end"
+        return f"case {cases}when {key} = {scoped} then {key} else charthold.refuse_stranger() end"
+
+    # No text is made of what is small in memory: packed, 8,000 bytes are two megabytes of text at most.
+    both = " or ".join(f"pg_column_size({d}) > 8000 and charthold.is_large({d})" for d in ("before", "after"))
+    whole = "pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*))"
 
     source = f"""-- Records what happens to public.{table}. See core/audit/capture.py.
 create function {written}() returns trigger
@@ -94,14 +99,14 @@ begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, {WHO_COLUMNS})
-        select {pinned("r", "who.tenant", refused=unreadable)}, 'insert', '{table}', r.id,
+        select {pinned("r", "who.tenant", large=whole, unreadable=unreadable)}, 'insert', '{table}', r.id,
             {_document("r", columns)},
             who.actor, who.request, who.source, who.why, who.xid
         from {WHO_ONCE}, new_rows as r;
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, {WHO_COLUMNS})
-        select {pinned("r", "who.tenant")}, 'delete', '{table}', r.id,
+        select {pinned("r", "who.tenant", large=whole)}, 'delete', '{table}', r.id,
             {_document("r", columns)},
             who.actor, who.request, who.source, who.why, who.xid
         from {WHO_ONCE}, old_rows as r;
@@ -113,7 +118,7 @@ begin
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, new_values, changed_columns, {WHO_COLUMNS})
         values (
-            {pinned("new", "substr(s, 18, 36)::uuid")}, 'update', '{table}', new.id,
+            {pinned("new", "substr(s, 18, 36)::uuid", large=both)}, 'update', '{table}', new.id,
             before, after, changed,
             {WHO}
         );
@@ -176,9 +181,9 @@ def _unreadable(row: str, lengths: Mapping[str, int], times: Mapping[str, str]) 
 
 def _swollen(row: str, documents: Iterable[str]) -> str:
     """The condition that a document of a few bytes is a long text: of the number 1e131071 PostgreSQL keeps ten."""
+    cells = [f"{row}.{quote_ident(c)}" for c in documents]
     return " or ".join(
-        f"octet_length(to_jsonb({row}.{quote_ident(c)})::text) > 200000 + 300 * pg_column_size({row}.{quote_ident(c)})"
-        for c in documents
+        f"octet_length(to_jsonb({cell})::text) > 200000 + 300 * pg_column_size({cell})::bigint" for cell in cells
     )
 
 

@@ -80,6 +80,12 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
         ProtectedQueryError,
         "A time lies in the years 1 to 9999, a blind index has the length of its hashes, no number has 100,000 digits.",
     ),
+    "CH025": (
+        ProtectedQueryError,
+        "The change does not fit into one record of the log: 64 MB as text, and no numbers of a hundred thousand "
+        "digits. Change fewer columns at a time; before a row is deleted that grew beyond that, empty its largest "
+        "columns.",
+    ),
     "CH018": (
         ProtectedQueryError,
         "You see the whole tenant, so there is no glass to break. Open the chart; the reading is recorded.",
@@ -96,7 +102,6 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
 DENIED, NOT_SHOWN, SYNTAX, NO_STATEMENT = "42501", "CH024", "42601", "26000"
 # What is said before the first row is looked for, or of the scope alone.
 BEFORE_ROWS = frozenset((*(f"CH00{n}" for n in range(1, 10)), "CH023", NOT_SHOWN, SYNTAX, NO_STATEMENT))
-TOO_LARGE = "user_action_audit_log_size"
 # Messages of these classes name objects, never values.
 NAMES_ONLY = ("23", "40", "42", "25", "53", "55", "57", "08", "0A", "28", "3D", "3F")
 
@@ -194,12 +199,6 @@ def _explained(error: asyncpg.PostgresError, arguments: Sequence[Any], sql: str)
             f"The application's role may not do that: {said}. What may be done with a table of tenants its permissions "
             'say; any other is for the application when its schema_objects hold Grant(privileges=("select",), '
             'to="app_runtime"); see docs/applications.md.'
-        )
-    if getattr(error, "constraint_name", None) == TOO_LARGE:
-        return ProtectedQueryError(
-            "The change does not fit into one record of the log: 64 MB as text, and no numbers of a hundred thousand "
-            "digits. Change fewer columns at a time; before a row is deleted that grew beyond that, empty its largest "
-            "columns."
         )
     if state == NO_STATEMENT:
         return ConfigurationError(f"A prepared statement is gone. If a pooler stands before the database: {SEE}")

@@ -21,6 +21,9 @@ begin
         raise exception using errcode = 'check_violation', constraint = 'user_action_audit_log_action_known',
             table = 'user_action_audit_log', message = 'there is no such kind of record';
     end if;
+    if charthold.is_large(old_values) or charthold.is_large(new_values) or octet_length(about_table) > 200 then
+        perform charthold.refuse_large();
+    end if;
     -- Threat: anybody declares that a key is gone. (What a verification found is signed.)
     if action in ('key_rotation', 'key_shredding', 'tenant_change') and charthold.actor_role() not in ('admin', 'system')
         or action in ('audit_read', 'seal') and charthold.actor_role() not in ('admin', 'auditor', 'system')

@@ -27,6 +27,9 @@ begin
     then
         raise exception using errcode = 'CH014', message = 'that kind of record is not written late';
     end if;
+    if charthold.is_large(said) or pg_column_size(opened) > 100000 or octet_length(about_table) > 200 then
+        perform charthold.refuse_large();
+    end if;
     -- In an emergency the token names that in the user's place.
     hurried := (select e.user_id from charthold.emergency_of(token) as e);
     if not charthold.token_holds(token) or hurried is null and substr(token, 129, 4) = 'emer' then

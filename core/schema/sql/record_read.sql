@@ -25,7 +25,9 @@ begin
         (made || lpad(to_hex(n), 6, '0'))::uuid, tenant, actor, 'read', shown, row_id, columns, request, source, why, xid
     from (
         select
-            substr(s, 18, 36)::uuid as tenant,
+            case when octet_length(shown) > 200 or pg_column_size(opened) > 100000
+                then charthold.refuse_large() else substr(s, 18, 36)::uuid
+            end as tenant,
             substr(s, 54, 36)::uuid as actor,
             nullif(split_part(s, chr(31), 2), '') as request,
             nullif(split_part(s, chr(31), 3), '')::inet as source,
