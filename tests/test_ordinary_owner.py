@@ -13,8 +13,10 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from piccolo.apps.migrations.commands.backwards import backwards
+from piccolo.apps.migrations.commands.check import check
 from piccolo.apps.migrations.commands.clean import clean
-from piccolo.apps.migrations.commands.forwards import run_forwards
+from piccolo.apps.migrations.commands.forwards import forwards, run_forwards
 
 import core.wire.session
 from core import (
@@ -80,6 +82,19 @@ async def test_the_doctor_finds_nothing_amiss(clinic: Clinic) -> None:
     async with clinic.as_admin():
         assert await Client.count() == 1
         assert (await verify()).good
+
+
+@pytest.mark.parametrize("command", ["forwards", "backwards", "check", "clean"])
+async def test_migrations_with_the_applications_login_say_whose_they_are(
+    command: str, clinic: Clinic, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(core.wire.session.OWNER_SESSION, "role", "ordinary_app_runtime")
+    run = {"forwards": forwards, "backwards": backwards, "check": check, "clean": clean}[command]
+    with pytest.raises(SystemExit) as ended:
+        await run("core")
+    said = capsys.readouterr().err + (ended.value.code if isinstance(ended.value.code, str) else "")
+    assert "permission denied for table migration. Set DATABASE_OWNER_URL to the owner." in said
+    assert ended.value.code
 
 
 async def step(*operations: str, backwards: bool = False) -> MigrationManager:

@@ -40,11 +40,13 @@ from core.schema.run import run_after, terminated
 from core.schema.sealed import reindexed
 from core.schema.step import Step
 from core.schema.unfinished import unfinished
+from core.settings import settings
 from core.statements.explain import GONE
 
 __all__ = ["after_forwards", "install"]
 
 LOST = "The connection to the database was lost. Steps that are told as ok stay; run the command again."
+EXPLAINED = (ChartholdError, asyncpg.InsufficientPrivilegeError, *GONE)
 
 
 def install() -> None:
@@ -70,11 +72,22 @@ def install() -> None:
     if not hasattr(check, "statuses_without_owner"):
         check.statuses_without_owner = check.get_migration_statuses
         check.get_migration_statuses = get_migration_statuses
+        check.run = one_sentence(check.run)
     clean: Any = piccolo_clean.CleanMigrationManager
-    clean.run = run_clean
+    clean.run = one_sentence(run_clean)
     # A heading is a comment, so that --preview of all apps is still SQL.
     for module in (piccolo_forwards, piccolo_backwards):
         module.print_heading = heading  # type: ignore[attr-defined]  # each imports it by name
+
+
+def explained(error: Exception) -> str:
+    """What to do about one of ``EXPLAINED``."""
+    if isinstance(error, ChartholdError):
+        return str(error)
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        named = settings().owner_named_by or "the embedded server"
+        return f"Migrations are the owner's, and {named} names another: {error}. Set DATABASE_OWNER_URL to the owner."
+    return LOST
 
 
 def one_sentence(create: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -84,8 +97,8 @@ def one_sentence(create: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitab
     async def wrapped(*arguments: Any, **options: Any) -> Any:
         try:
             return await create(*arguments, **options)
-        except ChartholdError as error:
-            sys.exit(str(error))
+        except EXPLAINED as error:
+            sys.exit(explained(error))
 
     return wrapped
 
@@ -181,10 +194,11 @@ def say(self: Any, text: str) -> None:
     print(f"-- {text}" if self.preview else text)
 
 
-def refused(error: ChartholdError) -> MigrationResult:
-    """A mistake that the message explains: one sentence, and exit status 1."""
-    print(error, file=sys.stderr)
-    return MigrationResult(success=False, message=str(error))
+def refused(error: Exception) -> MigrationResult:
+    """A mistake that can be explained: one sentence, and exit status 1."""
+    message = explained(error)
+    print(message, file=sys.stderr)
+    return MigrationResult(success=False, message=message)
 
 
 async def load(module: Any) -> MigrationManager | None:
@@ -220,10 +234,8 @@ async def run_forwards(self: Any, app_config: AppConfig) -> MigrationResult:
                 if set(self.get_migration_ids(modules)) == set(await steps_run(connection, app_config.app_name)):
                     await settle()
             return result
-    except ChartholdError as error:
+    except EXPLAINED as error:
         return refused(error)
-    except GONE:
-        return refused(MigrationError(LOST))
 
 
 async def _forwards(self: Any, app_config: AppConfig, connection: asyncpg.Connection[Any]) -> MigrationResult:
@@ -338,10 +350,8 @@ async def run_backwards(self: Any, app_config: AppConfig) -> MigrationResult:
     try:
         async with session(self) as connection:
             return await _backwards(self, app_config, connection)
-    except ChartholdError as error:
+    except EXPLAINED as error:
         return refused(error)
-    except GONE:
-        return refused(MigrationError(LOST))
 
 
 async def _backwards(self: Any, app_config: AppConfig, connection: asyncpg.Connection[Any]) -> MigrationResult:
