@@ -309,7 +309,12 @@ async def _run_one(
             await connection.execute(bookkeeping)
         say(self, f"  - {name}: faked! ⏭️")
         return
-    await manager.run()
+    try:
+        await manager.run()
+    except MigrationError as error:
+        if app_name == "core" or await connection.fetchval("select to_regnamespace('charthold') is not null"):
+            raise
+        raise MigrationError(f"The steps of core come first. Run: piccolo migrations forwards core. {error}") from None
     say(self, f"  - {name} ok! ✔️")
     tables = await live_tables(connection, reindexed(manager))
     for table in (table for table, live in sorted(tables.items()) if live.populated):

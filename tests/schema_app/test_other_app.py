@@ -62,6 +62,8 @@ def test_a_table_of_another_app_is_born_protected(folder):
     ):  # fmt: skip
         assert line in source
     assert 'columns=("tenant_id", "client_id")' in source
+    early = run(folder, piccolo, "migrations", "forwards", "appointments", fails=True)
+    assert early.startswith("The steps of core come first. Run: piccolo migrations forwards core. Step ")
     run(folder, piccolo, "migrations", "forwards", "all")
     assert "No changes detected" in run(folder, piccolo, "migrations", "new", "appointments", "--auto")
     told = json.loads(run(folder, sys.executable, "-m", "appointments.try_it"))
