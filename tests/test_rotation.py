@@ -493,6 +493,9 @@ async def test_an_old_version_is_destroyed_when_nothing_but_the_log_needs_it(
         await retire(target, 1)
     with pytest.raises(ChartholdError, match=r"no key version 7\. It has 1\."):
         await retire(target, 7)
+    for version, says in ((1, "in use"), (7, "has no key version 7")):  # nothing is announced, nor to be confirmed
+        with pytest.raises(ChartholdError, match=says):
+            await rotate_keys.__wrapped__(tenant=target.slug, retire=version, quiet=True)
     await rotate([target], wait=WAIT)
     # A row that came back from a backup, say.
     old = await owner.fetchval(

@@ -27,8 +27,12 @@ class Destroyed:
 
 
 async def used_in_log(target: Target, version: int) -> int:
-    """How many audit records hold an envelope under that version, which would not open any more."""
+    """How many audit records hold an envelope under that version, which would not open any more.
+
+    Refused for a version that is in use or that nobody has: nothing is announced that will not be done.
+    """
     async with owner_connection() as connection, acting(connection, target, "look at an old key"):
+        await _status(connection, target, version)
         return await _records(connection, target, version)
 
 
@@ -52,24 +56,8 @@ async def _destroy(
     connection: asyncpg.Connection[Any], target: Target, version: int, tables: Sequence[SealedTable]
 ) -> int | None:
     """How many records of the log no longer open; None when the version was destroyed already."""
-    status = await connection.fetchval(
-        "select status from public.tenant_key where tenant_id = $1 and version = $2 for no key update",
-        target.tenant,
-        version,
-    )
-    if status is None:
-        known = await connection.fetch(
-            "select version from public.tenant_key where tenant_id = $1 order by version", target.tenant
-        )
-        there = ", ".join(str(row["version"]) for row in known)
-        raise ChartholdError(f"{target.slug} has no key version {version}. It has {there or 'none'}.")
-    if status == "shredded":
+    if await _status(connection, target, version) == "shredded":
         return None
-    if status != "retired":
-        raise ChartholdError(
-            f"Key version {version} of {target.slug} is in use ({status}). Rotate first: piccolo core "
-            f"rotate_keys --tenant={target.slug}"
-        )
     for table in tables:
         if await table.uses(connection, target.tenant, version):
             raise ChartholdError(
@@ -84,6 +72,27 @@ async def _destroy(
     )
     await record(connection, "key_shredding", {"version": version, "unreadable_records_of_the_log": records})
     return records
+
+
+async def _status(connection: asyncpg.Connection[Any], target: Target, version: int) -> str:
+    """Whether the version is retired or shredded; any other is refused."""
+    status = await connection.fetchval(
+        "select status from public.tenant_key where tenant_id = $1 and version = $2 for no key update",
+        target.tenant,
+        version,
+    )
+    if status is None:
+        known = await connection.fetch(
+            "select version from public.tenant_key where tenant_id = $1 order by version", target.tenant
+        )
+        there = ", ".join(str(row["version"]) for row in known)
+        raise ChartholdError(f"{target.slug} has no key version {version}. It has {there or 'none'}.")
+    if status not in {"retired", "shredded"}:
+        raise ChartholdError(
+            f"Key version {version} of {target.slug} is in use ({status}). Rotate first: piccolo core "
+            f"rotate_keys --tenant={target.slug}"
+        )
+    return str(status)
 
 
 async def _records(connection: asyncpg.Connection[Any], target: Target, version: int) -> int:
