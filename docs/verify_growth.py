@@ -71,13 +71,17 @@ def verify(path: str, heads: str) -> str:
     # 1. The first head is one that was kept, and the second is signed, for the same tenant: by the same key, or by one
     #    that the proof brings along, which is said.
     found = [head for head in kept if all(head.get(name) == first[name] for name in first)]
-    if not found or not is_signed(first, found[0]["public_key"]):
+    if not found:
         sys.exit("NOT PROVED: the first head is none of those that were kept.")
+    if not is_signed(first, found[0]["public_key"]):
+        sys.exit("NOT PROVED: the first head was kept, and is not signed with the public key beside it in your file.")
     keys = {head.get("key_id"): head.get("public_key") for head in kept}
     known = second["key_id"] in keys
     key = keys.get(second["key_id"]) or proof["public_keys"][second["key_id"]]
     if second["tenant_id"] != first["tenant_id"] or not is_signed(second, key):
-        sys.exit("NOT PROVED: the second head is not signed.")
+        sys.exit(
+            f"NOT PROVED: the second head is not signed with the key that {'your file' if known else 'the proof'} has."
+        )
 
     # 2. The first tree is the beginning of the second.
     m, n = first["tree_size"], second["tree_size"]

@@ -46,7 +46,7 @@ def verify(path: str, *keys: str) -> str:
     try:
         key.verify(signature, b"".join(len(part).to_bytes(4, "big") + part for part in parts))
     except InvalidSignature:
-        sys.exit("NOT PROVED: the head is not signed with this key.")
+        sys.exit(f"NOT PROVED: the head is not signed with {'the key given' if keys else 'its own key'}.")
 
     # 2. The record is a leaf of the tree with that root: RFC 9162, section 2.1.3.2.
     node, fn, sn = sha256(b"\0" + record).digest(), proof["leaf"], head["tree_size"] - 1
@@ -76,5 +76,5 @@ if __name__ == "__main__":
     try:
         print(verify(*sys.argv[1:]))
     except MALFORMED as error:
-        print(f"There is no proof to look at ({type(error).__name__}): verify_proof.py PROOF.json [PUBLIC_KEY_HEX]")
+        print(f"There is no proof to look at, or no key ({type(error).__name__}): PROOF.json [64 HEX DIGITS]")
         sys.exit(2)
