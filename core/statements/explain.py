@@ -82,9 +82,11 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
     ),
     "CH025": (
         ProtectedQueryError,
-        "The change does not fit into one record of the log: 64 MB as text, and no numbers of a hundred thousand "
-        "digits. Change fewer columns at a time; before a row is deleted that grew beyond that, empty its largest "
-        "columns.",
+        (
+            "The change does not fit into one record of the log: 64 MB as text, and no numbers of a hundred thousand "
+            "digits. Change fewer columns at a time; before a row is deleted that grew beyond that, empty its largest "
+            "columns."
+        ),
     ),
     "CH018": (
         ProtectedQueryError,
