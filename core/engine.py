@@ -347,7 +347,7 @@ class ChartholdEngine(PostgresEngine):
             return await link.connection.fetch(sql, *bound)
         except asyncpg.PostgresError as error:
             self._note_what_is_told(error)
-            raise explain(error) from None
+            raise explain(error, bound) from None
         finally:
             await link.soil()
 

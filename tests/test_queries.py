@@ -772,3 +772,13 @@ def test_threads_that_compile_at_once_do_not_disturb_each_other(monkeypatch: pyt
     finally:
         sys.setswitchinterval(interval)
     assert SHAPES._size == sum(len(kept.sql) for kept in SHAPES._kept.values())
+
+
+async def test_what_raw_sql_does_wrong_is_said_without_a_value(lakeside: Clinic) -> None:
+    async with lakeside.as_admin():
+        with pytest.raises(asyncpg.DataError) as refused:
+            await Client.raw("select id from client where created_at > {} and status = {}", "Nguyen", "active")
+        assert str(refused.value).startswith("A value of type str, for $1, does not fit")
+        with pytest.raises(asyncpg.PostgresSyntaxError, match="One statement at a time") as refused:
+            await Client.raw("select 1; select 'Nguyen'")
+        assert "Nguyen" not in str(refused.value)

@@ -208,7 +208,9 @@ def _explained(error: asyncpg.PostgresError, arguments: Sequence[Any], sql: str)
         if hasattr(error, attribute):
             setattr(error, attribute, None)
     # A client-side DataError carries the class's SQLSTATE but no severity: it was never sent.
-    if state == SYNTAX:
+    if state == SYNTAX and said.startswith("cannot insert multiple commands"):
+        error.args = ("One statement at a time. Run several in turn; inside of transaction() all or none are kept.",)
+    elif state == SYNTAX:
         # It quotes the place: a name with an apostrophe that somebody put into the text, and did not bind.
         error.args = (f"PostgreSQL cannot read the SQL (SQLSTATE {state}). Values belong into its arguments, {{}}.",)
     elif not state.startswith(NAMES_ONLY):
