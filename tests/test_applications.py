@@ -21,14 +21,14 @@ from core.errors import ScopeError
 from core.queries.shape import SHAPES
 from core.schema import declarations, objects_of
 from core.schema.declarations import shared_objects
-from core.tables import Client
+from core.tables import Client, Tenant, User, UserActionAuditLog
 from piccolo_conf import APP_REGISTRY
 from tests.conftest import Clinic
 from tests.ledger import create
 from tests.test_playground import REPOSITORY, child
 
 PAGE = (REPOSITORY / "docs" / "applications.md").read_text(encoding="utf-8")
-CONF, MIDDLEWARE, SHOWN_TO, PYDANTIC, TABLES, BROUGHT, EVERY_TENANT, FIXTURES, BUILDER = re.findall(
+CONF, MIDDLEWARE, SIGNING_IN, SHOWN_TO, PYDANTIC, TABLES, BROUGHT, EVERY_TENANT, FIXTURES, BUILDER = re.findall(
     r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
 )
 CONFIG = "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = session\nasyncio_default_test_loop_scope = session\n"
@@ -88,6 +88,28 @@ async def test_a_request_has_a_scope_until_what_it_began_is_done(lakeside: Clini
     assert seen == [1, 1]
     with pytest.raises(ScopeError, match="No scope is open"):
         await scoped(request | {"user": ""}, None, None)
+
+
+async def test_who_signs_in_is_found_by_an_address_and_each_attempt_is_on_record(lakeside: Clinic) -> None:
+    async def right(user: User, password: str) -> bool:
+        return password == "right"
+
+    page = User(email="login@lakeside.example", full_name="Login page", role="system", status="active")
+    async with lakeside.as_admin():
+        await page.save()
+        somebody = await User.objects().get(User.id == lakeside.clinician)
+        slug = (await Tenant.objects().first()).slug
+    sign_in = ran(SIGNING_IN)["sign_in"]
+    asked = somebody.email.upper()
+    assert await sign_in("nowhere", asked, "right", page.id, right) is None
+    assert await sign_in(slug, "nobody@lakeside.example", "right", page.id, right) is None
+    assert await sign_in(slug, asked, "wrong", page.id, right) is None
+    assert (await sign_in(slug, asked, "right", page.id, right)).id == somebody.id
+    async with lakeside.as_admin():
+        log = UserActionAuditLog
+        of_theirs = (log.user_id == somebody.id) & log.action_type.is_in(["login", "login_failed"])
+        kinds = await log.select(log.action_type).where(of_theirs).order_by(log.occurred_at).output(as_list=True)
+    assert kinds == ["login_failed", "login"]
 
 
 async def test_a_model_of_what_is_given_makes_a_row(lakeside: Clinic) -> None:
