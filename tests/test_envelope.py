@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -545,7 +546,7 @@ def test_keys_do_not_change():
 
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer is what would be measured")
-def test_eight_fields_are_sealed_and_opened_in_under_40_microseconds():
+def test_eight_fields_sealed_and_opened_take_less_than_three_and_a_half_times_the_bare_cipher():
     columns = (*((f"text{n}", Kind.TEXT) for n in range(6)), ("born", Kind.DATE), ("address", Kind.JSON))
     values = (
         "Ana",
@@ -559,12 +560,24 @@ def test_eight_fields_are_sealed_and_opened_in_under_40_microseconds():
     )
     row = KEYS.row("client", columns)
 
-    def median():
+    cipher, plain, bound = AESGCM(bytes(32)), bytes(16), bytes(80)
+
+    def ours():
+        row.open(ROW, seal_one(row, ROW, values))
+
+    def bare():
+        nonces = os.urandom(96)
+        for n in range(8):
+            cipher.decrypt(nonces[:12], cipher.encrypt(nonces[:12], plain, bound), bound)
+
+    def median(work):
         times = []
         for _ in range(1_000):
             start = time.perf_counter_ns()
-            row.open(ROW, seal_one(row, ROW, values))
+            work()
             times.append(time.perf_counter_ns() - start)
         return statistics.median(times)
 
-    assert min(median() for _ in range(10)) < 40_000  # the quietest of ten: other processes share the machine
+    # Turn by turn, and the quietest of ten: other processes share the machine.
+    taken = [(median(ours), median(bare)) for _ in range(10)]
+    assert min(a for a, _ in taken) < 3.5 * min(b for _, b in taken)
