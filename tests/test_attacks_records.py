@@ -479,6 +479,26 @@ async def test_no_long_text_makes_a_record_that_cannot_be_read_back(way: str, hi
             await Facility.raw(longer, site.id)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "record('login', repeat('x', 201), null, null, null)",
+        "record('login', null, null, jsonb_build_object('a', repeat('x', 65000000)), null)",
+        "record('login', null, null, null, jsonb_build_object('a', repeat('x', 65000000)))",
+        "record_read(repeat('x', 201), array['ID'::uuid], null)",
+        "record_read('client', array['ID'::uuid], array_fill(repeat('x', 100), array[1000]))",
+        "record_late(TOKEN, 'search', repeat('x', 201), array[null]::uuid[], null, null)",
+        "record_late(TOKEN, 'read', 'client', array['ID'::uuid], array_fill(repeat('x', 100), array[1000]), null)",
+        "record_late(TOKEN, 'search', 'client', array[null]::uuid[], null, jsonb_build_object('a', repeat('x', 65000000)))",
+    ],
+)
+async def test_whoever_writes_a_record_writes_no_long_one(call: str, hillside: Clinic) -> None:
+    said = call.replace("ID", str(hillside.client)).replace("TOKEN", "current_setting('charthold.scope')")
+    async with hillside.as_admin():
+        with pytest.raises(ProtectedQueryError, match="does not fit into one record"):
+            await LOG.raw(f"select charthold.{said}")
+
+
 FEW_BYTES = '{"a": [' + ", ".join(["1e131071"] * 400) + "]}"  # 4 kB, of which PostgreSQL makes 50 MB of text
 
 
