@@ -6,7 +6,6 @@ The commands are looked up in Piccolo's modules, and ``install`` puts ours there
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -24,7 +23,7 @@ from piccolo.apps.migrations.commands.base import MigrationResult
 from piccolo.apps.migrations.tables import Migration
 from piccolo.conf.apps import AppConfig
 
-from core.errors import ChartholdError, MigrationError
+from core.errors import MigrationError
 from core.plural import plural
 from core.schema import autogenerate
 from core.schema.branches import refuse_branches
@@ -35,18 +34,14 @@ from core.schema.loss import agree_to_loss, refuse_dependents, tables_that_go
 from core.schema.migration import MigrationManager
 from core.schema.mistakes import say_mistakes
 from core.schema.operation import Add
+from core.schema.refusal import EXPLAINED, one_sentence, refused
 from core.schema.replay import SchemaSnapshot
 from core.schema.run import run_after, terminated
 from core.schema.sealed import reindexed
 from core.schema.step import Step
 from core.schema.unfinished import unfinished
-from core.settings import settings
-from core.statements.explain import GONE
 
 __all__ = ["after_forwards", "install"]
-
-LOST = "The connection to the database was lost. Steps that are told as ok stay; run the command again."
-EXPLAINED = (ChartholdError, asyncpg.InsufficientPrivilegeError, *GONE)
 
 
 def install() -> None:
@@ -78,29 +73,6 @@ def install() -> None:
     # A heading is a comment, so that --preview of all apps is still SQL.
     for module in (piccolo_forwards, piccolo_backwards):
         module.print_heading = heading  # type: ignore[attr-defined]  # each imports it by name
-
-
-def explained(error: Exception) -> str:
-    """What to do about one of ``EXPLAINED``."""
-    if isinstance(error, ChartholdError):
-        return str(error)
-    if isinstance(error, asyncpg.InsufficientPrivilegeError):
-        named = settings().owner_named_by or "the embedded server"
-        return f"Migrations are the owner's, and {named} names another: {error}. Set DATABASE_OWNER_URL to the owner."
-    return LOST
-
-
-def one_sentence(create: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """For a mistake that its message explains, the command line would print the whole help as well."""
-
-    @functools.wraps(create)
-    async def wrapped(*arguments: Any, **options: Any) -> Any:
-        try:
-            return await create(*arguments, **options)
-        except EXPLAINED as error:
-            sys.exit(explained(error))
-
-    return wrapped
 
 
 def heading(text: str) -> None:
@@ -192,13 +164,6 @@ async def refuse_encoding(connection: asyncpg.Connection[Any]) -> None:
 def say(self: Any, text: str) -> None:
     """Tell the user; in a preview everything but SQL is a comment."""
     print(f"-- {text}" if self.preview else text)
-
-
-def refused(error: Exception) -> MigrationResult:
-    """A mistake that can be explained: one sentence, and exit status 1."""
-    message = explained(error)
-    print(message, file=sys.stderr)
-    return MigrationResult(success=False, message=message)
 
 
 async def load(module: Any) -> MigrationManager | None:
