@@ -3,25 +3,77 @@
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack
 
+import asyncpg
 import pytest
 from piccolo.columns import Integer
 
 from core.commands.doctor import doctor
 from core.schema import Comment, Domain, Function, Namespace, Partitions, Role, RowSecurity, Trigger, register_shared
 from core.schema.drift import Difference
-from tests.schema_app.fixtures import connection, database, project, server  # noqa: F401
-from tests.schema_app.project import table
+from tests.schema_app.fixtures import connection, database, made_in, project, server  # noqa: F401
+from tests.schema_app.project import Project, table
+from tests.schema_app.server import Server, forget_roles, work_on
 from tests.test_autogenerate import BareId, item, objects, shared, shelf
 
 
+class Copies:
+    """Databases in which the step ran. To make one takes longer than most tests, so who leaves it as it was gives it back."""
+
+    def __init__(self, server: Server, template: str) -> None:  # noqa: F811
+        self.server, self.template = server, template
+        self.stack = AsyncExitStack()
+        self.unused: list[str] = []
+
+    async def take(self) -> str:
+        if self.unused:
+            return self.unused.pop()
+        return await self.stack.enter_async_context(self.server.database(template=self.template))
+
+    def give_back(self, name: str) -> None:
+        self.unused.append(name)
+
+
+@pytest.fixture(scope="module")
+async def copies(server, tmp_path_factory):  # noqa: F811
+    await forget_roles(server)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        made = made_in(tmp_path_factory.mktemp("toy"), monkeypatch)
+        async with server.database() as name:
+            work_on(server, name, monkeypatch)
+            await declared(made).new()
+            await made.up()
+            connection = await asyncpg.connect(**server.to(name))  # noqa: F811
+            assert await made.drift(connection) == []
+            await connection.close()
+            copies = Copies(server, name)
+            async with copies.stack:
+                yield copies
+
+
 @pytest.fixture
-async def migrated(project, connection):  # noqa: F811
-    project.declare(item(*objects()), shelf(), shared=shared())
-    await project.new()
-    await project.up()
-    assert await project.drift(connection) == []
-    return project
+async def copy(server, copies, monkeypatch):  # noqa: F811
+    name = await copies.take()
+    work_on(server, name, monkeypatch)
+    return name
+
+
+@pytest.fixture
+async def by_hand(server, copy):  # noqa: F811
+    """The owner's connection to the copy."""
+    connection = await asyncpg.connect(**server.to(copy))
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def migrated(project, copy):  # noqa: F811
+    return declared(project)
+
+
+def declared(project: Project) -> Project:  # noqa: F811
+    return project.declare(item(*objects()), shelf(), shared=shared())
 
 
 # what was done by hand -> the kinds and names that must be told
@@ -138,13 +190,13 @@ BY_A_PERSON = ("add column more", "create table more")
 
 
 @pytest.mark.parametrize("statement", list(BY_HAND))
-async def test_what_was_done_by_hand_is_found_and_mended(migrated, connection, statement):
-    if "pg_monitor" in statement and not await connection.fetchval(
+async def test_what_was_done_by_hand_is_found_and_mended(migrated, by_hand, statement, copies, copy):
+    if "pg_monitor" in statement and not await by_hand.fetchval(
         "select rolsuper from pg_roles where rolname = current_user"
     ):
         pytest.skip("only a superuser may")
-    await connection.execute(statement)
-    found = await migrated.drift(connection)
+    await by_hand.execute(statement)
+    found = await migrated.drift(by_hand)
     told = {(d.kind, d.name, d.problem) for d in found}
     if "note type varchar" in statement:
         told = {t for t in told if t[0] == "column"}
@@ -156,8 +208,9 @@ async def test_what_was_done_by_hand_is_found_and_mended(migrated, connection, s
         return
     for difference in sorted(found, key=mending_order):
         if difference.mend and not gone_with_another(difference, found):
-            await connection.execute(difference.mend)
-    assert await migrated.drift(connection) == []
+            await by_hand.execute(difference.mend)
+    assert await migrated.drift(by_hand) == []
+    copies.give_back(copy)
 
 
 def mending_order(difference: Difference) -> int:
@@ -172,30 +225,28 @@ def gone_with_another(difference: Difference, found: list[Difference]) -> bool:
     return difference.kind in grants and any(name in difference.name for name in whole)
 
 
-async def test_looking_for_drift_changes_nothing(migrated, connection):
+async def test_looking_for_drift_changes_nothing(migrated, by_hand):
     from tests.schema_app.project import catalog, changes
 
-    before = await catalog(connection)
-    await migrated.drift(connection)
-    assert changes(before, await catalog(connection)) == {}
-    assert await connection.fetchval("select count(*) from pg_namespace where nspname like 'live %'") == 0
+    before = await catalog(by_hand)
+    await migrated.drift(by_hand)
+    assert changes(before, await catalog(by_hand)) == {}
+    assert await by_hand.fetchval("select count(*) from pg_namespace where nspname like 'live %'") == 0
 
 
-async def test_looking_for_drift_waits_for_no_reader_and_no_writer(migrated, connection, server, database):  # noqa: F811
-    import asyncpg
-
-    other = await asyncpg.connect(**server.to(database))
+async def test_looking_for_drift_waits_for_no_reader_and_no_writer(migrated, by_hand, server, copy):  # noqa: F811
+    other = await asyncpg.connect(**server.to(copy))
     transaction = other.transaction()
     await transaction.start()
     await other.execute("lock table item in row exclusive mode")
-    assert await migrated.drift(connection) == []
+    assert await migrated.drift(by_hand) == []
     await transaction.rollback()
     await other.close()
 
 
-async def test_drift_is_found_when_the_declarations_moved_on(migrated, connection):
+async def test_drift_is_found_when_the_declarations_moved_on(migrated, by_hand):
     migrated.declare(item(*objects(comment=Comment("New."))), shelf(), shared=shared())
-    [difference] = await migrated.drift(connection)
+    [difference] = await migrated.drift(by_hand)
     assert (difference.kind, difference.problem) == ("comment", "changed")
     assert difference.mend == "comment on table public.item is 'New.';"
 
@@ -227,13 +278,13 @@ class Conf:
         return [self.project.config]
 
 
-async def test_the_doctor_exits_with_1_and_prints_json(migrated, connection, monkeypatch, capsys):
+async def test_the_doctor_exits_with_1_and_prints_json(migrated, by_hand, monkeypatch, capsys):
     monkeypatch.setattr("core.registered.Finder", lambda: Conf(migrated))
     look = doctor.__wrapped__
     capsys.readouterr()
     assert await look(only="drift", quiet=True) == 0
     assert capsys.readouterr().out == ""
-    await connection.execute("drop policy sized on item")
+    await by_hand.execute("drop policy sized on item")
     assert await look(only="drift", json=True) == 1
     [difference] = json.loads(capsys.readouterr().out)["drift"]
     assert difference["name"] == "sized on public.item"

@@ -49,12 +49,12 @@ class Server:
         return {names[key]: str(value) for key, value in self.to(database).items()}
 
     @asynccontextmanager
-    async def database(self, options: str = "strategy file_copy") -> AsyncIterator[str]:
-        """An empty database of its own."""
+    async def database(self, options: str = "strategy file_copy", template: str = "template0") -> AsyncIterator[str]:
+        """A database of its own: an empty one, or a copy."""
         name = f"migrations_{uuid4().hex[:12]}"
         admin = await asyncpg.connect(**self.to("postgres"))
         try:
-            await admin.execute(f"create database {name} template template0 {options}")
+            await admin.execute(f"create database {name} template {template} {options}")
             yield name
         finally:
             try:
@@ -135,13 +135,18 @@ async def forget_roles(server: Server) -> None:
     await admin.close()
 
 
+def work_on(server: Server, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the migrator works on that database."""
+    engine = PostgresEngine(config={**server.to(database), "server_settings": {"timezone": "UTC"}})
+    monkeypatch.setattr(lock, "engine_finder", lambda: engine)
+
+
 @pytest.fixture
 async def database(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     """An empty database, on which the migrator works."""
     await forget_roles(server)
     async with server.database() as name:
-        engine = PostgresEngine(config={**server.to(name), "server_settings": {"timezone": "UTC"}})
-        monkeypatch.setattr(lock, "engine_finder", lambda: engine)
+        work_on(server, name, monkeypatch)
         yield name
 
 
