@@ -163,7 +163,7 @@ def run(name, examples):
 
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_property(name):
-    run(name, 1_500)
+    run(name, 500)
 
 
 @pytest.mark.slow
