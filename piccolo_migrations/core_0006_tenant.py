@@ -251,29 +251,27 @@ begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when octet_length(to_jsonb(r."settings")::text) > 200000 + 300 * pg_column_size(r."settings")::bigint or octet_length(to_jsonb(r."branding")::text) > 200000 + 300 * pg_column_size(r."branding")::bigint then charthold.refuse_unreadable() when pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*)) then charthold.refuse_large() else r."id" end, 'insert', 'tenant', r.id,
-            jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"),
-            who.actor, who.request, who.source, who.why, who.xid
+        select case when octet_length(to_jsonb(r."settings")::text) > 200000 + 300 * pg_column_size(r."settings")::bigint or octet_length(to_jsonb(r."branding")::text) > 200000 + 300 * pg_column_size(r."branding")::bigint then charthold.refuse_unreadable() when pg_column_size(d.whole) > 8000 and charthold.is_large(d.whole) then charthold.refuse_large() else r."id" end, 'insert', 'tenant', r.id,
+            d.whole, who.actor, who.request, who.source, who.why, who.xid
         from (
             select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
                 nullif(split_part(s, chr(31), 2), '') as request,
                 nullif(split_part(s, chr(31), 3), '')::inet as source,
                 split_part(s, chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
             offset 0
-        ) as who, new_rows as r;
+        ) as who, new_rows as r, lateral (select jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years") as whole offset 0) as d;
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*)) then charthold.refuse_large() else r."id" end, 'delete', 'tenant', r.id,
-            jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years"),
-            who.actor, who.request, who.source, who.why, who.xid
+        select case when pg_column_size(d.whole) > 8000 and charthold.is_large(d.whole) then charthold.refuse_large() else r."id" end, 'delete', 'tenant', r.id,
+            d.whole, who.actor, who.request, who.source, who.why, who.xid
         from (
             select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
                 nullif(split_part(s, chr(31), 2), '') as request,
                 nullif(split_part(s, chr(31), 3), '')::inet as source,
                 split_part(s, chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
             offset 0
-        ) as who, old_rows as r;
+        ) as who, old_rows as r, lateral (select jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years") as whole offset 0) as d;
     else
         if (old."slug", old."name", old."status", old."settings"::text, old."branding"::text) is distinct from (new."slug", new."name", new."status", new."settings"::text, new."branding"::text) then
             if old."slug" is distinct from new."slug" then

@@ -723,29 +723,27 @@ begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when r."created_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."created_at") or r."updated_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."updated_at") or r."admitted_on" not between date '0001-01-01' and date '9999-12-31' and isfinite(r."admitted_on") or r."discharged_on" not between date '0001-01-01' and date '9999-12-31' and isfinite(r."discharged_on") or octet_length(r."last_name_folded") <> 8 or octet_length(r."last_name_prefix") <> 8 or octet_length(r."date_of_birth_exact") <> 8 or octet_length(r."ssn_exact") <> 8 or octet_length(r."ssn_last_four") <> 8 or octet_length(r."mrn_exact") <> 8 or octet_length(r."email_folded") <> 8 or octet_length(r."phone_last_four") <> 8 then charthold.refuse_unreadable() when pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*)) then charthold.refuse_large() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'client', r.id,
-            jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"),
-            who.actor, who.request, who.source, who.why, who.xid
+        select case when r."created_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."created_at") or r."updated_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."updated_at") or r."admitted_on" not between date '0001-01-01' and date '9999-12-31' and isfinite(r."admitted_on") or r."discharged_on" not between date '0001-01-01' and date '9999-12-31' and isfinite(r."discharged_on") or octet_length(r."last_name_folded") <> 8 or octet_length(r."last_name_prefix") <> 8 or octet_length(r."date_of_birth_exact") <> 8 or octet_length(r."ssn_exact") <> 8 or octet_length(r."ssn_last_four") <> 8 or octet_length(r."mrn_exact") <> 8 or octet_length(r."email_folded") <> 8 or octet_length(r."phone_last_four") <> 8 then charthold.refuse_unreadable() when pg_column_size(d.whole) > 8000 and charthold.is_large(d.whole) then charthold.refuse_large() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'client', r.id,
+            d.whole, who.actor, who.request, who.source, who.why, who.xid
         from (
             select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
                 nullif(split_part(s, chr(31), 2), '') as request,
                 nullif(split_part(s, chr(31), 3), '')::inet as source,
                 split_part(s, chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
             offset 0
-        ) as who, new_rows as r;
+        ) as who, new_rows as r, lateral (select jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on") as whole offset 0) as d;
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*)) then charthold.refuse_large() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'delete', 'client', r.id,
-            jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on"),
-            who.actor, who.request, who.source, who.why, who.xid
+        select case when pg_column_size(d.whole) > 8000 and charthold.is_large(d.whole) then charthold.refuse_large() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'delete', 'client', r.id,
+            d.whole, who.actor, who.request, who.source, who.why, who.xid
         from (
             select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
                 nullif(split_part(s, chr(31), 2), '') as request,
                 nullif(split_part(s, chr(31), 3), '')::inet as source,
                 split_part(s, chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
             offset 0
-        ) as who, old_rows as r;
+        ) as who, old_rows as r, lateral (select jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on") as whole offset 0) as d;
     else
         if (old."facility_id", old."user_id", old."status", old."first_name", old."last_name") is distinct from (new."facility_id", new."user_id", new."status", new."first_name", new."last_name") then
             if old."facility_id" is distinct from new."facility_id" then

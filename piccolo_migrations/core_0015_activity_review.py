@@ -277,29 +277,27 @@ begin
     if tg_op = 'INSERT' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when r."created_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."created_at") or r."updated_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."updated_at") or r."since" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."since") or r."until" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."until") then charthold.refuse_unreadable() when pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*)) then charthold.refuse_large() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'activity_review', r.id,
-            jsonb_build_object('emergency_id', r."emergency_id", 'since', r."since", 'until', r."until", 'finding', r."finding", 'note', r."note"),
-            who.actor, who.request, who.source, who.why, who.xid
+        select case when r."created_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."created_at") or r."updated_at" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."updated_at") or r."since" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."since") or r."until" not between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00' and isfinite(r."until") then charthold.refuse_unreadable() when pg_column_size(d.whole) > 8000 and charthold.is_large(d.whole) then charthold.refuse_large() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'insert', 'activity_review', r.id,
+            d.whole, who.actor, who.request, who.source, who.why, who.xid
         from (
             select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
                 nullif(split_part(s, chr(31), 2), '') as request,
                 nullif(split_part(s, chr(31), 3), '')::inet as source,
                 split_part(s, chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
             offset 0
-        ) as who, new_rows as r;
+        ) as who, new_rows as r, lateral (select jsonb_build_object('emergency_id', r."emergency_id", 'since', r."since", 'until', r."until", 'finding', r."finding", 'note', r."note") as whole offset 0) as d;
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, user_id, request_id, source_ip, reason, transaction_id)
-        select case when pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*)) then charthold.refuse_large() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'delete', 'activity_review', r.id,
-            jsonb_build_object('emergency_id', r."emergency_id", 'since', r."since", 'until', r."until", 'finding', r."finding", 'note', r."note"),
-            who.actor, who.request, who.source, who.why, who.xid
+        select case when pg_column_size(d.whole) > 8000 and charthold.is_large(d.whole) then charthold.refuse_large() when r."tenant_id" = who.tenant then r."tenant_id" else charthold.refuse_stranger() end, 'delete', 'activity_review', r.id,
+            d.whole, who.actor, who.request, who.source, who.why, who.xid
         from (
             select substr(s, 18, 36)::uuid as tenant, substr(s, 54, 36)::uuid as actor,
                 nullif(split_part(s, chr(31), 2), '') as request,
                 nullif(split_part(s, chr(31), 3), '')::inet as source,
                 split_part(s, chr(31), 4) as why, pg_current_xact_id()::text::bigint as xid
             offset 0
-        ) as who, old_rows as r;
+        ) as who, old_rows as r, lateral (select jsonb_build_object('emergency_id', r."emergency_id", 'since', r."since", 'until', r."until", 'finding', r."finding", 'note', r."note") as whole offset 0) as d;
     else
         if (old."emergency_id", old."since", old."until", old."finding", old."note") is distinct from (new."emergency_id", new."since", new."until", new."finding", new."note") then
             if old."emergency_id" is distinct from new."emergency_id" then

@@ -18,6 +18,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from piccolo.apps.migrations.tables import Migration
+from piccolo.columns import Text
 from piccolo.querystring import QueryString
 
 from core import ProtectedQueryError, ScopeError, record, scope, transaction
@@ -27,8 +28,9 @@ from core.audit.seal import seal
 from core.audit.verify import verify
 from core.engine import ChartholdEngine
 from core.scope import open_scope
-from core.tables import Client, Facility, Tenant, User, UserActionAuditLog
+from core.tables import Client, Facility, Tenant, TenantTable, User, UserActionAuditLog
 from tests.conftest import Clinic, make_clinic
+from tests.ledger import create
 from tests.test_scope import someone
 
 LOG = UserActionAuditLog
@@ -477,6 +479,33 @@ async def test_no_long_text_makes_a_record_that_cannot_be_read_back(way: str, hi
         if way == "delete":
             await Facility.raw("update facility set settings = jsonb_build_object() where id = {}", site.id)
             await Facility.raw(longer, site.id)
+
+
+async def test_what_one_value_is_too_long_for_is_said_as_of_several(hillside: Clinic) -> None:
+    """PostgreSQL itself gives up where a value is too long for any document, before anything asks how long the record is."""
+    async with hillside.as_admin():
+        with pytest.raises(ProtectedQueryError, match="does not fit into one record"):
+            await Facility.raw(
+                "update facility set license_number = repeat('x', 268435456) where id = {}", hillside.facility
+            )
+
+
+class Scan(TenantTable, tablename="records_scan"):
+    pages = Text(default="")
+    title = Text(default="")
+    unrecorded = ("pages",)
+
+
+async def test_what_the_log_does_not_hold_may_be_longer_than_a_record(
+    hillside: Clinic, database: ChartholdEngine
+) -> None:
+    await create(database, Scan)
+    made, tenant, long = uuid4(), hillside.tenant, "repeat('x', 65000000)"
+    async with hillside.as_admin():
+        await Scan.raw(f"insert into records_scan (id, tenant_id, pages) values ({{}}, {{}}, {long})", made, tenant)
+        await Scan.raw("delete from records_scan where id = {}", made)
+        with pytest.raises(ProtectedQueryError, match="does not fit into one record"):
+            await Scan.raw(f"insert into records_scan (id, tenant_id, title) values ({{}}, {{}}, {long})", made, tenant)
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,11 @@ def capture_function(
             return f"case {cases}else {key} end"
         return f"case {cases}when {key} = {scoped} then {key} else charthold.refuse_stranger() end"
 
-    # No text is made of what is small in memory: packed, 8,000 bytes are two megabytes of text at most.
+    # No text is made of what is small in memory: 8,000 bytes of a document are two megabytes of text at most. A row on
+    # disk may be compressed, and has columns that are not recorded: so it is the document that is asked.
     both = " or ".join(f"pg_column_size({d}) > 8000 and charthold.is_large({d})" for d in ("before", "after"))
-    whole = "pg_column_size(r.*) > 8000 and charthold.is_large(to_jsonb(r.*))"
+    whole = "pg_column_size(d.whole) > 8000 and charthold.is_large(d.whole)"
+    document = f"lateral (select {_document('r', columns)} as whole offset 0) as d"
 
     source = f"""-- Records what happens to public.{table}. See core/audit/capture.py.
 create function {written}() returns trigger
@@ -100,16 +102,14 @@ begin
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, new_values, {WHO_COLUMNS})
         select {pinned("r", "who.tenant", large=whole, unreadable=unreadable)}, 'insert', '{table}', r.id,
-            {_document("r", columns)},
-            who.actor, who.request, who.source, who.why, who.xid
-        from {WHO_ONCE}, new_rows as r;
+            d.whole, who.actor, who.request, who.source, who.why, who.xid
+        from {WHO_ONCE}, new_rows as r, {document};
     elsif tg_op = 'DELETE' then
         insert into public.user_action_audit_log
             (tenant_id, action_type, table_name, record_id, old_values, {WHO_COLUMNS})
         select {pinned("r", "who.tenant", large=whole)}, 'delete', '{table}', r.id,
-            {_document("r", columns)},
-            who.actor, who.request, who.source, who.why, who.xid
-        from {WHO_ONCE}, old_rows as r;
+            d.whole, who.actor, who.request, who.source, who.why, who.xid
+        from {WHO_ONCE}, old_rows as r, {document};
     else
 {changes}
         if changed = '{{}}' then

@@ -104,6 +104,8 @@ OURS: dict[str, tuple[type[ChartholdError], str]] = {
 DENIED, NOT_SHOWN, SYNTAX, NO_STATEMENT = "42501", "CH024", "42601", "26000"
 # What is said before the first row is looked for, or of the scope alone.
 BEFORE_ROWS = frozenset((*(f"CH00{n}" for n in range(1, 10)), "CH023", NOT_SHOWN, SYNTAX, NO_STATEMENT))
+# What PostgreSQL itself says of a document, or a text in it, that is too long to be made.
+TOO_LONG = "54000"
 # Messages of these classes name objects, never values.
 NAMES_ONLY = ("23", "40", "42", "25", "53", "55", "57", "08", "0A", "28", "3D", "3F")
 
@@ -183,6 +185,8 @@ def explain(error: asyncpg.PostgresError, arguments: Sequence[Any] = (), sql: st
 
 def _explained(error: asyncpg.PostgresError, arguments: Sequence[Any], sql: str) -> Exception:
     state = getattr(error, "sqlstate", None) or ""
+    if state == TOO_LONG and "charthold.capture_" in (getattr(error, "context", None) or ""):
+        state = "CH025"
     if state in OURS:
         kind, remedy = OURS[state]
         return kind(remedy)
