@@ -231,8 +231,11 @@ class ChartholdEngine(PostgresEngine):
             self._note_what_is_told(failed, plan.looks)
             raise
         if transaction is not None and plan.looks:
-            found = len(rows) if plan.returns else rows[0][0]
-            transaction.shown += [look.record(found) for look in plan.looks if not (look.unless_shown and rows)]
+            transaction.shown += [
+                look.record(look.found(rows) if plan.returns else rows[0][0])
+                for look in plan.looks
+                if not (look.unless_shown and rows)
+            ]
         if not plan.returns:
             if statement.counted:
                 _all_of(plan, rows)

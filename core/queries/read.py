@@ -119,7 +119,10 @@ class TenantSelect(Kept, Select[Any]):
         looks = looks_of(where, shows_rows=shows_rows)
         if getattr(self.table, "reading_is_recorded", False):
             looks.append(Look("audit_read", self.table._meta.tablename))
-        return Plan("{}", statement, opened=opened, outputs=len(selected), keep=keep, looks=looks)
+        count = len(selected) == 1 and isinstance(selected[0], CountFunction) and selected[0]._alias == "count"
+        return Plan(
+            "{}", statement, opened=opened, outputs=len(selected), keep=keep, looks=looks, told="count" if count else ""
+        )
 
     def _ordered_by_tenant(self) -> OrderByDelegate:
         """The order, with the tenant put before it, so that an index which begins with the tenant is read in its order.
@@ -285,7 +288,7 @@ class TenantExists(Kept, Exists[Any]):
         exact(pin(self.table, self.where_delegate._where), "EXISTS")
         inner = select.querystrings[0]
         assert isinstance(inner, Plan)
-        return [Plan('SELECT EXISTS({}) AS "exists"', inner)]
+        return [Plan('SELECT EXISTS({}) AS "exists"', inner, told="exists")]
 
 
 class TenantRaw(Kept, Raw):

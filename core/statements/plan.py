@@ -77,11 +77,12 @@ class Plan(QueryString):
         joined: Literal["", "where", "and"] = "",
         keep: Callable[[Sequence[Any]], bool] | None = None,
         looks: Sequence[Look] = (),
+        told: Literal["", "count", "exists"] = "",
     ) -> None:
         super().__init__(template, *args)
         # What is recorded when asking is itself an action: reading the log, or searching for a value that is not shown.
         # Threat: a search beneath another finds out as much, so each is recorded.
-        self.looks = tuple(dict.fromkeys((*looks, *_looks_beneath(self))))
+        self.looks = tuple(dict.fromkeys(replace(look, told=told) for look in (*looks, *_looks_beneath(self))))
         # Which rows are shown, judged by their opened values; None: all.
         self.keep = keep
         self.opened = tuple(opened)

@@ -99,6 +99,10 @@ class Opened:
         return Record.of_rows(self.table, [row[self.row] for row in rows], self.names)
 
 
+# How many a statement over r found.
+FOUND = {"": "count(*)", "count": 'coalesce(sum(r."count"), 0)', "exists": 'count(*) filter (where r."exists")'}
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """A look at the log, or a search for values that stay closed: recorded once, and not for each row.
@@ -114,6 +118,8 @@ class Look:
     unless_shown: bool = False
     # Those of the columns that are not for every role.
     shown_to: tuple[ShownTo, ...] = ()
+    # What the answer of a statement is called whose one row says how many there are, or whether there are any.
+    told: Literal["", "count", "exists"] = ""
 
     @classmethod
     def search(
@@ -139,14 +145,18 @@ class Look:
         columns = "".join(f", 'columns', '{json.dumps(self.columns)}'::jsonb" for _ in self.columns[:1])
         record = (
             f"charthold.record('{self.action}', '{self.table}', null, null,"
-            f" jsonb_build_object('rows', (select count(*) from r){columns}))"
+            f" jsonb_build_object('rows', (select {FOUND[self.told]} from r){columns}))"
         )
         if self.unless_shown:
             return f"(select case when exists (select from r) then '' else {record}::text end)"
         return f"(select {record})"
 
+    def found(self, rows: Sequence[Any]) -> int:
+        """How many these rows say that there are."""
+        return sum(int(row[self.told]) for row in rows) if self.told else len(rows)
+
     def record(self, rows: int | None) -> Record:
-        """What was recorded; ``rows`` is how many came back, or None when nobody knows yet."""
+        """What was recorded; ``rows`` is how many were found, or None when nobody knows yet."""
         said: dict[str, Any] = {} if rows is None else {"rows": rows}
         if self.columns:
             said["columns"] = self.columns
