@@ -2,8 +2,7 @@
 """Verify that a record stands in a signed audit log: python verify_proof.py PROOF.json [PUBLIC_KEY_HEX]
 
 Needs Python 3.11 and "cryptography", nothing of Charthold; see audit-log.md. Without a key a proof only proves itself.
-
-Exit status: 0 proved, 1 not proved, 2 there is no proof to look at, or it is malformed.
+Exit status: 0 proved, 1 not proved, 2 there is no proof to look at, or it or the key is malformed.
 """
 
 import json
@@ -76,5 +75,6 @@ if __name__ == "__main__":
     try:
         print(verify(*sys.argv[1:]))
     except MALFORMED as error:
-        print(f"There is no proof to look at, or no key ({type(error).__name__}): PROOF.json [64 HEX DIGITS]")
+        keyed = all([c in "0123456789abcdefABCDEF" for c in key] == [True] * 64 for key in sys.argv[2:3])
+        print(f"{'There is no proof' if keyed else 'That is no key'} ({type(error).__name__}): PROOF.json [64 HEX]")
         sys.exit(2)

@@ -165,11 +165,15 @@ def test_a_growth_is_proved_beside_lines_that_are_no_heads(tmp_path: Path) -> No
 def test_a_wrong_key_is_what_is_blamed_and_not_the_file(tmp_path: Path) -> None:
     file, kept, other = tmp_path / "proof.json", tmp_path / "heads.jsonl", SealKey(b"o" * 32).public.hex()
     file.write_text(json.dumps(proof()), encoding="utf-8")
-    done = run("verify_proof.py", str(file), "00")
-    assert done.returncode == 2
-    assert done.stdout.startswith("There is no proof to look at, or no key (ValueError)")
+    for key in ("00", "no key", f"{other}0"):
+        done = run("verify_proof.py", str(file), key)
+        assert (done.returncode, done.stderr) == (2, "")
+        assert done.stdout == "That is no key (ValueError): PROOF.json [64 HEX]\n"
     done = run("verify_proof.py", str(file), other)
     assert (done.returncode, done.stderr) == (1, "NOT PROVED: the head is not signed with the key given.\n")
+    file.write_text(json.dumps(proof() | {"public_key": "00"}), encoding="utf-8")
+    assert run("verify_proof.py", str(file)).stdout.startswith("There is no proof (ValueError)")
+    assert run("verify_proof.py", str(kept), other).stdout.startswith("There is no proof (FileNotFound")
     file.write_text(json.dumps(growth()), encoding="utf-8")
     kept.write_text(json.dumps(growth()["first"] | {"public_key": other}), encoding="utf-8")
     done = run("verify_growth.py", str(file), str(kept))
