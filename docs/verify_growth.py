@@ -78,7 +78,9 @@ def verify(path: str, heads: str) -> str:
     keys = {head.get("key_id"): head.get("public_key") for head in kept}
     known = second["key_id"] in keys
     key = keys.get(second["key_id"]) or proof["public_keys"][second["key_id"]]
-    if second["tenant_id"] != first["tenant_id"] or not is_signed(second, key):
+    if second["tenant_id"] != first["tenant_id"]:
+        sys.exit("NOT PROVED: the second head is of another tenant than the first.")
+    if not is_signed(second, key):
         sys.exit(
             f"NOT PROVED: the second head is not signed with the key that {'your file' if known else 'the proof'} has."
         )

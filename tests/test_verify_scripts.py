@@ -38,9 +38,9 @@ def canonical(**said: str) -> bytes:
     return record
 
 
-def head(record: bytes, size: int = 1) -> dict[str, Any]:
+def head(record: bytes, size: int = 1, tenant: UUID = TENANT) -> dict[str, Any]:
     return KEY.sign(
-        tenant_id=TENANT, version=1, tree_size=size, root_hash=leaf_hash(record), era=1, cluster=-5, horizon=9,
+        tenant_id=tenant, version=1, tree_size=size, root_hash=leaf_hash(record), era=1, cluster=-5, horizon=9,
         sealed_at=datetime(2026, 1, 1, tzinfo=UTC), leaf_list=bytes(32), previous=bytes(32),
     ).to_json()  # fmt: skip
 
@@ -178,3 +178,12 @@ def test_a_wrong_key_is_what_is_blamed_and_not_the_file(tmp_path: Path) -> None:
     kept.write_text(json.dumps(growth()["first"] | {"public_key": other}), encoding="utf-8")
     done = run("verify_growth.py", str(file), str(kept))
     assert (done.returncode, "is not signed with the public key beside it" in done.stderr) == (1, True)
+
+
+def test_a_head_of_another_tenant_is_told_as_that_and_not_as_unsigned(tmp_path: Path) -> None:
+    file, kept, one = tmp_path / "growth.json", tmp_path / "heads.jsonl", head(canonical())
+    kept.write_text(json.dumps(one | {"public_key": KEY.public.hex()}), encoding="utf-8")
+    file.write_text(json.dumps(growth() | {"second": head(canonical(), tenant=UUID(int=9))}), encoding="utf-8")
+    done = run("verify_growth.py", str(file), str(kept))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "NOT PROVED: the second head is of another tenant than the first.\n"
