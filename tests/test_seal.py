@@ -178,6 +178,7 @@ async def test_what_was_written_is_sealed_once_and_verifies(hillside, monkeypatc
 
 
 async def test_a_tree_that_grows_in_small_steps_is_complete(hillside):
+    await sealed(hillside)  # what made the clinic
     await write(hillside, 40, updates=20)
     steps = [await sealed(hillside, most=7) for _ in range(20)]
     assert steps[0].added >= 40  # one transaction is not torn apart
