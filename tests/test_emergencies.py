@@ -8,7 +8,7 @@ import textwrap
 import time
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -682,6 +682,30 @@ async def test_a_search_for_a_client_is_on_record_though_its_transaction_failed(
             assert (await searches(owner, doctor))[-1] == (["mrn_exact"], rows, "emergency room")
     async with lakeside.as_admin():
         assert not await EmergencyAccess.exists().where(EmergencyAccess.user_id == doctor)
+
+
+@pytest.mark.parametrize("way", ["alone", "in a transaction", "SQL of one's own"])
+async def test_an_emergency_of_an_id_that_is_no_clients_is_a_search_that_found_nobody(
+    way: str, lakeside: Clinic, hillside: Clinic, doctor: UUID, owner: asyncpg.Connection
+) -> None:
+    """Threat: ids are tried until one is a client's, and the refusal takes its own record along."""
+    async with scope(tenant=lakeside.tenant, actor=doctor, reason="emergency room"):
+        for client in (uuid4(), hillside.client):
+            with pytest.raises((ChartholdError, asyncpg.ForeignKeyViolationError)):
+                match way:
+                    case "alone":
+                        await break_glass(client, reason=WHY)
+                    case "in a transaction":
+                        async with transaction():
+                            await break_glass(client, reason=WHY)
+                    case _:
+                        await Client.raw("select charthold.break_glass({}, {}, 5)", client, WHY)
+    found = await owner.fetch(
+        "select table_name, new_values, reason from user_action_audit_log where user_id = $1 and action_type = 'search'",
+        doctor,
+    )
+    said = ("client", {"emergency": True, "rows": 0}, "emergency room")
+    assert [(table, json.loads(values), reason) for table, values, reason in found] == [said] * 2
 
 
 async def test_a_search_for_a_client_is_for_who_may_break_the_glass_and_by_hashes_only(

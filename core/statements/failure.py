@@ -1,4 +1,6 @@
-"""What a failure tells: who is refused a sealed value by a unique index knows that somebody has it."""
+"""What a failure tells: who is refused a sealed value by a unique index knows that somebody has it; and who is
+refused an emergency, that an id is no client's.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["told_by", "unique_by_hash"]
 
+# What refuses an emergency of an id that is no client's: charthold.break_glass().
+NO_CLIENT = "emergency_access_client_id_fkey"
+
 
 @functools.cache
 def unique_by_hash(table: type[TenantTable], constraint: str | None = None) -> tuple[str, ...]:
@@ -37,7 +42,8 @@ def unique_by_hash(table: type[TenantTable], constraint: str | None = None) -> t
 def told_by(failed: Exception, looks: Sequence[Look] = ()) -> list[Record]:
     """The searches that a failure amounts to; ``looks``: those that the statement makes.
 
-    Threat: a value is asked for by a statement that fails if somebody has it, and takes its own record along.
+    Threat: a value is asked for by a statement that fails if somebody has it, or a client's id by one that fails if it
+    is nobody's, and takes its own record along.
     """
     if not tells(failed):
         return []
@@ -49,4 +55,6 @@ def told_by(failed: Exception, looks: Sequence[Look] = ()) -> list[Record]:
             for table in registered.tenant_tables()
             if catalog_name(table) == name and (columns := unique_by_hash(table, failed.constraint_name))
         ]
+    elif isinstance(failed, asyncpg.ForeignKeyViolationError) and failed.constraint_name == NO_CLIENT:
+        records.append(Record.of_action("search", "client", None, '{"emergency": true, "rows": 0}'))
     return records
