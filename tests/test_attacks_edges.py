@@ -21,6 +21,7 @@ import core.audit.seal as sealing
 from core import ChartholdError, Disclosure, ProtectedQueryError, ScopeError, provision_tenant, scope, transaction
 from core.audit.history import history
 from core.audit.partitions import archive_partition
+from core.audit.record import record_failed_login
 from core.audit.recorded import ALTERED, DESTROYED
 from core.audit.seal import seal
 from core.columns import BlindIndex, EncryptedText
@@ -31,7 +32,7 @@ from core.schema import Unique
 from core.tables import Client, Facility, Tenant, TenantTable, User
 from core.token import TokenKey
 from tests.conftest import Clinic, schema_owner
-from tests.ledger import create
+from tests.ledger import create, signed
 from tests.test_scope import someone as newcomer
 
 LOG = "user_action_audit_log"
@@ -259,6 +260,35 @@ async def test_a_user_who_may_have_acted_is_not_deleted(
     await admin.execute("rollback")
     await theirs.execute("commit")
     assert await owner.fetchval(f"select count(*) from {LOG} where user_id = $1", somebody.id) == 1
+
+
+@pytest.mark.parametrize("how", ["failed to log in", "is active, and those months are archived"])
+async def test_a_user_whom_the_log_names_or_may_have_named_is_not_deleted(
+    how: str, hillside: Clinic, owner: asyncpg.Connection
+) -> None:
+    somebody = await person(hillside, status="invited" if "log in" in how else "active")
+    if "log in" in how:
+        await record_failed_login(tenant=hillside.tenant, user=somebody.id)
+    else:
+        async with owner.transaction():
+            await owner.execute("set local session_replication_role = replica")
+            await owner.execute(f"delete from {LOG} where $1 in (user_id, record_id)", somebody.id)
+    async with hillside.as_admin():
+        with pytest.raises(asyncpg.RestrictViolationError):
+            await User.delete().where(User.id == somebody.id)
+
+
+async def test_who_is_shown_no_history_deletes_no_user(
+    hillside: Clinic, database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    """The policies say so first: here they are out of the way."""
+    somebody, bound = await person(hillside, status="invited"), await person(hillside, "admin")
+    async with hillside.as_admin():
+        await User.update({User.facility_scope: [hillside.facility]}).where(User.id == bound.id)
+    async with scope(tenant=hillside.tenant, actor=bound.id, reason="attack") as here:
+        async with signed(owner, database, here):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="delete a user"):
+                await owner.execute("delete from app_user where id = $1", somebody.id)
 
 
 async def test_a_user_who_never_was_active_is_deleted(hillside: Clinic) -> None:

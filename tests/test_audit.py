@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import dataclasses
 import time
 from datetime import UTC, date, datetime, timedelta
@@ -483,6 +484,52 @@ async def test_a_month_is_archived_only_when_it_is_old_and_sealed(
     assert await owner.fetchval("select count(*) from user_action_audit_log where reason = 'long ago'") == 1
     forced = await owner.fetch("select relforcerowsecurity from pg_class where relname = any($1)", [old, young])
     assert [row["relforcerowsecurity"] for row in forced] == [True, True]
+
+
+async def test_a_month_of_several_tenants_is_kept_as_long_as_any_of_them_asks(
+    database: ChartholdEngine, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, long, elsewhere = [await make_clinic(f"kept-{uuid4().hex[:8]}") for _ in range(3)]
+    for clinic, years in ((long, 7), (elsewhere, 50)):
+        async with clinic.as_admin():
+            await Tenant.update({Tenant.retention_years: years}, force=True)
+    edge = datetime.now(UTC) - timedelta(days=7 * 365 + 2)  # seven years ago, within a day
+    days = [edge + timedelta(days=n) for n in (-2, 2)]
+    part, bounds = "user_action_audit_log_1901_01", (edge - timedelta(days=3), edge + timedelta(days=3))
+    await owner.execute(
+        f"create table {part} partition of user_action_audit_log for values from ('{bounds[0]}') to ('{bounds[1]}')"
+    )
+    await owner.execute(f"alter table {part} owner to {await schema_owner(owner)}")
+    await stray(database, owner, long, *days)
+
+    async def seal_at_once(clinic: Clinic) -> None:
+        async with clinic.as_admin():
+            await seal()
+
+    with monkeypatch.context() as then:
+        then.setattr(sealing, "_not_before", lambda now, _: now - timedelta(days=365 * 8))
+        await seal_at_once(long)
+        async with short.as_admin() as here, owner.transaction():
+            token = here.token(database.token_key, owner.get_server_pid())
+            await owner.execute("select set_config('charthold.scope', $1, true)", token)
+            await owner.execute(
+                "insert into user_action_audit_log (tenant_id, user_id, action_type, reason, occurred_at)"
+                " values ($1, $2, 'login', 'while it was sealed', $3)",
+                short.tenant,
+                short.admin,
+                days[0],
+            )
+            await asyncio.create_task(seal_at_once(short), context=contextvars.Context())
+    with pytest.raises(Exception, match="must be kept for 7 years"):
+        await archive_partition(part)
+    async with long.as_admin():
+        await Tenant.update({Tenant.retention_years: 6}, force=True)
+    with pytest.raises(Exception, match="1 records that are not sealed"):
+        await archive_partition(part)
+    with monkeypatch.context() as then:
+        then.setattr(sealing, "_not_before", lambda now, _: now - timedelta(days=365 * 8))
+        await seal_at_once(short)
+    assert await archive_partition(part) == 3
 
 
 async def test_relaxed_read_records_do_not_wait_for_the_disk_and_writes_still_do(
