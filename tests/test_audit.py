@@ -500,6 +500,7 @@ async def test_a_month_of_several_tenants_is_kept_as_long_as_any_of_them_asks(
         f"create table {part} partition of user_action_audit_log for values from ('{bounds[0]}') to ('{bounds[1]}')"
     )
     await owner.execute(f"alter table {part} owner to {await schema_owner(owner)}")
+    await owner.execute(f"select charthold.keep_partition('{part}')")
     await stray(database, owner, long, *days)
 
     async def seal_at_once(clinic: Clinic) -> None:
@@ -530,6 +531,29 @@ async def test_a_month_of_several_tenants_is_kept_as_long_as_any_of_them_asks(
         then.setattr(sealing, "_not_before", lambda now, _: now - timedelta(days=365 * 8))
         await seal_at_once(short)
     assert await archive_partition(part) == 3
+
+
+async def test_a_month_of_a_tenant_that_is_gone_is_kept_for_six_years(
+    database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    part, tenant, then = "user_action_audit_log_1901_02", uuid4(), datetime.now(UTC) - timedelta(days=3 * 365)
+    await owner.execute(
+        f"create table {part} partition of user_action_audit_log"
+        f" for values from ('{then - timedelta(days=1)}') to ('{then + timedelta(days=1)}')"
+    )
+    await owner.execute(f"alter table {part} owner to {await schema_owner(owner)}")
+    await owner.execute(f"select charthold.keep_partition('{part}')")
+    async with owner.transaction():
+        await owner.execute("set local session_replication_role = replica")
+        await owner.execute(
+            "insert into user_action_audit_log (tenant_id, user_id, action_type, reason, occurred_at, transaction_id)"
+            " values ($1, $1, 'login', 'gone', $2, 7)",
+            tenant,
+            then,
+        )
+    with pytest.raises(asyncpg.PostgresError, match="must be kept for 6 years"):
+        await owner.fetchval("select charthold.archive_partition($1, $2, $3)", part, [tenant], [2**40])
+    await owner.execute(f"drop table {part}")
 
 
 async def test_relaxed_read_records_do_not_wait_for_the_disk_and_writes_still_do(
