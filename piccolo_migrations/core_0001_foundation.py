@@ -388,6 +388,9 @@ begin
                 'create table public.%I (like public.user_action_audit_log including defaults including constraints)',
                 part
             );
+        else
+            -- It was detached, and is guarded still: the records that came meanwhile would not get in.
+            execute format('alter table public.%I no force row level security', part);
         end if;
         -- Writers wait while rows move; without rows to move nobody waits.
         alter table public.user_action_audit_log_default no force row level security;

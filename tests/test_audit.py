@@ -384,6 +384,41 @@ async def test_a_month_that_is_past_before_anybody_made_its_partition_gets_it_to
     assert await make_partitions() == []
 
 
+async def test_a_part_of_the_log_that_is_made_is_guarded_as_the_log_is_also_a_default_that_was_dropped(
+    database: ChartholdEngine, owner: asyncpg.Connection, lakeside: Clinic
+) -> None:
+    await owner.execute("drop table user_action_audit_log_default")
+    await make_partitions()
+    far = datetime.now(UTC).replace(year=datetime.now(UTC).year + 4, day=15)
+    await stray(database, owner, lakeside, far)
+    await make_partitions()
+    for part in ("user_action_audit_log_default", f"user_action_audit_log_{far:%Y_%m}"):
+        with pytest.raises(asyncpg.PostgresError, match="append-only"):
+            await owner.execute(f"truncate {part}")
+        forced = "select relrowsecurity and relforcerowsecurity from pg_class where oid = $1::regclass"
+        assert await owner.fetchval(forced, part)
+        sampled = await owner.fetch(
+            "select attname from pg_attribute as log where attrelid = 'user_action_audit_log'::regclass"
+            " and attstattarget = 0 and not exists (select from pg_attribute as a where a.attrelid = $1::regclass"
+            " and a.attname = log.attname and a.attstattarget = 0)",
+            part,
+        )
+        assert sampled == []
+
+
+async def test_a_month_that_was_detached_is_attached_again(
+    owner: asyncpg.Connection, lakeside: Clinic, database: ChartholdEngine
+) -> None:
+    far = datetime.now(UTC).replace(year=datetime.now(UTC).year + 5, day=15)
+    part = f"user_action_audit_log_{far:%Y_%m}"
+    await stray(database, owner, lakeside, far)
+    await make_partitions()
+    await owner.execute(f"alter table user_action_audit_log detach partition {part}")
+    await stray(database, owner, lakeside, far)  # another, meanwhile
+    assert await make_partitions() == [part]
+    assert await owner.fetchval(f"select count(*) from {part}") == 2
+
+
 async def test_making_partitions_does_not_keep_all_tenants_waiting_behind_an_open_transaction(
     lakeside: Clinic, runtime: asyncpg.Connection
 ) -> None:
