@@ -10,7 +10,19 @@ import pytest
 from piccolo.columns import Integer
 
 from core.commands.doctor import doctor
-from core.schema import Comment, Domain, Function, Namespace, Partitions, Role, RowSecurity, Trigger, register_shared
+from core.errors import MigrationError
+from core.schema import (
+    Check,
+    Comment,
+    Domain,
+    Function,
+    Namespace,
+    Partitions,
+    Role,
+    RowSecurity,
+    Trigger,
+    register_shared,
+)
 from core.schema.drift import Difference
 from tests.schema_app.fixtures import connection, database, made_in, project, server  # noqa: F401
 from tests.schema_app.project import Project, table
@@ -249,6 +261,17 @@ async def test_drift_is_found_when_the_declarations_moved_on(migrated, by_hand):
     [difference] = await migrated.drift(by_hand)
     assert (difference.kind, difference.problem) == ("comment", "changed")
     assert difference.mend == "comment on table public.item is 'New.';"
+
+
+async def test_declarations_that_do_not_build_are_told_by_the_statement_that_fails(migrated, by_hand, copies, copy):
+    broken = Check("holds_nothing", condition="nowhere > 0")
+    migrated.declare(item(*objects()), shelf(), table("Box", [broken]), shared=shared())
+    with pytest.raises(MigrationError) as told:
+        await migrated.drift(by_hand)
+    assert "do not build" in str(told.value)
+    assert str(told.value).endswith('at: alter table "public"."box" add constraint "holds_nothing" check (nowhere > 0)')
+    assert await declared(migrated).drift(by_hand) == []
+    copies.give_back(copy)
 
 
 async def test_a_missing_function_and_domain_are_built_by_their_mend(project, connection):  # noqa: F811
