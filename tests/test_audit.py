@@ -406,6 +406,23 @@ async def test_a_part_of_the_log_that_is_made_is_guarded_as_the_log_is_also_a_de
         assert sampled == []
 
 
+@pytest.mark.parametrize(("zone", "ahead"), [("America/Los_Angeles", 6), ("Pacific/Auckland", 7)])
+async def test_a_month_is_utcs_wherever_who_makes_it_is(
+    zone: str, ahead: int, database: ChartholdEngine, owner: asyncpg.Connection, lakeside: Clinic
+) -> None:
+    first = datetime(datetime.now(UTC).year + ahead, 3, 1, tzinfo=UTC)
+    last = first + timedelta(days=31, microseconds=-1)
+    await stray(database, owner, lakeside, first, last)
+    await owner.execute(f"set timezone = '{zone}'")
+    part = f"user_action_audit_log_{first:%Y_%m}"
+    assert [row["p"] for row in await owner.fetch("select charthold.ensure_partitions(0) as p")] == [part]
+    assert await owner.fetchval(f"select count(*) from {part}") == 2
+    await owner.execute("set timezone = 'UTC'")
+    assert f"FROM ('{first:%Y-%m-%d} 00:00:00+00') TO ('{last + timedelta(microseconds=1):%Y-%m-%d} 00:00:00+00')" in (
+        await owner.fetchval("select pg_get_expr(relpartbound, oid) from pg_class where oid = $1::regclass", part)
+    )
+
+
 async def test_a_month_that_was_detached_is_attached_again(
     owner: asyncpg.Connection, lakeside: Clinic, database: ChartholdEngine
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from core import ChartholdError, Disclosure, provision_tenant
 from core.compliance.emergencies import EmergencyAccess
 from core.compliance.reviews import ActivityReview
+from core.engine import ChartholdEngine
 from core.ids import uuid7
 from core.rotation import Target, acting
 from core.schema import Check, Index, References, Unique, objects_of
@@ -26,6 +27,7 @@ from core.tables import (
     UserActionAuditLog,
 )
 from tests.conftest import Clinic
+from tests.ledger import signed
 
 
 def facility(**values: Any) -> Facility:
@@ -270,6 +272,16 @@ async def test_updated_at_moves_by_itself_and_identity_stays(lakeside: Clinic) -
             value = "now()" if column == "created_at" else "gen_random_uuid()"
             with pytest.raises(Exception, match="cannot be updated|may not do that"):
                 await Facility.raw(f"update facility set {column} = {value} where id = {{}}", site.id)
+
+
+async def test_a_row_moves_to_no_other_tenant_where_no_policy_says_so_first(
+    lakeside: Clinic, hillside: Clinic, database: ChartholdEngine, owner: asyncpg.Connection
+) -> None:
+    async with lakeside.as_admin() as here:
+        await (site := facility()).save()
+        async with signed(owner, database, here):
+            with pytest.raises(asyncpg.PostgresError, match="cannot be updated"):
+                await owner.execute("update facility set tenant_id = $1 where id = $2", hillside.tenant, site.id)
 
 
 async def test_a_reference_to_another_tenants_row_cannot_be_written(lakeside: Clinic, hillside: Clinic) -> None:
