@@ -572,6 +572,7 @@ async def test_sql_makes_no_emergency_and_lengthens_none(
                 async with runtime.transaction():
                     await runtime.execute("select set_config('charthold.scope', $1, true)", token)
                     await runtime.execute(refused)
+        assert await Client.raw("select charthold.break_glass({}, {}, 240)", lakeside.client, WHY)
         for minutes in (0, 241, None):
             with pytest.raises(asyncpg.PostgresError, match="1 to 240 minutes"):
                 async with runtime.transaction():

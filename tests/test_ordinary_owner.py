@@ -315,6 +315,26 @@ async def test_a_user_who_is_made_active_while_the_tenant_is_closed_is_out(
             await Facility(name="After closing").save()
 
 
+async def test_a_user_whose_change_waits_for_the_tenant_to_close_is_out(
+    clinic: Clinic, ordinary: asyncpg.Connection
+) -> None:
+    closing = await make_clinic(f"closing-{uuid4().hex[:8]}")
+    async with closing.as_admin():
+        sleeper = User(email=f"{uuid4()}@mail.example", full_name="Sleeper", role="admin", status="invited")
+        await sleeper.save()
+        async with ordinary.transaction():
+            call = "select charthold.set_tenant_status($1, $2, 'closed', 'test')"
+            await ordinary.execute(call, closing.tenant, closing.admin)
+            changed = asyncio.create_task(User.update({User.status: "active"}).where(User.id == sleeper.id).run())
+            await asyncio.sleep(0.4)
+            assert not changed.done()
+        await changed
+    standing = await ordinary.fetch(
+        "select tenant_open from charthold.principal where tenant_id = $1 and user_id = $2", closing.tenant, sleeper.id
+    )
+    assert [row["tenant_open"] for row in standing] == [False]
+
+
 async def test_who_is_demoted_while_the_owner_closes_the_tenant_in_their_name_stays_demoted(
     clinic: Clinic, ordinary: asyncpg.Connection
 ) -> None:
