@@ -344,9 +344,9 @@ async def test_what_is_broken_is_found_and_mended(superuser, broken):
     await superuser.execute(broken.by)
     try:
         found = await examine()
+        findings = [f for f in found.findings if (f.check, f.subject) == (broken.check, broken.subject)]
         refused = {("application", "application")} if broken.locks_out else set()
         assert failures(found) == {(broken.check, broken.subject)} | refused
-        findings = [f for f in found.findings if (f.check, f.subject) == (broken.check, broken.subject)]
         assert all(finding.mend or finding.sql for finding in findings)
     finally:
         sql = broken.mended_by or "\n".join(f.sql for f in findings if f.verdict == "fail")
