@@ -25,6 +25,7 @@ from core.engine import ChartholdEngine
 from core.settings import settings
 from core.tables import ACTION_TYPES, Client, Facility, Tenant, User, UserActionAuditLog
 from tests.conftest import Clinic, make_clinic, schema_owner
+from tests.ledger import signed
 
 BORN = date(1990, 7, 1)
 
@@ -338,16 +339,18 @@ async def test_every_committed_change_of_concurrent_writers_has_exactly_one_reco
 
 async def stray(database: ChartholdEngine, owner: asyncpg.Connection, clinic: Clinic, *moments: datetime) -> None:
     """Records of moments whose months have no partition."""
-    async with clinic.as_admin() as here, owner.transaction():
-        token = here.token(database.token_key, owner.get_server_pid())
-        await owner.execute("select set_config('charthold.scope', $1, true)", token)
-        await owner.execute(
-            "insert into user_action_audit_log (tenant_id, user_id, action_type, reason, occurred_at)"
-            " select $1, $2, 'login', 'stray', moment from unnest($3::timestamptz[]) as moment",
-            clinic.tenant,
-            clinic.admin,
-            moments,
-        )
+    async with clinic.as_admin() as here, signed(owner, database, here):
+        await logged(owner, clinic, *moments)
+
+
+async def logged(owner: asyncpg.Connection, clinic: Clinic, *moments: datetime) -> None:
+    await owner.execute(
+        "insert into user_action_audit_log (tenant_id, user_id, action_type, reason, occurred_at)"
+        " select $1, $2, 'login', 'stray', moment from unnest($3::timestamptz[]) as moment",
+        clinic.tenant,
+        clinic.admin,
+        moments,
+    )
 
 
 async def test_months_are_made_ahead_and_strays_move_out_of_the_default_partition(
@@ -562,16 +565,8 @@ async def test_a_month_of_several_tenants_is_kept_as_long_as_any_of_them_asks(
     with monkeypatch.context() as then:
         then.setattr(sealing, "_not_before", lambda now, _: now - timedelta(days=365 * 8))
         await seal_at_once(long)
-        async with short.as_admin() as here, owner.transaction():
-            token = here.token(database.token_key, owner.get_server_pid())
-            await owner.execute("select set_config('charthold.scope', $1, true)", token)
-            await owner.execute(
-                "insert into user_action_audit_log (tenant_id, user_id, action_type, reason, occurred_at)"
-                " values ($1, $2, 'login', 'while it was sealed', $3)",
-                short.tenant,
-                short.admin,
-                days[0],
-            )
+        async with short.as_admin() as here, signed(owner, database, here):
+            await logged(owner, short, days[0])
             await asyncio.create_task(seal_at_once(short), context=contextvars.Context())
     with pytest.raises(Exception, match="must be kept for 7 years"):
         await archive_partition(part)

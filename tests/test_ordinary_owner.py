@@ -289,13 +289,19 @@ async def test_nothing_is_left_of_a_scope_whose_failure_was_cancelled_too(clinic
         connection.terminate()
 
 
-async def test_a_user_who_is_made_active_while_the_tenant_is_closed_is_out(
-    clinic: Clinic, ordinary: asyncpg.Connection
-) -> None:
+async def invited_to_a_tenant_of_their_own() -> tuple[Clinic, User]:
     closing = await make_clinic(f"closing-{uuid4().hex[:8]}")
     async with closing.as_admin():
         sleeper = User(email=f"{uuid4()}@mail.example", full_name="Sleeper", role="admin", status="invited")
         await sleeper.save()
+    return closing, sleeper
+
+
+async def test_a_user_who_is_made_active_while_the_tenant_is_closed_is_out(
+    clinic: Clinic, ordinary: asyncpg.Connection
+) -> None:
+    closing, sleeper = await invited_to_a_tenant_of_their_own()
+    async with closing.as_admin():
         async with transaction():
             await User.update({User.status: "active"}).where(User.id == sleeper.id)
             # In a context of its own: this task is in a transaction.
@@ -318,10 +324,8 @@ async def test_a_user_who_is_made_active_while_the_tenant_is_closed_is_out(
 async def test_a_user_whose_change_waits_for_the_tenant_to_close_is_out(
     clinic: Clinic, ordinary: asyncpg.Connection
 ) -> None:
-    closing = await make_clinic(f"closing-{uuid4().hex[:8]}")
+    closing, sleeper = await invited_to_a_tenant_of_their_own()
     async with closing.as_admin():
-        sleeper = User(email=f"{uuid4()}@mail.example", full_name="Sleeper", role="admin", status="invited")
-        await sleeper.save()
         async with ordinary.transaction():
             call = "select charthold.set_tenant_status($1, $2, 'closed', 'test')"
             await ordinary.execute(call, closing.tenant, closing.admin)
