@@ -167,13 +167,19 @@ async def test_a_log_with_deep_documents_is_sealed_and_verifies(
         assert encode({name: row[name] for name in COLUMNS}) == row["canonical"]
 
 
-async def test_to_load_what_is_too_deep_is_refused_and_its_text_is_read(victim: Any) -> None:
-    clinic, site, _, then = victim
-    async with clinic.as_admin():
+async def test_to_load_what_is_too_deep_is_refused_and_its_text_is_read(
+    lakeside: Clinic, owner: asyncpg.Connection
+) -> None:
+    document = nested(await deepest(owner) - 200)  # the trigger that records it stands deeper in the server's stack
+    async with lakeside.as_admin():
+        site = Facility(name="Too deep to load", settings=document)
+        await site.save()
         for query in (Facility.select(Facility.settings), Facility.objects()):
             with pytest.raises(ProtectedQueryError, match="nested too deeply"):
-                await query.where(Facility.id == site).output(load_json=True)
-        assert (await Facility.select(Facility.settings).where(Facility.id == site).first())["settings"] == then
+                await query.where(Facility.id == site.id).output(load_json=True)
+        row = await Facility.select(Facility.settings).where(Facility.id == site.id).first()
+        assert row["settings"] == document
+        await Facility.delete().where(Facility.id == site.id)
 
 
 async def test_what_is_changed_deep_inside_is_named(victim: Any, owner: asyncpg.Connection) -> None:

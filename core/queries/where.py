@@ -36,6 +36,7 @@ from core.queries.cells import indexes_of
 from core.queries.shape import is_computed
 from core.statements.arguments import TENANT, Deferred
 from core.statements.plan import Plan
+from core.statements.residue import TOO_DEEP
 
 __all__ = [
     "Approximate",
@@ -132,7 +133,10 @@ SERVES: dict[type[ComparisonOperator], tuple[str, ...]] = {
 def pin(table: type[Table], where: Combinable | None) -> Combinable:
     """The condition with the scope's tenant before it: a second wall, should the first ever be taken down."""
     pinned = _tenant_of(table)
-    return pinned if where is None else And(pinned, protect(where))
+    try:
+        return pinned if where is None else And(pinned, protect(where))
+    except RecursionError:
+        raise ProtectedQueryError(TOO_DEEP) from None
 
 
 @functools.cache

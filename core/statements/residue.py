@@ -16,9 +16,10 @@ from pglast.parser import ParseError, parse_sql_json
 
 from core.errors import ProtectedQueryError
 
-__all__ = ["answers_only", "ends_a_transaction", "is_one_statement", "leaves_nothing"]
+__all__ = ["TOO_DEEP", "answers_only", "ends_a_transaction", "is_one_statement", "leaves_nothing"]
 
 LONGEST = 10_000  # characters of a statement of which is kept what it leaves
+TOO_DEEP = "Conditions stand in each other too deeply. Write them beside each other, as a | b | c, or use is_in()."
 
 STATEMENTS = frozenset({"SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"})
 
@@ -102,9 +103,7 @@ def _parsed(sql: str) -> list[dict[str, Any]]:
     except ParseError:
         return []
     except RecursionError:
-        raise ProtectedQueryError(
-            "Conditions stand in each other too deeply. Write them beside each other, as a | b | c, or use is_in()."
-        ) from None
+        raise ProtectedQueryError(TOO_DEEP) from None
     return [statement["stmt"] for statement in parsed.get("stmts", ())]
 
 
