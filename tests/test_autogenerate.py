@@ -404,6 +404,17 @@ async def test_a_column_of_one_name_renamed_in_one_table_is_still_added_in_anoth
     assert source.count("manager.add_column(") == 1
 
 
+class Branch(Table):
+    above = ForeignKey("Branch", null=True)
+    nearest = ForeignKey("tests.test_autogenerate.Branch", null=True)
+
+
+async def test_a_reference_by_name_is_one_to_the_table(project):  # noqa: F811
+    project.declare(Branch)
+    assert "class Branch(Table" in await project.new()
+    assert await project.new() == ""
+
+
 async def test_partitioning_is_decided_once(project, connection):  # noqa: F811
     def log(*declared: object) -> type[Table]:
         return table("Log", declared, at=Integer(default=None), note=Text(default=""))

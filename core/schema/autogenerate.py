@@ -25,7 +25,7 @@ from piccolo.apps.migrations.auto.schema_differ import (
 )
 from piccolo.apps.migrations.auto.serialisation import Import
 from piccolo.apps.migrations.commands.new import AutoMigrationManager as PiccoloAutoMigrationManager
-from piccolo.columns import Column
+from piccolo.columns import Column, ForeignKey
 from piccolo.conf.apps import AppConfig
 from piccolo.table import Table
 
@@ -97,10 +97,18 @@ def diffable(table: type[Table]) -> DiffableTable:
     return TableToReach(
         class_name=table.__name__,
         tablename=meta.tablename,
-        columns=[named_once(column) for column in meta.non_default_columns],
+        columns=[referring(named_once(column)) for column in meta.non_default_columns],
         constraints=[c for c in meta.constraints if constraint_of(c) is None],
         schema=meta.schema,
     )
+
+
+def referring(column: Column) -> Column:
+    """The column, with the table in the place of its name, which a step that is read without the app cannot look up."""
+    named = column._meta.params.get("references")
+    if isinstance(column, ForeignKey) and isinstance(named, str) and named != "self":
+        column._meta.params["references"] = column._foreign_key_meta.resolved_references
+    return column
 
 
 @dataclass
