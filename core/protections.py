@@ -36,6 +36,8 @@ __all__ = ["protections", "unsampled"]
 # What the planner may keep a sample of: values that are nobody's.
 SAMPLED_TYPES = (BigInt, Boolean, Integer, SmallInt)
 SAMPLED = ("action_type", "kind", "role", "status", "table_name")
+# Those to which a collation applies.
+TEXT_TYPES = ("TEXT", "VARCHAR")
 # Types whose equal values are the same. Others have equal ones that differ: 1.0 and 1.00, a month and 30 days.
 EXACT_TYPES = (
     "BIGINT", "BOOLEAN", "BYTEA", "CHARTHOLD.ENVELOPE", "DATE", "INTEGER", "SMALLINT", "TEXT", "TIME", "TIMESTAMP",
@@ -159,7 +161,8 @@ def _capture(table: type[TenantTable]) -> tuple[SchemaObject, ...]:
     capture = capture_function(
         name,
         recorded,
-        loose=[c._meta.db_column_name for c in columns if _is_loose(c)],
+        loose=[c._meta.db_column_name for c in columns if _type(c) not in EXACT_TYPES],
+        texts=[c._meta.db_column_name for c in columns if _type(c) in TEXT_TYPES],
         indexes=indexes,
         lengths={c._meta.db_column_name: c.spec.bits >> 3 for c in columns if isinstance(c, BlindIndex)},
         times={
@@ -171,6 +174,7 @@ def _capture(table: type[TenantTable]) -> tuple[SchemaObject, ...]:
     return (capture, *capture_triggers(name))
 
 
-def _is_loose(column: Column) -> bool:
-    """Whether the database calls values of the column equal that are not the same."""
-    return column.column_type.upper().replace("[]", "").partition("(")[0] not in EXACT_TYPES
+def _type(column: Column) -> str:
+    """The type of the column's values, or of their elements, without a length."""
+    written: str = column.column_type
+    return written.upper().replace("[]", "").partition("(")[0]

@@ -132,7 +132,7 @@ class Tenant(ProtectedTable, tablename="tenant"):
         ),
         capture_function(
             "tenant", ("slug", "name", "status", "settings", "branding", "time_zone", "retention_years"), tenant="id",
-            loose=("settings", "branding"),
+            loose=("settings", "branding"), texts=("slug", "name", "status", "time_zone"),
         ),
         *capture_triggers("tenant"),
     )  # fmt: skip

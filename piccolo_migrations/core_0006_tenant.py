@@ -273,23 +273,23 @@ begin
             offset 0
         ) as who, old_rows as r, lateral (select jsonb_build_object('slug', r."slug", 'name', r."name", 'status', r."status", 'settings', r."settings", 'branding', r."branding", 'time_zone', r."time_zone", 'retention_years', r."retention_years") as whole offset 0) as d;
     else
-        if (old."slug", old."name", old."status", old."settings"::text, old."branding"::text) is distinct from (new."slug", new."name", new."status", new."settings"::text, new."branding"::text) then
-            if old."slug" is distinct from new."slug" then
+        if (old."slug" collate "C", old."name" collate "C", old."status" collate "C", old."settings"::text collate "C", old."branding"::text collate "C") is distinct from (new."slug" collate "C", new."name" collate "C", new."status" collate "C", new."settings"::text collate "C", new."branding"::text collate "C") then
+            if old."slug" collate "C" is distinct from new."slug" collate "C" then
                 before := before || jsonb_build_object('slug', old."slug");
                 after := after || jsonb_build_object('slug', new."slug");
                 changed := changed || 'slug'::text;
             end if;
-            if old."name" is distinct from new."name" then
+            if old."name" collate "C" is distinct from new."name" collate "C" then
                 before := before || jsonb_build_object('name', old."name");
                 after := after || jsonb_build_object('name', new."name");
                 changed := changed || 'name'::text;
             end if;
-            if old."status" is distinct from new."status" then
+            if old."status" collate "C" is distinct from new."status" collate "C" then
                 before := before || jsonb_build_object('status', old."status");
                 after := after || jsonb_build_object('status', new."status");
                 changed := changed || 'status'::text;
             end if;
-            if old."settings"::text is distinct from new."settings"::text then
+            if old."settings"::text collate "C" is distinct from new."settings"::text collate "C" then
                 before := before || jsonb_build_object('settings', old."settings");
                 after := after || jsonb_build_object('settings', new."settings");
                 changed := changed || 'settings'::text;
@@ -297,7 +297,7 @@ begin
                     perform charthold.refuse_unreadable();
                 end if;
             end if;
-            if old."branding"::text is distinct from new."branding"::text then
+            if old."branding"::text collate "C" is distinct from new."branding"::text collate "C" then
                 before := before || jsonb_build_object('branding', old."branding");
                 after := after || jsonb_build_object('branding', new."branding");
                 changed := changed || 'branding'::text;
@@ -306,8 +306,8 @@ begin
                 end if;
             end if;
         end if;
-        if (old."time_zone", old."retention_years") is distinct from (new."time_zone", new."retention_years") then
-            if old."time_zone" is distinct from new."time_zone" then
+        if (old."time_zone" collate "C", old."retention_years") is distinct from (new."time_zone" collate "C", new."retention_years") then
+            if old."time_zone" collate "C" is distinct from new."time_zone" collate "C" then
                 before := before || jsonb_build_object('time_zone', old."time_zone");
                 after := after || jsonb_build_object('time_zone', new."time_zone");
                 changed := changed || 'time_zone'::text;

@@ -372,23 +372,23 @@ begin
             offset 0
         ) as who, old_rows as r, lateral (select jsonb_build_object('email', r."email", 'full_name', r."full_name", 'role', r."role", 'status', r."status", 'mfa_enrolled', r."mfa_enrolled", 'last_login_at', r."last_login_at", 'failed_logins', r."failed_logins", 'locked_until', r."locked_until", 'password_changed_at', r."password_changed_at", 'facility_scope', r."facility_scope") as whole offset 0) as d;
     else
-        if (old."email", old."full_name", old."role", old."status", old."mfa_enrolled") is distinct from (new."email", new."full_name", new."role", new."status", new."mfa_enrolled") then
-            if old."email" is distinct from new."email" then
+        if (old."email" collate "C", old."full_name" collate "C", old."role" collate "C", old."status" collate "C", old."mfa_enrolled") is distinct from (new."email" collate "C", new."full_name" collate "C", new."role" collate "C", new."status" collate "C", new."mfa_enrolled") then
+            if old."email" collate "C" is distinct from new."email" collate "C" then
                 before := before || jsonb_build_object('email', old."email");
                 after := after || jsonb_build_object('email', new."email");
                 changed := changed || 'email'::text;
             end if;
-            if old."full_name" is distinct from new."full_name" then
+            if old."full_name" collate "C" is distinct from new."full_name" collate "C" then
                 before := before || jsonb_build_object('full_name', old."full_name");
                 after := after || jsonb_build_object('full_name', new."full_name");
                 changed := changed || 'full_name'::text;
             end if;
-            if old."role" is distinct from new."role" then
+            if old."role" collate "C" is distinct from new."role" collate "C" then
                 before := before || jsonb_build_object('role', old."role");
                 after := after || jsonb_build_object('role', new."role");
                 changed := changed || 'role'::text;
             end if;
-            if old."status" is distinct from new."status" then
+            if old."status" collate "C" is distinct from new."status" collate "C" then
                 before := before || jsonb_build_object('status', old."status");
                 after := after || jsonb_build_object('status', new."status");
                 changed := changed || 'status'::text;

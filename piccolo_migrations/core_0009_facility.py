@@ -358,23 +358,23 @@ begin
             offset 0
         ) as who, old_rows as r, lateral (select jsonb_build_object('name', r."name", 'kind', r."kind", 'npi', r."npi", 'address', r."address", 'phone', r."phone", 'time_zone', r."time_zone", 'license_number', r."license_number", 'capacity', r."capacity", 'settings', r."settings", 'status', r."status") as whole offset 0) as d;
     else
-        if (old."name", old."kind", old."npi", old."address"::text, old."phone") is distinct from (new."name", new."kind", new."npi", new."address"::text, new."phone") then
-            if old."name" is distinct from new."name" then
+        if (old."name" collate "C", old."kind" collate "C", old."npi" collate "C", old."address"::text collate "C", old."phone" collate "C") is distinct from (new."name" collate "C", new."kind" collate "C", new."npi" collate "C", new."address"::text collate "C", new."phone" collate "C") then
+            if old."name" collate "C" is distinct from new."name" collate "C" then
                 before := before || jsonb_build_object('name', old."name");
                 after := after || jsonb_build_object('name', new."name");
                 changed := changed || 'name'::text;
             end if;
-            if old."kind" is distinct from new."kind" then
+            if old."kind" collate "C" is distinct from new."kind" collate "C" then
                 before := before || jsonb_build_object('kind', old."kind");
                 after := after || jsonb_build_object('kind', new."kind");
                 changed := changed || 'kind'::text;
             end if;
-            if old."npi" is distinct from new."npi" then
+            if old."npi" collate "C" is distinct from new."npi" collate "C" then
                 before := before || jsonb_build_object('npi', old."npi");
                 after := after || jsonb_build_object('npi', new."npi");
                 changed := changed || 'npi'::text;
             end if;
-            if old."address"::text is distinct from new."address"::text then
+            if old."address"::text collate "C" is distinct from new."address"::text collate "C" then
                 before := before || jsonb_build_object('address', old."address");
                 after := after || jsonb_build_object('address', new."address");
                 changed := changed || 'address'::text;
@@ -382,19 +382,19 @@ begin
                     perform charthold.refuse_unreadable();
                 end if;
             end if;
-            if old."phone" is distinct from new."phone" then
+            if old."phone" collate "C" is distinct from new."phone" collate "C" then
                 before := before || jsonb_build_object('phone', old."phone");
                 after := after || jsonb_build_object('phone', new."phone");
                 changed := changed || 'phone'::text;
             end if;
         end if;
-        if (old."time_zone", old."license_number", old."capacity", old."settings"::text, old."status") is distinct from (new."time_zone", new."license_number", new."capacity", new."settings"::text, new."status") then
-            if old."time_zone" is distinct from new."time_zone" then
+        if (old."time_zone" collate "C", old."license_number" collate "C", old."capacity", old."settings"::text collate "C", old."status" collate "C") is distinct from (new."time_zone" collate "C", new."license_number" collate "C", new."capacity", new."settings"::text collate "C", new."status" collate "C") then
+            if old."time_zone" collate "C" is distinct from new."time_zone" collate "C" then
                 before := before || jsonb_build_object('time_zone', old."time_zone");
                 after := after || jsonb_build_object('time_zone', new."time_zone");
                 changed := changed || 'time_zone'::text;
             end if;
-            if old."license_number" is distinct from new."license_number" then
+            if old."license_number" collate "C" is distinct from new."license_number" collate "C" then
                 before := before || jsonb_build_object('license_number', old."license_number");
                 after := after || jsonb_build_object('license_number', new."license_number");
                 changed := changed || 'license_number'::text;
@@ -404,7 +404,7 @@ begin
                 after := after || jsonb_build_object('capacity', new."capacity");
                 changed := changed || 'capacity'::text;
             end if;
-            if old."settings"::text is distinct from new."settings"::text then
+            if old."settings"::text collate "C" is distinct from new."settings"::text collate "C" then
                 before := before || jsonb_build_object('settings', old."settings");
                 after := after || jsonb_build_object('settings', new."settings");
                 changed := changed || 'settings'::text;
@@ -412,7 +412,7 @@ begin
                     perform charthold.refuse_unreadable();
                 end if;
             end if;
-            if old."status" is distinct from new."status" then
+            if old."status" collate "C" is distinct from new."status" collate "C" then
                 before := before || jsonb_build_object('status', old."status");
                 after := after || jsonb_build_object('status', new."status");
                 changed := changed || 'status'::text;

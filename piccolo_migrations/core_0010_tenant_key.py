@@ -232,18 +232,18 @@ begin
             offset 0
         ) as who, old_rows as r, lateral (select jsonb_build_object('version', r."version", 'kek', r."kek", 'status', r."status") as whole offset 0) as d;
     else
-        if (old."version", old."kek", old."status") is distinct from (new."version", new."kek", new."status") then
+        if (old."version", old."kek" collate "C", old."status" collate "C") is distinct from (new."version", new."kek" collate "C", new."status" collate "C") then
             if old."version" is distinct from new."version" then
                 before := before || jsonb_build_object('version', old."version");
                 after := after || jsonb_build_object('version', new."version");
                 changed := changed || 'version'::text;
             end if;
-            if old."kek" is distinct from new."kek" then
+            if old."kek" collate "C" is distinct from new."kek" collate "C" then
                 before := before || jsonb_build_object('kek', old."kek");
                 after := after || jsonb_build_object('kek', new."kek");
                 changed := changed || 'kek'::text;
             end if;
-            if old."status" is distinct from new."status" then
+            if old."status" collate "C" is distinct from new."status" collate "C" then
                 before := before || jsonb_build_object('status', old."status");
                 after := after || jsonb_build_object('status', new."status");
                 changed := changed || 'status'::text;

@@ -745,7 +745,7 @@ begin
             offset 0
         ) as who, old_rows as r, lateral (select jsonb_build_object('facility_id', r."facility_id", 'user_id', r."user_id", 'status', r."status", 'first_name', r."first_name", 'last_name', r."last_name", 'date_of_birth', r."date_of_birth", 'ssn', r."ssn", 'mrn', r."mrn", 'email', r."email", 'phone', r."phone", 'address', r."address", 'insurance_member_id', r."insurance_member_id", 'emergency_contact', r."emergency_contact", 'notes', r."notes", 'admitted_on', r."admitted_on", 'discharged_on', r."discharged_on") as whole offset 0) as d;
     else
-        if (old."facility_id", old."user_id", old."status", old."first_name", old."last_name") is distinct from (new."facility_id", new."user_id", new."status", new."first_name", new."last_name") then
+        if (old."facility_id", old."user_id", old."status" collate "C", old."first_name", old."last_name") is distinct from (new."facility_id", new."user_id", new."status" collate "C", new."first_name", new."last_name") then
             if old."facility_id" is distinct from new."facility_id" then
                 before := before || jsonb_build_object('facility_id', old."facility_id");
                 after := after || jsonb_build_object('facility_id', new."facility_id");
@@ -756,7 +756,7 @@ begin
                 after := after || jsonb_build_object('user_id', new."user_id");
                 changed := changed || 'user_id'::text;
             end if;
-            if old."status" is distinct from new."status" then
+            if old."status" collate "C" is distinct from new."status" collate "C" then
                 before := before || jsonb_build_object('status', old."status");
                 after := after || jsonb_build_object('status', new."status");
                 changed := changed || 'status'::text;

@@ -340,7 +340,7 @@ begin
             offset 0
         ) as who, old_rows as r, lateral (select jsonb_build_object('client_id', r."client_id", 'disclosed_on', r."disclosed_on", 'recipient', r."recipient", 'recipient_address', r."recipient_address", 'description', r."description", 'purpose', r."purpose", 'basis', r."basis", 'withheld_until', r."withheld_until") as whole offset 0) as d;
     else
-        if (old."client_id", old."disclosed_on", old."recipient", old."recipient_address", old."description") is distinct from (new."client_id", new."disclosed_on", new."recipient", new."recipient_address", new."description") then
+        if (old."client_id", old."disclosed_on", old."recipient" collate "C", old."recipient_address" collate "C", old."description") is distinct from (new."client_id", new."disclosed_on", new."recipient" collate "C", new."recipient_address" collate "C", new."description") then
             if old."client_id" is distinct from new."client_id" then
                 before := before || jsonb_build_object('client_id', old."client_id");
                 after := after || jsonb_build_object('client_id', new."client_id");
@@ -351,12 +351,12 @@ begin
                 after := after || jsonb_build_object('disclosed_on', new."disclosed_on");
                 changed := changed || 'disclosed_on'::text;
             end if;
-            if old."recipient" is distinct from new."recipient" then
+            if old."recipient" collate "C" is distinct from new."recipient" collate "C" then
                 before := before || jsonb_build_object('recipient', old."recipient");
                 after := after || jsonb_build_object('recipient', new."recipient");
                 changed := changed || 'recipient'::text;
             end if;
-            if old."recipient_address" is distinct from new."recipient_address" then
+            if old."recipient_address" collate "C" is distinct from new."recipient_address" collate "C" then
                 before := before || jsonb_build_object('recipient_address', old."recipient_address");
                 after := after || jsonb_build_object('recipient_address', new."recipient_address");
                 changed := changed || 'recipient_address'::text;
@@ -367,13 +367,13 @@ begin
                 changed := changed || 'description'::text;
             end if;
         end if;
-        if (old."purpose", old."basis", old."withheld_until") is distinct from (new."purpose", new."basis", new."withheld_until") then
+        if (old."purpose", old."basis" collate "C", old."withheld_until") is distinct from (new."purpose", new."basis" collate "C", new."withheld_until") then
             if old."purpose" is distinct from new."purpose" then
                 before := before || jsonb_build_object('purpose', old."purpose");
                 after := after || jsonb_build_object('purpose', new."purpose");
                 changed := changed || 'purpose'::text;
             end if;
-            if old."basis" is distinct from new."basis" then
+            if old."basis" collate "C" is distinct from new."basis" collate "C" then
                 before := before || jsonb_build_object('basis', old."basis");
                 after := after || jsonb_build_object('basis', new."basis");
                 changed := changed || 'basis'::text;

@@ -273,7 +273,7 @@ begin
             offset 0
         ) as who, old_rows as r, lateral (select jsonb_build_object('user_id', r."user_id", 'client_id', r."client_id", 'reason', r."reason", 'until', r."until") as whole offset 0) as d;
     else
-        if (old."user_id", old."client_id", old."reason", old."until") is distinct from (new."user_id", new."client_id", new."reason", new."until") then
+        if (old."user_id", old."client_id", old."reason" collate "C", old."until") is distinct from (new."user_id", new."client_id", new."reason" collate "C", new."until") then
             if old."user_id" is distinct from new."user_id" then
                 before := before || jsonb_build_object('user_id', old."user_id");
                 after := after || jsonb_build_object('user_id', new."user_id");
@@ -284,7 +284,7 @@ begin
                 after := after || jsonb_build_object('client_id', new."client_id");
                 changed := changed || 'client_id'::text;
             end if;
-            if old."reason" is distinct from new."reason" then
+            if old."reason" collate "C" is distinct from new."reason" collate "C" then
                 before := before || jsonb_build_object('reason', old."reason");
                 after := after || jsonb_build_object('reason', new."reason");
                 changed := changed || 'reason'::text;

@@ -299,7 +299,7 @@ begin
             offset 0
         ) as who, old_rows as r, lateral (select jsonb_build_object('emergency_id', r."emergency_id", 'since', r."since", 'until', r."until", 'finding', r."finding", 'note', r."note") as whole offset 0) as d;
     else
-        if (old."emergency_id", old."since", old."until", old."finding", old."note") is distinct from (new."emergency_id", new."since", new."until", new."finding", new."note") then
+        if (old."emergency_id", old."since", old."until", old."finding" collate "C", old."note" collate "C") is distinct from (new."emergency_id", new."since", new."until", new."finding" collate "C", new."note" collate "C") then
             if old."emergency_id" is distinct from new."emergency_id" then
                 before := before || jsonb_build_object('emergency_id', old."emergency_id");
                 after := after || jsonb_build_object('emergency_id', new."emergency_id");
@@ -315,12 +315,12 @@ begin
                 after := after || jsonb_build_object('until', new."until");
                 changed := changed || 'until'::text;
             end if;
-            if old."finding" is distinct from new."finding" then
+            if old."finding" collate "C" is distinct from new."finding" collate "C" then
                 before := before || jsonb_build_object('finding', old."finding");
                 after := after || jsonb_build_object('finding', new."finding");
                 changed := changed || 'finding'::text;
             end if;
-            if old."note" is distinct from new."note" then
+            if old."note" collate "C" is distinct from new."note" collate "C" then
                 before := before || jsonb_build_object('note', old."note");
                 after := after || jsonb_build_object('note', new."note");
                 changed := changed || 'note'::text;

@@ -37,6 +37,8 @@ WHO_ONCE = """(
         ) as who"""
 
 TOGETHER = 5  # columns that are compared at once, before one by one: few change at a time
+# A collation may call "Li" and "LI" equal; this one calls equal what has the same bytes.
+BYTES = ' collate "C"'
 CHUNK = 40  # a function call takes at most 100 arguments
 
 
@@ -46,6 +48,7 @@ def capture_function(
     *,
     tenant: str = "tenant_id",
     loose: Collection[str] = (),
+    texts: Collection[str] = (),
     indexes: Mapping[str, Sequence[str]] = MappingProxyType({}),
     lengths: Mapping[str, int] = MappingProxyType({}),
     times: Mapping[str, str] = MappingProxyType({}),
@@ -53,7 +56,7 @@ def capture_function(
     """The function ``charthold.capture_<table>``; ``columns`` are those whose values are recorded.
 
     ``loose``: those of them whose types call values equal that are not the same, as JSON does 1 and 1.0, and an
-    interval a month and 30 days.
+    interval a month and 30 days. ``texts``: those that may have a collation of which the same is true.
     ``indexes``: the blind indexes, and what each is made of. Their hashes are not recorded, so none may change by
     itself, and the record of an update names those that changed. ``lengths``: how many bytes each has. ``times``: the
     columns that are dates or timestamps, with their types.
@@ -62,7 +65,8 @@ def capture_function(
     if re.fullmatch(r"[a-z_][a-z0-9_]*", table):
         written = name
     chunks = [columns[start : start + TOGETHER] for start in range(0, len(columns), TOGETHER)]
-    changes = "\n".join(_changed(chunk, loose) for chunk in chunks)
+    read_as = dict.fromkeys(texts, BYTES) | dict.fromkeys(loose, f"::text{BYTES}")
+    changes = "\n".join(_changed(chunk, read_as, loose) for chunk in chunks)
     # These are kept by triggers once the row is there.
     moving = {column: kind for column, kind in times.items() if column not in ("created_at", "updated_at")}
     if indexes or moving:
@@ -187,15 +191,15 @@ def _swollen(row: str, documents: Iterable[str]) -> str:
     )
 
 
-def _row(row: str, columns: Iterable[str], loose: Collection[str] = ()) -> str:
-    return ", ".join(f"{row}.{quote_ident(c)}{'::text' if c in loose else ''}" for c in columns)
+def _row(row: str, columns: Iterable[str], read_as: Mapping[str, str] = MappingProxyType({})) -> str:
+    return ", ".join(f"{row}.{quote_ident(c)}{read_as.get(c, '')}" for c in columns)
 
 
-def _changed(columns: Sequence[str], loose: Collection[str] = ()) -> str:
+def _changed(columns: Sequence[str], read_as: Mapping[str, str], loose: Collection[str]) -> str:
     """The statements that look for changes among a few columns."""
-    rows = [_row(row, columns, loose) for row in ("old", "new")]
+    rows = [_row(row, columns, read_as) for row in ("old", "new")]
     each = "\n".join(
-        f"            if {_row('old', [c], loose)} is distinct from {_row('new', [c], loose)} then\n"
+        f"            if {_row('old', [c], read_as)} is distinct from {_row('new', [c], read_as)} then\n"
         f"                before := before || jsonb_build_object('{c}', old.{quote_ident(c)});\n"
         f"                after := after || jsonb_build_object('{c}', new.{quote_ident(c)});\n"
         f"                changed := changed || '{c}'::text;\n"
