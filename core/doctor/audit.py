@@ -60,7 +60,7 @@ async def triggers(live: Live, notes: Notes) -> None:
 async def capture(live: Live, notes: Notes) -> None:
     """Every table of tenants records inserts, updates and deletes, and refuses TRUNCATE."""
     recorded, exempt = [], []
-    for name in live.isolated():
+    for name, info in live.isolated().items():
         if name == LOG:
             continue
         table = live.declared().get(name)
@@ -75,6 +75,18 @@ async def capture(live: Live, notes: Notes) -> None:
                 f"{name} has rows of tenants, and what happens to them is not recorded.",
                 subject=f"table {name}",
                 mend="Declare it as a TenantTable and let a migration make it.",
+            )
+        if table is None:
+            continue
+        exempt += [f"{name}.{column}" for column in getattr(table, "unrecorded", ())]
+        known = {column._meta.db_column_name for column in table._meta.columns}
+        for column in info.columns:
+            if column in known or live.catalog["column"][f"{name}.{named(column)}"]["generated"]:
+                continue  # what is generated follows from what is recorded
+            notes.fail(
+                f"{name}.{column} is no column of {table.__name__}, and what happens to it is not recorded.",
+                subject=f"column {name}.{named(column)}",
+                mend="Declare it as a column of the class, whose record then holds it, or drop it.",
             )
     if not live.settings.durable_reads:
         notes.warn(

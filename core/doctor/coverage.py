@@ -90,7 +90,7 @@ async def phi_columns(live: Live, notes: Notes) -> None:
         if info is None:
             continue
         found += classify(name, table, info.type_of)
-        names = {column._meta.db_column_name for column in table._meta.columns}
+        names = {*info.columns, *(column._meta.db_column_name for column in table._meta.columns)}
         for column, reason in getattr(table, "waived", {}).items():
             if column not in names or not reason.strip():
                 why = "without a reason" if column in names else "which it does not have"

@@ -8,13 +8,21 @@ from core.doctor.live import Live, TableInfo
 from core.doctor.policy import ask_policy, crosses, tenant_column
 from core.plural import plural
 
-# Unique indexes and foreign keys, with the column that each begins with on either side.
+# Unique indexes and foreign keys, with the column that each begins with on either side. Of an exclusion constraint the
+# tenant need not come first: it is enough that what excludes each other has the same.
 KEYS = """
 select format('%I.%I', n.nspname, t.relname) as on, format('%I.%I', n.nspname, i.relname) as name, 'index' as kind,
     (select attname::text from pg_attribute where attrelid = t.oid and attnum = x.indkey[0]) as first, '' as target
 from pg_index as x join pg_class as i on i.oid = x.indexrelid join pg_class as t on t.oid = x.indrelid
 join pg_namespace as n on n.oid = t.relnamespace
-where x.indisunique and not t.relispartition
+where x.indisunique and not x.indisexclusion and not t.relispartition
+union all
+select format('%I.%I', n.nspname, t.relname), format('%I on %I.%I', k.conname, n.nspname, t.relname), 'constraint',
+    (select a.attname::text from unnest(k.conkey, k.conexclop) as c (number, operator)
+        join pg_attribute as a on a.attrelid = t.oid and a.attnum = c.number
+        join pg_operator as o on o.oid = c.operator where a.attname = 'tenant_id' and o.oprname = '='), ''
+from pg_constraint as k join pg_class as t on t.oid = k.conrelid join pg_namespace as n on n.oid = t.relnamespace
+where k.conexclop is not null and not t.relispartition
 union all
 select format('%I.%I', n.nspname, t.relname), format('%I on %I.%I', k.conname, n.nspname, t.relname), 'constraint',
     (select attname::text from pg_attribute where attrelid = t.oid and attnum = k.conkey[1]),
@@ -100,11 +108,11 @@ async def composite_keys(live: Live, notes: Notes) -> None:
             continue
         if key["target"] and key["target"].partition(" of ")[2].removeprefix("public.") not in tenants:
             continue  # what it refers to is all tenants'
-        what = "A foreign key" if key["target"] else "A unique index"
+        what = "A foreign key" if key["target"] else "A unique index" if key["kind"] == "index" else "An exclusion"
         notes.fail(
             f"{what} of {key['on']} does not begin with tenant_id: it reaches into other tenants.",
             subject=f"{key['kind']} {key['name']}",
-            mend="Drop it, and declare it with tenant_id first.",
+            mend=f"Drop it, and declare it with tenant_id {'with =' if what == 'An exclusion' else 'first'}.",
         )
     for name, info in ours.items():
         if "tenant_id" not in info.required:
