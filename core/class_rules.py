@@ -10,13 +10,20 @@ from piccolo.columns.base import OnDelete
 from core.access.permissions import COMMANDS, PERMISSIONS, ROLES, roles_for
 from core.columns import DIGESTED, BlindIndex, Encrypted, TenantForeignKey, TenantId
 from core.errors import ConfigurationError
-from core.schema import Index, Unique
+from core.schema import Index, Partitions, Unique
 from core.schema.declarations import constraint_of
 
 if TYPE_CHECKING:
     from core.tenant_table import ProtectedTable, TenantTable
 
-__all__ = ["refuse_columns", "refuse_for_ever", "refuse_misspelt", "refuse_namesake", "refuse_reference"]
+__all__ = [
+    "refuse_columns",
+    "refuse_for_ever",
+    "refuse_misspelt",
+    "refuse_namesake",
+    "refuse_partitions",
+    "refuse_reference",
+]
 
 # Bytes of a table's name: a function is called "capture_" and the name, and PostgreSQL cuts names at 63 bytes.
 LONGEST = 55
@@ -156,6 +163,19 @@ def refuse_namesake(cls: type[TenantTable]) -> None:
         raise ConfigurationError(
             f"{cls.__name__} has the name of a table of Charthold, and would have its permissions. Give it others, or "
             "another name."
+        )
+
+
+def refuse_partitions(cls: type[TenantTable]) -> None:
+    """Raise ``ConfigurationError`` for partitions of the table.
+
+    Threat: PostgreSQL makes a delete and an insert of an update that moves a row between partitions, and fires neither
+    the trigger that records an update nor those that record the others.
+    """
+    if any(isinstance(item, Partitions) for item in cls.declares):
+        raise ConfigurationError(
+            f"{cls.__name__}.declares has Partitions, which no table of tenants can have: rows would move between them "
+            "without a record. Leave them out."
         )
 
 

@@ -15,7 +15,7 @@ from core.access.facilities import narrowing
 from core.access.minimum import check_shown_to
 from core.access.permissions import Command
 from core.audit.mixin import Audited
-from core.class_rules import refuse_columns, refuse_for_ever, refuse_misspelt, refuse_namesake
+from core.class_rules import refuse_columns, refuse_for_ever, refuse_misspelt, refuse_namesake, refuse_partitions
 from core.columns import BlindIndex, CreatedAt, RowId, TenantId, UpdatedAt
 from core.crypto.derive import forgetful
 from core.errors import ChartholdError, ProtectedQueryError
@@ -291,6 +291,7 @@ class TenantTable(Audited, ProtectedTable):
         refuse_misspelt(cls)
         refuse_for_ever(cls)
         refuse_namesake(cls)
+        refuse_partitions(cls)
 
     @classmethod
     def implied_objects(cls) -> tuple[SchemaObject, ...]:

@@ -25,7 +25,7 @@ from core.columns import (
 )
 from core.errors import ConfigurationError, MigrationError
 from core.ids import uuid7
-from core.schema import Grant, Index, Policy, References, Unique, objects_of
+from core.schema import Grant, Index, Partitions, Policy, References, Unique, objects_of
 from core.schema.mistakes import place_of
 from core.tables import Client, Tenant
 from core.tenant_table import TenantTable
@@ -63,6 +63,8 @@ def test_a_reference_to_a_table_of_another_schema_points_at_it() -> None:
         ({"whole_tenant": ("remove",)}, "remove"),
         ({"unrecorded": ("notes",)}, "notes"),
         ({"facility_column": "facility"}, "facility"),
+        ({"facility_column": "place", "place": Text(db_column_name="place_id")}, "place"),
+        ({"facility_from": ("note",)}, "note"),
     ],
 )
 def test_a_misspelt_name_is_refused_when_the_class_is_made(said: dict[str, Any], wrong: str) -> None:
@@ -216,8 +218,9 @@ def test_a_reference_is_of_the_kind_that_its_target_is(key: ForeignKey, says: st
     assert f"Ward.key_id {says}" in str(error.value)
 
 
-def test_a_catalogue_that_all_tenants_share_is_referred_to_as_piccolo_does() -> None:
-    made = table(code_id=ForeignKey(Code, on_delete=OnDelete.restrict))
+@pytest.mark.parametrize("on_delete", [OnDelete.restrict, OnDelete.no_action])
+def test_a_catalogue_that_all_tenants_share_is_referred_to_as_piccolo_does(on_delete: OnDelete) -> None:
+    made = table(code_id=ForeignKey(Code, on_delete=on_delete))
     assert [o.columns for o in objects_of(made) if isinstance(o, References)] == [("tenant_id",)]
 
 
@@ -228,13 +231,31 @@ def test_a_table_of_no_tenant_does_not_refer_to_a_tenants() -> None:
         objects_of(Note)
 
 
-def test_what_is_sealed_for_ever_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("select", "update"), [(("admin", "auditor"), ()), ((), ("admin",)), (("clinician",), ("clinician",))]
+)
+def test_what_is_sealed_for_ever_is_refused(select: tuple[str, ...], update: tuple[str, ...]) -> None:
     """No key of a tenant could be rotated: a rotation seals each value anew, as an update."""
-    with pytest.raises(ConfigurationError, match="Letter.body is encrypted, and a rotation"):
+    with pytest.raises(ConfigurationError, match=r"Ward\.note is encrypted, and a rotation"):
+        table(permissions={"select": select, "update": update, "insert": ("admin",)})
 
-        class Letter(TenantTable, tablename="sealed_for_ever"):
-            body = EncryptedText(identifier="other")
-            permissions = {"select": ("admin", "auditor"), "insert": ("admin",)}  # noqa: RUF012
+
+@pytest.mark.parametrize("role", ["admin", "system"])
+def test_what_an_admin_or_the_system_may_seal_anew_is_not(role: str) -> None:
+    table(permissions={"select": (role,), "update": (role,), "insert": ("clinician",)})
+
+
+def test_what_means_something_is_no_name_of_a_column() -> None:
+    with pytest.raises(ConfigurationError, match=r'Ward\.history means .* otherwise, with db_column_name="history"\.'):
+        table(history=Text())
+    table(past=Text(db_column_name="history"))
+
+
+def test_a_table_of_tenants_has_no_partitions() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"Ward\.declares has Partitions, .* without a record\. Leave them out\."
+    ):
+        table(declares=(Partitions(by="range (id)"),))
 
 
 def test_a_table_of_another_schema_does_not_take_the_permissions_of_one_of_ours_by_its_name() -> None:
@@ -248,6 +269,7 @@ def test_a_table_of_another_schema_does_not_take_the_permissions_of_one_of_ours_
         permissions = {"select": ("admin",)}  # noqa: RUF012
 
     assert roles_for("user_action_audit_log", "insert", Own.permissions) == ()
+    type("Audit", (TenantTable,), {"body": Text()}, tablename="facility", schema="public")  # where ours are
 
 
 def test_a_mistake_in_a_column_is_told_with_its_place_and_with_what_there_is(tmp_path: Path) -> None:
