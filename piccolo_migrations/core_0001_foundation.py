@@ -182,12 +182,20 @@ declare
     tenant constant uuid := substr(s, 18, 36);
     actor constant uuid := substr(s, 54, 36);
     began constant timestamptz := clock_timestamp();
+    broken text;
 begin
     perform charthold.check_emergency(s, minutes);
     id := charthold.uuid7();
     until := began + make_interval(mins => minutes);
-    insert into public.emergency_access (id, tenant_id, user_id, client_id, reason, until, created_at)
-    values (id, tenant, actor, client, why, until, began);
+    begin
+        insert into public.emergency_access (id, tenant_id, user_id, client_id, reason, until, created_at)
+        values (id, tenant, actor, client, why, until, began);
+    exception when foreign_key_violation then
+        -- Where there are policies PostgreSQL does not say which id it was, and a detail would be shown. The caller gave it;
+        -- Python records it, from a field that nobody prints.
+        get stacked diagnostics broken = constraint_name;
+        raise exception using errcode = 'foreign_key_violation', message = sqlerrm, constraint = broken, column = client;
+    end;
     insert into charthold.emergency (id, tenant_id, user_id, client_id, until) values (id, tenant, actor, client, until);
     insert into public.user_action_audit_log (
         id, tenant_id, user_id, action_type, table_name, record_id, new_values, request_id, source_ip, reason

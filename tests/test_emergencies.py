@@ -690,8 +690,9 @@ async def test_an_emergency_of_an_id_that_is_no_clients_is_a_search_that_found_n
     way: str, lakeside: Clinic, hillside: Clinic, doctor: UUID, owner: asyncpg.Connection
 ) -> None:
     """Threat: ids are tried until one is a client's, and the refusal takes its own record along."""
+    tried = [uuid4(), hillside.client]
     async with scope(tenant=lakeside.tenant, actor=doctor, reason="emergency room"):
-        for client in (uuid4(), hillside.client):
+        for client in tried:
             with pytest.raises((ChartholdError, asyncpg.ForeignKeyViolationError)):
                 match way:
                     case "alone":
@@ -702,11 +703,14 @@ async def test_an_emergency_of_an_id_that_is_no_clients_is_a_search_that_found_n
                     case _:
                         await Client.raw("select charthold.break_glass({}, {}, 5)", client, WHY)
     found = await owner.fetch(
-        "select table_name, new_values, reason from user_action_audit_log where user_id = $1 and action_type = 'search'",
+        "select table_name, new_values, reason, record_id from user_action_audit_log"
+        " where user_id = $1 and action_type = 'search' order by occurred_at, id",
         doctor,
     )
     said = ("client", {"emergency": True, "rows": 0}, "emergency room")
-    assert [(table, json.loads(values), reason) for table, values, reason in found] == [said] * 2
+    assert [(table, json.loads(values), reason, row) for table, values, reason, row in found] == [
+        (*said, client) for client in tried
+    ]
 
 
 async def test_a_search_for_a_client_is_for_who_may_break_the_glass_and_by_hashes_only(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import asyncpg
 
@@ -56,5 +57,13 @@ def told_by(failed: Exception, looks: Sequence[Look] = ()) -> list[Record]:
             if catalog_name(table) == name and (columns := unique_by_hash(table, failed.constraint_name))
         ]
     elif isinstance(failed, asyncpg.ForeignKeyViolationError) and failed.constraint_name == NO_CLIENT:
-        records.append(Record.of_action("search", "client", None, '{"emergency": true, "rows": 0}'))
+        records.append(Record.of_action("search", "client", _id(failed.column_name), '{"emergency": true, "rows": 0}'))
     return records
+
+
+def _id(written: str | None) -> UUID | None:
+    """The id that was tried. Whoever runs SQL can raise such an error too, and write anything there."""
+    try:
+        return UUID(written or "")
+    except ValueError:
+        return None
