@@ -369,8 +369,10 @@ begin
             interval '1 month'
         ) as m
     );
-    -- To look into it takes its lock, so what is surely empty is not looked into.
+    -- To look into it takes its lock, so what is surely empty is not looked into. The log's own lock comes first, as with
+    -- everybody: who holds the one and waits for the other deadlocks with whoever wrote, and goes on.
     if pg_relation_size('public.user_action_audit_log_default') > 0 then
+        lock table only public.user_action_audit_log in access exclusive mode;
         alter table public.user_action_audit_log_default no force row level security;
         months := array(
             select unnest(months)
@@ -400,7 +402,10 @@ begin
             -- It was detached, and is guarded still: the records that came meanwhile would not get in.
             execute format('alter table public.%I no force row level security', part);
         end if;
-        -- Writers wait while rows move; without rows to move nobody waits.
+        -- Writers wait while rows move; without rows to move nobody waits. In a month that has begun they may come yet.
+        if first_moment <= clock_timestamp() then
+            lock table only public.user_action_audit_log in access exclusive mode;
+        end if;
         alter table public.user_action_audit_log_default no force row level security;
         select exists (
             select from public.user_action_audit_log_default

@@ -451,6 +451,20 @@ async def test_making_partitions_does_not_keep_all_tenants_waiting_behind_an_ope
     assert await make_partitions(30)
 
 
+async def test_who_wrote_may_look_at_the_log_while_strays_wait_to_be_moved(
+    database: ChartholdEngine, owner: asyncpg.Connection, lakeside: Clinic
+) -> None:
+    """Threat: each waits for what the other holds, and PostgreSQL ends the work of one."""
+    await stray(database, owner, lakeside, datetime.now(UTC).replace(year=datetime.now(UTC).year + 8, day=15))
+    async with lakeside.as_admin(), transaction():
+        await Facility(name="Meanwhile").save()
+        making = asyncio.create_task(make_partitions(0), context=contextvars.Context())
+        while not await owner.fetchval("select exists (select from pg_locks where not granted)"):
+            await asyncio.sleep(0.01)
+        assert await UserActionAuditLog.count()
+    assert len(await making) == 1
+
+
 async def test_a_failed_login_is_recorded_though_the_user_is_locked_or_was_never_active(
     owner: asyncpg.Connection,
 ) -> None:

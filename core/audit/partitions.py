@@ -40,7 +40,7 @@ async def archive_partition(part: str) -> int:
                         "select charthold.archive_partition($1, $2, $3)", part, list(sealed), list(sealed.values())
                     ),
                 )
-        except asyncpg.LockNotAvailableError:
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             raise ChartholdError(BUSY) from None
         except asyncpg.PostgresError as error:
             if (getattr(error, "sqlstate", "") or "").startswith("CH02"):
@@ -71,6 +71,6 @@ async def make_partitions(ahead: int = 3) -> list[str]:
     async with engine().as_owner() as connection:
         try:
             rows = await connection.fetch("select charthold.ensure_partitions($1) as name", ahead)
-        except asyncpg.LockNotAvailableError:
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             raise ChartholdError(BUSY) from None
     return [row["name"] for row in rows]
