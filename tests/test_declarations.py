@@ -104,6 +104,16 @@ def test_a_reference_that_is_unique_has_a_unique_index() -> None:
     assert indexes == {("tenant_id", "client_id"): True, ("tenant_id", "other_id"): False}
 
 
+def test_an_index_that_is_declared_stands_for_one_of_a_reference_unless_it_is_partial_or_the_reference_unique() -> None:
+    by = [
+        Index(name=f"ward_{column}", columns=("tenant_id", column, "created_at"), where=where)
+        for column, where in (("a_id", None), ("b_id", "b_id is not null"), ("c_id", None))
+    ]
+    keys = {"a_id": TenantForeignKey(Client), "b_id": TenantForeignKey(Client)}
+    made = table(**keys, c_id=TenantForeignKey(Client, unique=True), declares=by)
+    assert [o.columns[1] for o in made.implied_objects() if isinstance(o, Index)] == ["b_id", "c_id"]
+
+
 @pytest.mark.parametrize(
     ("said", "remedy"),
     [

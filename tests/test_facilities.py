@@ -263,7 +263,36 @@ def test_what_is_nearer_comes_before_what_is_required_and_that_before_what_may_b
         site_id = TenantForeignKey(Site)
 
     assert [table.narrowed_by() for table in (Memo, Bill, Twin)] == [["client_id"], ["client_id"], ["first_id"]]
+
+    class Stay(TenantTable):
+        """As near as its nearest way."""
+
+        facility_id = TenantForeignKey(Facility)
+        finding_id = TenantForeignKey(Finding)
+
+    class OfStay(TenantTable):
+        visit_id = TenantForeignKey(Visit)
+        stay_id = TenantForeignKey(Stay)
+
+    class Both(Stay):
+        """As far as the farthest of the ways that all narrow it."""
+
+        facility_from = ("facility_id", "finding_id")
+
+    class OfBoth(TenantTable):
+        both_id = TenantForeignKey(Both)
+        visit_id = TenantForeignKey(Visit)
+
+    class Theirs(TenantTable, tablename="facility", schema="elsewhere"):
+        """Of another schema, and so none of ours."""
+
+        permissions = {"select": ("admin",)}  # noqa: RUF012
+
+    class OfTheirs(TenantTable):
+        theirs_id = TenantForeignKey(Theirs)
+
     assert [table.narrowed_by() for table in (Site, OfSite)] == [["at"], ["site_id"]]
+    assert [table.narrowed_by() for table in (OfStay, OfBoth, OfTheirs)] == [["stay_id"], ["visit_id"], []]
 
 
 def test_a_reference_that_leads_to_no_facility_is_refused() -> None:
