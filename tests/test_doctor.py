@@ -31,7 +31,7 @@ from core.commands.import_synthea import import_export
 from core.compliance.disclosures import Disclosure
 from core.crypto.kms import master_key
 from core.doctor import RULES, Examination, Finding, check_names, examine
-from core.doctor.audit import month_after
+from core.doctor.audit import detached, month_after
 from core.doctor.authentication import admins
 from core.doctor.check import CHECKS, Notes
 from core.doctor.coverage import classify
@@ -418,6 +418,8 @@ async def test_a_month_that_was_detached_is_attached_again(superuser):
     await superuser.execute(f"alter table {LOG} detach partition {part(NEXT)}")
     told = [f for f in (await examine()).findings if f.verdict == "fail"]
     assert {(f.check, f.subject) for f in told} == {("partitions", f"table {part(NEXT)}")}
+    assert [detached(month) for month in (NEXT, (TODAY.year - 6, TODAY.month))] == [told[0].mend] * 2
+    assert "If it was archived, dump it" in detached((TODAY.year - 7, 12))
     await superuser.execute(told[0].sql)
     assert failures(await examine()) == set()
 
@@ -639,12 +641,13 @@ async def replica(superuser) -> AsyncIterator[asyncpg.Connection]:
     await superuser.execute("reset session_replication_role")
 
 
-async def test_an_altered_head_is_told(replica, clinic):
+@pytest.mark.parametrize("column", ["root_hash", "frontier"])
+async def test_an_altered_head_is_told(replica, clinic, column):
     where = f"where tenant_id = '{clinic.tenant}'"
-    was = await replica.fetchval(f"select root_hash from audit_seal {where}")
-    await replica.execute(f"update audit_seal set root_hash = sha256('x') {where}")
-    assert failures(await examine()) == {("seals", "seal lakeside")}
-    await replica.execute(f"update audit_seal set root_hash = $1 {where}", was)
+    was = await replica.fetchval(f"select {column} from audit_seal {where}")
+    await replica.execute(f"update audit_seal set {column} = sha256('x') {where}")
+    assert failures(await examine(["seals", "drift"])) == {("seals", "seal lakeside")}
+    await replica.execute(f"update audit_seal set {column} = $1 {where}", was)
     assert failures(await examine(["seals"])) == set()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
+from core.audit.retention import kept_since
 from core.doctor.check import Notes, check
 from core.doctor.live import LOG, Live
 from core.plural import plural
@@ -12,7 +13,7 @@ from core.schema.declarations import objects_of
 from core.schema.quoting import quote_ident
 from core.schema.trigger import Trigger
 
-__all__ = ["month_after"]
+__all__ = ["detached", "month_after"]
 
 MONTHS = 2  # partitions ahead; fewer is a warning, none a failure
 CAPTURE = ("audit_insert", "audit_update", "audit_delete", "audit_truncate")
@@ -168,7 +169,7 @@ async def partitions(live: Live, notes: Notes) -> None:
             notes.fail(
                 f"{name} was detached from the log: what it holds is missing there.",
                 subject=f"table {name}",
-                mend="Find out who detached it.",
+                mend=detached(apart),
                 sql=attached(name, apart),
             )
             months.add(apart)  # and is told of here
@@ -211,6 +212,13 @@ async def partitions(live: Live, notes: Notes) -> None:
         f"{plural(len(months), 'month has a partition', 'months have partitions')}, {ahead} of them ahead"
         f"{'; the default partition is empty' if empty else ''}."
     )
+
+
+def detached(month: tuple[int, int]) -> str:
+    """What to do about a month that is no part of the log: one that is old may have been archived."""
+    if month >= (kept_since(0).year, kept_since(0).month):
+        return "Find out who detached it."
+    return "If it was archived, dump it, check the dump and drop it; else find out who detached it."
 
 
 def attached(name: str, month: tuple[int, int]) -> str:
