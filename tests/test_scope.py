@@ -818,6 +818,9 @@ async def test_a_token_is_bound_to_a_backend_unless_that_is_switched_off(
             with monkeypatch.context() as patch:
                 patch.setattr(type(open_scope), "token", lambda *_: free)
                 assert await Client.count() > 0
+        async with scope(tenant=lakeside.tenant, actor=uuid4(), reason="test"):
+            with pytest.raises(ScopeError, match="not an active user"):  # and not: of another connection
+                await Client.count()
 
 
 async def test_no_error_carries_a_token_or_a_password_in_its_frames(
